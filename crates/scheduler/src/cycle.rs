@@ -1,0 +1,318 @@
+//! One scheduling cycle: a pod and the cluster in, a node or the reasons against all nodes out.
+//!
+//! Upstream: pkg/scheduler/schedule_one.go
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::Arc;
+
+use crate::cluster::Cluster;
+use crate::framework::{Filter, Plugin, Refusal, Score};
+use crate::{NodeInfo, PodInfo};
+
+/// In clusters up to this size every node is looked at.
+const MIN_NODES_TO_FIND: usize = 100;
+
+/// Why no node will do. Displays as upstream: `0/3 nodes are available: 2 Insufficient cpu, …`.
+#[derive(Debug, Default)]
+pub struct Unschedulable {
+    pub nodes: usize,
+    /// How many nodes each reason speaks of.
+    pub reasons: BTreeMap<String, usize>,
+    /// The plugins that refused.
+    pub refused_by: Vec<&'static str>,
+    /// Nodes, by index, on which evicting pods may help.
+    pub resolvable: Vec<usize>,
+    /// What preemption has to say.
+    pub preemption: Option<String>,
+}
+
+impl fmt::Display for Unschedulable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "0/{} nodes are available:", self.nodes)?;
+        let mut reasons: Vec<String> =
+            self.reasons.iter().map(|(reason, count)| format!("{count} {reason}")).collect();
+        reasons.sort();
+        if self.nodes == 0 {
+            reasons.push("no nodes available to schedule pods".into());
+        }
+        write!(f, " {}.", reasons.join(", "))?;
+        match &self.preemption {
+            Some(words) => write!(f, " preemption: {words}"),
+            None => Ok(()),
+        }
+    }
+}
+
+/// The filters that a pod's plugins left, with the plugins' names.
+pub struct Filters<'a>(Vec<(&'static str, Box<dyn Filter + 'a>)>);
+
+impl<'a> Filters<'a> {
+    pub fn new(plugins: &[&dyn Plugin], pod: &'a PodInfo, cluster: &'a Cluster) -> Self {
+        let filters = plugins.iter().filter_map(|plugin| Some((plugin.name(), plugin.filter(pod, cluster)?)));
+        Filters(filters.collect())
+    }
+
+    /// The first refusal, and whose.
+    pub fn check(&self, node: &NodeInfo) -> Result<(), (&'static str, Refusal)> {
+        self.0.iter().try_for_each(|(name, filter)| filter.check(node).map_err(|refusal| (*name, refusal)))
+    }
+
+    pub fn assume(&mut self, pod: &PodInfo, node: &NodeInfo, count: i64) {
+        self.0.iter_mut().for_each(|(_, filter)| filter.assume(pod, node, count));
+    }
+
+    /// Checks the node as it is, and also as it will be when the pods arrive that wait for its room.
+    fn check_with_nominated(
+        &mut self,
+        pod: &PodInfo,
+        cluster: &Cluster,
+        node: &NodeInfo,
+    ) -> Result<(), (&'static str, Refusal)> {
+        let expected = cluster.nominated(node.name());
+        let expected: Vec<_> =
+            expected.iter().filter(|o| o.priority >= pod.priority && o.key != pod.key).collect();
+        if !expected.is_empty() {
+            let mut fuller = node.clone();
+            for other in &expected {
+                fuller.add_pod(Arc::clone(other));
+                self.assume(other, node, 1);
+            }
+            let fits = self.check(&fuller);
+            expected.iter().for_each(|other| self.assume(other, node, -1));
+            fits?;
+        }
+        self.check(node)
+    }
+}
+
+/// Places pods, one after the other.
+pub struct Scheduler {
+    plugins: &'static [&'static dyn Plugin],
+    /// Where the search begins, so that all nodes get their turn.
+    start: usize,
+    /// Breaks ties: a small generator, seeded by the caller, so that a run can be repeated.
+    random: u64,
+}
+
+impl Scheduler {
+    pub fn new(plugins: &'static [&'static dyn Plugin], seed: u64) -> Self {
+        Scheduler { plugins, start: 0, random: seed | 1 }
+    }
+
+    pub fn plugins(&self) -> &'static [&'static dyn Plugin] {
+        self.plugins
+    }
+
+    /// The name of the best node.
+    pub fn place(&mut self, pod: &PodInfo, cluster: &Cluster) -> Result<String, Unschedulable> {
+        let mut filters = Filters::new(self.plugins, pod, cluster);
+        // The node that was cleared for the pod is tried first.
+        if let Some(node) = pod.nominated_node().and_then(|name| cluster.node(name))
+            && filters.check_with_nominated(pod, cluster, node).is_ok()
+        {
+            return Ok(node.name().to_owned());
+        }
+        let feasible = self.feasible(pod, cluster, &mut filters)?;
+        let best = match feasible[..] {
+            [only] => only,
+            _ => self.best(pod, cluster, &feasible),
+        };
+        Ok(best.name().to_owned())
+    }
+
+    /// Enough nodes that will do.
+    fn feasible<'a>(
+        &mut self,
+        pod: &PodInfo,
+        cluster: &'a Cluster,
+        filters: &mut Filters,
+    ) -> Result<Vec<&'a NodeInfo>, Unschedulable> {
+        let nodes = cluster.nodes().len();
+        let enough = nodes_to_find(nodes);
+        let mut feasible = Vec::new();
+        let mut against = Unschedulable { nodes, ..Default::default() };
+        let mut looked_at = 0;
+        while looked_at < nodes && feasible.len() < enough {
+            let at = (self.start + looked_at) % nodes;
+            looked_at += 1;
+            let node = cluster.node_at(at);
+            match filters.check_with_nominated(pod, cluster, node) {
+                Ok(()) => feasible.push(node),
+                Err((plugin, refusal)) => {
+                    if !refusal.unresolvable {
+                        against.resolvable.push(at);
+                    }
+                    if !against.refused_by.contains(&plugin) {
+                        against.refused_by.push(plugin);
+                    }
+                    match against.reasons.get_mut(&*refusal.reason) {
+                        Some(count) => *count += 1,
+                        None => drop(against.reasons.insert(refusal.reason.into_owned(), 1)),
+                    }
+                }
+            }
+        }
+        if nodes > 0 {
+            self.start = (self.start + looked_at) % nodes;
+        }
+        if feasible.is_empty() { Err(against) } else { Ok(feasible) }
+    }
+
+    fn best<'a>(&mut self, pod: &PodInfo, cluster: &Cluster, nodes: &[&'a NodeInfo]) -> &'a NodeInfo {
+        let mut totals = vec![0_i64; nodes.len()];
+        let mut scores = vec![0_i64; nodes.len()];
+        for plugin in self.plugins {
+            let Some(score): Option<Box<dyn Score>> = plugin.score(pod, cluster, nodes) else { continue };
+            for (slot, node) in scores.iter_mut().zip(nodes) {
+                *slot = score.score(node);
+            }
+            score.normalize(nodes, &mut scores);
+            for (total, score) in totals.iter_mut().zip(&scores) {
+                *total += score * plugin.weight();
+            }
+        }
+        let best = totals.iter().copied().max().unwrap_or(0);
+        let equals: Vec<usize> = (0..nodes.len()).filter(|at| totals[*at] == best).collect();
+        nodes[equals[self.next_random() as usize % equals.len()]]
+    }
+
+    /// Xorshift: evenness is enough.
+    fn next_random(&mut self) -> u64 {
+        self.random ^= self.random << 13;
+        self.random ^= self.random >> 7;
+        self.random ^= self.random << 17;
+        self.random
+    }
+}
+
+/// How many feasible nodes are enough, so that large clusters are not searched through for each pod.
+///
+/// Upstream: pkg/scheduler/schedule_one.go numFeasibleNodesToFind
+fn nodes_to_find(nodes: usize) -> usize {
+    if nodes < MIN_NODES_TO_FIND {
+        return nodes;
+    }
+    let percentage = 50_usize.saturating_sub(nodes / 125).max(5);
+    (nodes * percentage / 100).max(MIN_NODES_TO_FIND)
+}
+
+#[cfg(test)]
+mod tests {
+    use api::Object;
+    use api::core::v1::{Node, Pod};
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::plugins::DEFAULT;
+
+    fn node(name: &str, cpu: &str, labels: Value, taints: Value) -> Arc<Node> {
+        let node = json!({"metadata": {"name": name, "labels": labels}, "spec": {"taints": taints},
+            "status": {"allocatable": {"cpu": cpu, "memory": "4Gi", "pods": "10"}}});
+        Arc::new(Node::from_value(node).unwrap())
+    }
+
+    fn pod(name: &str, labels: Value, mut spec: Value) -> Arc<PodInfo> {
+        if spec["containers"].is_null() {
+            spec["containers"] = json!([{"name": "c", "resources": {"requests": {"cpu": "1"}}}]);
+        }
+        let pod = json!({"metadata": {"name": name, "namespace": "default", "labels": labels}, "spec": spec});
+        Arc::new(PodInfo::new(Pod::from_value(pod).unwrap().into()))
+    }
+
+    fn cluster(nodes: &[Arc<Node>]) -> Cluster {
+        let mut cluster = Cluster::default();
+        nodes.iter().for_each(|node| drop(cluster.set_node(node.clone())));
+        cluster
+    }
+
+    fn place(cluster: &Cluster, pod: &PodInfo) -> String {
+        Scheduler::new(DEFAULT, 7).place(pod, cluster).unwrap_or_else(|e| e.to_string())
+    }
+
+    #[test]
+    fn refusals_are_counted_in_upstream_words() {
+        let taint = json!([{"key": "x", "effect": "NoSchedule"}]);
+        let cluster = cluster(&[
+            node("a", "0", json!({}), json!([])),
+            node("b", "0", json!({}), json!([])),
+            node("c", "4", json!({}), taint),
+        ]);
+        assert_eq!(
+            place(&cluster, &pod("p", json!({}), json!({}))),
+            "0/3 nodes are available: 1 node(s) had untolerated taint(s), 2 Insufficient cpu."
+        );
+        assert_eq!(
+            place(&Cluster::default(), &pod("p", json!({}), json!({}))),
+            "0/0 nodes are available: no nodes available to schedule pods."
+        );
+    }
+
+    #[test]
+    fn the_emptier_node_is_better() {
+        let mut cluster =
+            cluster(&[node("a", "4", json!({}), json!([])), node("b", "4", json!({}), json!([]))]);
+        cluster.assume(pod("other", json!({}), json!({})), "a");
+        assert_eq!(place(&cluster, &pod("p", json!({}), json!({}))), "b");
+    }
+
+    #[test]
+    fn an_assumed_pod_takes_room_until_it_is_forgotten() {
+        let mut cluster = cluster(&[node("a", "1", json!({}), json!([]))]);
+        cluster.assume(pod("other", json!({}), json!({})), "a");
+        let waiting = pod("p", json!({}), json!({}));
+        assert_eq!(place(&cluster, &waiting), "0/1 nodes are available: 1 Insufficient cpu.");
+        assert!(cluster.forget("default/other").is_some());
+        assert_eq!(place(&cluster, &waiting), "a");
+    }
+
+    #[test]
+    fn pods_of_a_group_keep_away_from_each_other_when_asked() {
+        let labels = |name: &str| json!({"kubernetes.io/hostname": name});
+        let mut cluster =
+            cluster(&[node("a", "4", labels("a"), json!([])), node("b", "4", labels("b"), json!([]))]);
+        let term = json!({"labelSelector": {"matchLabels": {"app": "web"}}, "topologyKey": "kubernetes.io/hostname"});
+        let away = json!({"affinity": {"podAntiAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": [term]}}});
+        for name in ["p1", "p2"] {
+            let pod = pod(name, json!({"app": "web"}), away.clone());
+            let node = place(&cluster, &pod);
+            cluster.assume(pod, &node);
+        }
+        assert_eq!(cluster.nodes().map(|n| n.pods.len()).collect::<Vec<_>>(), [1, 1]);
+        assert_eq!(
+            place(&cluster, &pod("p3", json!({"app": "web"}), away)),
+            "0/2 nodes are available: 2 node(s) didn't match pod anti-affinity rules."
+        );
+        assert_eq!(
+            place(&cluster, &pod("p4", json!({"app": "web"}), json!({}))),
+            "0/2 nodes are available: 2 node(s) didn't satisfy existing pods anti-affinity rules."
+        );
+    }
+
+    #[test]
+    fn pods_spread_evenly_over_zones() {
+        let zone = |zone: &str| json!({"zone": zone});
+        let mut cluster = cluster(&[
+            node("a1", "8", zone("a"), json!([])),
+            node("a2", "8", zone("a"), json!([])),
+            node("b1", "8", zone("b"), json!([])),
+            node("none", "8", json!({}), json!([])),
+        ]);
+        let spread = json!({"topologySpreadConstraints": [{"maxSkew": 1, "topologyKey": "zone",
+            "whenUnsatisfiable": "DoNotSchedule", "labelSelector": {"matchLabels": {"app": "web"}}}]});
+        for at in 0..6 {
+            let pod = pod(&format!("p{at}"), json!({"app": "web"}), spread.clone());
+            let node = place(&cluster, &pod);
+            cluster.assume(pod, &node);
+        }
+        let of = |name: &str| cluster.node(name).unwrap().pods.len();
+        assert_eq!((of("a1") + of("a2"), of("b1"), of("none")), (3, 3, 0));
+    }
+
+    #[test]
+    fn large_clusters_are_searched_in_part() {
+        assert_eq!(nodes_to_find(50), 50);
+        assert_eq!(nodes_to_find(1000), 420);
+        assert_eq!(nodes_to_find(5000), 500);
+    }
+}

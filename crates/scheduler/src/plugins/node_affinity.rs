@@ -1,0 +1,157 @@
+//! A pod chooses nodes by their labels: what it requires, and what it prefers.
+
+use api::Object;
+use api::core::v1::{Node, NodeSelectorRequirement, NodeSelectorTerm, PreferredSchedulingTerm};
+
+use crate::cluster::{Change, Cluster};
+use crate::framework::{Filter, Plugin, Refusal, Score, normalize_to_max};
+use crate::pod::Labels;
+use crate::{NodeInfo, PodInfo};
+
+pub struct NodeAffinity;
+
+impl Plugin for NodeAffinity {
+    fn name(&self) -> &'static str {
+        "NodeAffinity"
+    }
+
+    fn weight(&self) -> i64 {
+        2
+    }
+
+    fn filter<'a>(&self, pod: &'a PodInfo, _cluster: &'a Cluster) -> Option<Box<dyn Filter + 'a>> {
+        let spec = pod.spec()?;
+        let asks = spec.node_selector.as_ref().is_some_and(|selector| !selector.is_empty())
+            || spec.affinity.as_ref().is_some_and(|affinity| affinity.node_affinity.is_some());
+        asks.then(|| Box::new(Required(pod)) as Box<dyn Filter>)
+    }
+
+    fn score<'a>(
+        &self,
+        pod: &'a PodInfo,
+        _cluster: &'a Cluster,
+        _nodes: &[&NodeInfo],
+    ) -> Option<Box<dyn Score + 'a>> {
+        let affinity = pod.spec()?.affinity.as_ref()?.node_affinity.as_ref()?;
+        let terms = affinity.preferred_during_scheduling_ignored_during_execution.as_deref()?;
+        (!terms.is_empty()).then(|| Box::new(Preferred(terms)) as Box<dyn Score>)
+    }
+
+    fn may_help(&self, pod: &PodInfo, change: &Change) -> bool {
+        match change {
+            Change::NodeAdded(node) => matches_required(pod, node),
+            Change::NodeUpdated { old, new } => !matches_required(pod, old) && matches_required(pod, new),
+            change => matches!(change, Change::PodItself),
+        }
+    }
+}
+
+struct Required<'a>(&'a PodInfo);
+
+impl Filter for Required<'_> {
+    fn check(&self, node: &NodeInfo) -> Result<(), Refusal> {
+        match &node.node {
+            Some(node) if matches_required(self.0, node) => Ok(()),
+            _ => Err(Refusal::unresolvable("node(s) didn't match Pod's node affinity/selector")),
+        }
+    }
+}
+
+struct Preferred<'a>(&'a [PreferredSchedulingTerm]);
+
+impl Score for Preferred<'_> {
+    fn score(&self, node: &NodeInfo) -> i64 {
+        let Some(node) = &node.node else { return 0 };
+        self.0
+            .iter()
+            .filter(|term| matches_term(&term.preference, node))
+            .map(|term| i64::from(term.weight))
+            .sum()
+    }
+
+    fn normalize(&self, _nodes: &[&NodeInfo], scores: &mut [i64]) {
+        normalize_to_max(scores, false);
+    }
+}
+
+/// Whether the node has the labels of the pod's node selector and matches one of its required terms.
+///
+/// Upstream: component-helpers/scheduling/corev1/nodeaffinity/nodeaffinity.go RequiredNodeAffinity
+pub fn matches_required(pod: &PodInfo, node: &Node) -> bool {
+    let Some(spec) = pod.spec() else { return true };
+    let labels = node.metadata.labels.as_ref();
+    let label = |key: &str| labels.and_then(|labels| labels.get(key));
+    if !spec.node_selector.iter().flatten().all(|(key, value)| label(key) == Some(value)) {
+        return false;
+    }
+    let affinity = spec.affinity.as_ref().and_then(|affinity| affinity.node_affinity.as_ref());
+    match affinity.and_then(|a| a.required_during_scheduling_ignored_during_execution.as_ref()) {
+        None => true,
+        Some(required) => required.node_selector_terms.iter().any(|term| matches_term(term, node)),
+    }
+}
+
+/// A term without requirements matches nothing.
+fn matches_term(term: &NodeSelectorTerm, node: &Node) -> bool {
+    let expressions = term.match_expressions.as_deref().unwrap_or_default();
+    let fields = term.match_fields.as_deref().unwrap_or_default();
+    if expressions.is_empty() && fields.is_empty() {
+        return false;
+    }
+    let no_labels = Labels::new();
+    let labels = node.metadata.labels.as_ref().unwrap_or(&no_labels);
+    expressions.iter().all(|r| matches(r, labels.get(&r.key).map(String::as_str)))
+        && fields.iter().all(|r| matches(r, (r.key == "metadata.name").then(|| node.name())))
+}
+
+fn matches(requirement: &NodeSelectorRequirement, value: Option<&str>) -> bool {
+    let values = requirement.values.as_deref().unwrap_or_default();
+    let listed = |value: &str| values.iter().any(|v| v == value);
+    let number = |text: &str| text.parse::<i64>().ok();
+    let compare = |holds: fn(i64, i64) -> bool| {
+        let bound = values.first().and_then(|v| number(v));
+        value.and_then(number).zip(bound).is_some_and(|(value, bound)| holds(value, bound))
+    };
+    match requirement.operator.as_str() {
+        "In" => value.is_some_and(listed),
+        "NotIn" => !value.is_some_and(listed),
+        "Exists" => value.is_some(),
+        "DoesNotExist" => value.is_none(),
+        "Gt" => compare(|value, bound| value > bound),
+        "Lt" => compare(|value, bound| value < bound),
+        _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use api::core::v1::Pod;
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn check(term: Value, expected: bool) {
+        let pod = json!({"spec": {"containers": [], "affinity": {"nodeAffinity": {
+            "requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": [term]}}}}});
+        let pod = PodInfo::new(Pod::from_value(pod).unwrap().into());
+        let node = json!({"metadata": {"name": "n1", "labels": {"zone": "a", "cores": "8"}}});
+        assert_eq!(matches_required(&pod, &Node::from_value(node).unwrap()), expected, "{term}");
+    }
+
+    #[test]
+    fn terms_match_labels_and_fields() {
+        let expression = |key: &str, operator: &str, values: &[&str]| json!({"matchExpressions": [{"key": key, "operator": operator, "values": values}]});
+        check(expression("zone", "In", &["a", "b"]), true);
+        check(expression("zone", "In", &["b"]), false);
+        check(expression("zone", "NotIn", &["b"]), true);
+        check(expression("rack", "NotIn", &["b"]), true);
+        check(expression("zone", "Exists", &[]), true);
+        check(expression("rack", "DoesNotExist", &[]), true);
+        check(expression("cores", "Gt", &["4"]), true);
+        check(expression("cores", "Lt", &["8"]), false);
+        check(expression("zone", "Gt", &["4"]), false);
+        check(json!({"matchFields": [{"key": "metadata.name", "operator": "In", "values": ["n1"]}]}), true);
+        check(json!({"matchFields": [{"key": "metadata.name", "operator": "In", "values": ["n2"]}]}), false);
+        check(json!({}), false);
+    }
+}

@@ -1,0 +1,35 @@
+//! A pod that names its node goes there or nowhere.
+
+use api::Object;
+
+use crate::cluster::{Change, Cluster};
+use crate::framework::{Filter, Plugin, Refusal};
+use crate::{NodeInfo, PodInfo};
+
+pub struct NodeName;
+
+impl Plugin for NodeName {
+    fn name(&self) -> &'static str {
+        "NodeName"
+    }
+
+    fn filter<'a>(&self, pod: &'a PodInfo, _cluster: &'a Cluster) -> Option<Box<dyn Filter + 'a>> {
+        let name = pod.node_name();
+        (!name.is_empty()).then(|| Box::new(Named(name)) as Box<dyn Filter>)
+    }
+
+    fn may_help(&self, pod: &PodInfo, change: &Change) -> bool {
+        matches!(change, Change::NodeAdded(node) if node.name() == pod.node_name())
+    }
+}
+
+struct Named<'a>(&'a str);
+
+impl Filter for Named<'_> {
+    fn check(&self, node: &NodeInfo) -> Result<(), Refusal> {
+        if node.name() == self.0 {
+            return Ok(());
+        }
+        Err(Refusal::unresolvable("node(s) didn't match the requested node name"))
+    }
+}

@@ -1,0 +1,144 @@
+//! Nodes repel pods by taints, unless the pods tolerate them.
+
+use api::core::v1::{Taint, Toleration};
+
+use crate::cluster::{Change, Cluster};
+use crate::framework::{Filter, Plugin, Refusal, Score, normalize_to_max};
+use crate::{NodeInfo, PodInfo};
+
+pub struct TaintToleration;
+
+impl Plugin for TaintToleration {
+    fn name(&self) -> &'static str {
+        "TaintToleration"
+    }
+
+    fn weight(&self) -> i64 {
+        3
+    }
+
+    fn filter<'a>(&self, pod: &'a PodInfo, _cluster: &'a Cluster) -> Option<Box<dyn Filter + 'a>> {
+        Some(Box::new(Tolerated(pod)))
+    }
+
+    fn score<'a>(
+        &self,
+        pod: &'a PodInfo,
+        _cluster: &'a Cluster,
+        nodes: &[&NodeInfo],
+    ) -> Option<Box<dyn Score + 'a>> {
+        let any =
+            nodes.iter().any(|node| node.taints().iter().any(|taint| taint.effect == "PreferNoSchedule"));
+        any.then(|| Box::new(Preferred(pod)) as Box<dyn Score>)
+    }
+
+    fn may_help(&self, pod: &PodInfo, change: &Change) -> bool {
+        let tolerated = |node: &api::core::v1::Node| {
+            let taints = node.spec.as_ref().and_then(|spec| spec.taints.as_deref()).unwrap_or_default();
+            untolerated(pod, taints).is_none()
+        };
+        match change {
+            Change::NodeAdded(node) => tolerated(node),
+            Change::NodeUpdated { old, new } => !tolerated(old) && tolerated(new),
+            change => matches!(change, Change::PodItself),
+        }
+    }
+}
+
+/// The first taint that keeps the pod off a node.
+pub fn untolerated<'a>(pod: &PodInfo, taints: &'a [Taint]) -> Option<&'a Taint> {
+    taints.iter().filter(|t| t.effect == "NoSchedule" || t.effect == "NoExecute").find(|t| !tolerates(pod, t))
+}
+
+pub fn tolerates(pod: &PodInfo, taint: &Taint) -> bool {
+    tolerations(pod).iter().any(|toleration| matches(toleration, taint))
+}
+
+fn tolerations(pod: &PodInfo) -> &[Toleration] {
+    pod.spec().and_then(|spec| spec.tolerations.as_deref()).unwrap_or_default()
+}
+
+// Upstream: staging/src/k8s.io/api/core/v1/toleration.go ToleratesTaint
+fn matches(toleration: &Toleration, taint: &Taint) -> bool {
+    let given = |text: &Option<String>| text.as_deref().filter(|t| !t.is_empty()).map(str::to_owned);
+    if given(&toleration.effect).is_some_and(|effect| effect != taint.effect) {
+        return false;
+    }
+    if given(&toleration.key).is_some_and(|key| key != taint.key) {
+        return false;
+    }
+    match toleration.operator.as_deref().unwrap_or_default() {
+        "" | "Equal" => {
+            toleration.value.as_deref().unwrap_or_default() == taint.value.as_deref().unwrap_or_default()
+        }
+        "Exists" => true,
+        _ => false,
+    }
+}
+
+struct Tolerated<'a>(&'a PodInfo);
+
+impl Filter for Tolerated<'_> {
+    fn check(&self, node: &NodeInfo) -> Result<(), Refusal> {
+        match untolerated(self.0, node.taints()) {
+            None => Ok(()),
+            Some(_) => Err(Refusal::unresolvable("node(s) had untolerated taint(s)")),
+        }
+    }
+}
+
+struct Preferred<'a>(&'a PodInfo);
+
+impl Score for Preferred<'_> {
+    /// The number of taints that ask the pod to stay away.
+    fn score(&self, node: &NodeInfo) -> i64 {
+        let tolerations = tolerations(self.0).iter().filter(|toleration| {
+            matches!(toleration.effect.as_deref().unwrap_or_default(), "" | "PreferNoSchedule")
+        });
+        let asks = |taint: &&Taint| {
+            taint.effect == "PreferNoSchedule"
+                && !tolerations.clone().any(|toleration| matches(toleration, taint))
+        };
+        node.taints().iter().filter(asks).count() as i64
+    }
+
+    fn normalize(&self, _nodes: &[&NodeInfo], scores: &mut [i64]) {
+        normalize_to_max(scores, true);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(toleration: (&str, &str, &str, &str), expected: bool) {
+        let some = |text: &str| (!text.is_empty()).then(|| text.to_owned());
+        let (key, operator, value, effect) = toleration;
+        let toleration = Toleration {
+            key: some(key),
+            operator: some(operator),
+            value: some(value),
+            effect: some(effect),
+            ..Default::default()
+        };
+        let taint = Taint {
+            key: "gpu".into(),
+            value: Some("yes".into()),
+            effect: "NoSchedule".into(),
+            ..Default::default()
+        };
+        assert_eq!(matches(&toleration, &taint), expected, "{toleration:?}");
+    }
+
+    #[test]
+    fn tolerations_match_taints() {
+        check(("gpu", "Equal", "yes", "NoSchedule"), true);
+        check(("gpu", "", "yes", ""), true);
+        check(("gpu", "Equal", "no", ""), false);
+        check(("gpu", "Exists", "", ""), true);
+        check(("", "Exists", "", ""), true);
+        check(("", "Exists", "", "NoExecute"), false);
+        check(("cpu", "Exists", "", ""), false);
+        check(("gpu", "Unknown", "yes", ""), false);
+    }
+}
