@@ -1,0 +1,215 @@
+//! Admission: what the server changes in a request and what it refuses, after authorization and around
+//! validation. [`Chain`] runs the [`PLUGINS`], one file each, in upstream's order; then the quota, which is
+//! charged by a write of its own.
+//!
+//! What always holds: a plugin decides from the request and from [`Lookup`] alone and never waits. Waiting is
+//! the chain's: for a new namespace's `default` account, and for the quota's write.
+//!
+//! Deliberately absent: webhooks and CEL policies, and plugins that upstream leaves off by default.
+//!
+//! Upstream: pkg/kubeapiserver/options/plugins.go AllOrderedPlugins
+
+mod certificate_approval;
+mod certificate_signing;
+mod certificate_subject_restriction;
+mod claim_resize;
+mod default_ingress_class;
+mod default_storage_class;
+mod default_toleration_seconds;
+mod limit_ranger;
+mod namespace_lifecycle;
+mod node_restriction;
+pub(crate) mod pod;
+mod pod_security;
+mod pod_security_checks;
+mod pod_topology_labels;
+mod priority;
+mod quantities;
+mod quota_usage;
+mod resource_quota;
+mod runtime_class;
+mod service_account;
+mod storage_protection;
+mod taint_nodes;
+pub(crate) mod tree;
+
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use apimachinery::{GroupResource, Status};
+use async_trait::async_trait;
+use serde_json::Value;
+
+use crate::authn::Random;
+use crate::authz::{Authorizer, escalation};
+use crate::seams::{AdmissionRequest, Admit, Lookup, Operation};
+
+/// What plugins may ask.
+pub(crate) struct Context {
+    pub lookup: Arc<dyn Lookup>,
+    pub authorizer: Arc<Authorizer>,
+    pub random: Random,
+}
+
+/// One admission plugin. Both steps do nothing unless said.
+pub(crate) trait Plugin: Sync {
+    /// Upstream's name of it.
+    fn name(&self) -> &'static str;
+
+    fn mutate(&self, _context: &Context, _request: &mut AdmissionRequest<'_>) -> Result<(), Status> {
+        Ok(())
+    }
+
+    fn validate(&self, _context: &Context, _request: &mut AdmissionRequest<'_>) -> Result<(), Status> {
+        Ok(())
+    }
+}
+
+/// All plugins, in order.
+pub(crate) static PLUGINS: &[&dyn Plugin] = &[
+    &namespace_lifecycle::NamespaceLifecycle,
+    &limit_ranger::LimitRanger,
+    &service_account::ServiceAccount,
+    &node_restriction::NodeRestriction,
+    &taint_nodes::TaintNodesByCondition,
+    &pod_security::PodSecurity,
+    &priority::Priority,
+    &default_toleration_seconds::DefaultTolerationSeconds,
+    &default_storage_class::DefaultStorageClass,
+    &storage_protection::StorageObjectInUseProtection,
+    &claim_resize::PersistentVolumeClaimResize,
+    &runtime_class::RuntimeClass,
+    &certificate_approval::CertificateApproval,
+    &certificate_signing::CertificateSigning,
+    &certificate_subject_restriction::CertificateSubjectRestriction,
+    &default_ingress_class::DefaultIngressClass,
+    &pod_topology_labels::PodTopologyLabels,
+];
+
+/// The names of the plugins that run, in order.
+pub fn plugin_names() -> Vec<&'static str> {
+    PLUGINS.iter().map(|plugin| plugin.name()).chain(["ResourceQuota"]).collect()
+}
+
+/// How often, and how far apart, a missing account is looked for again. A namespace's `default` account is made
+/// by a controller a moment after the namespace itself.
+///
+/// Upstream: plugin/pkg/admission/serviceaccount/admission.go getServiceAccount
+const ACCOUNT_ATTEMPTS: u32 = 10;
+const ACCOUNT_INTERVAL: Duration = Duration::from_millis(100);
+
+/// The plugins with what they may ask.
+pub struct Chain {
+    context: Context,
+    quota: resource_quota::ResourceQuota,
+}
+
+impl Chain {
+    pub fn new(lookup: Arc<dyn Lookup>, authorizer: Arc<Authorizer>, random: Random) -> Self {
+        Chain {
+            context: Context { lookup, authorizer, random },
+            quota: resource_quota::ResourceQuota::default(),
+        }
+    }
+
+    /// The way to write quotas. It is a way to this same server, so it exists only after the chain; until it is
+    /// set quotas are checked and not charged.
+    pub fn client(&self) -> &OnceLock<client::Client> {
+        self.quota.client()
+    }
+
+    async fn wait_for_account(&self, request: &AdmissionRequest<'_>) {
+        let Some(account) = service_account::default_account_wanted(request) else { return };
+        let present = || {
+            self.context.lookup.get(&service_account::SERVICE_ACCOUNTS, request.namespace, account).is_some()
+        };
+        for _ in 1..ACCOUNT_ATTEMPTS {
+            if present() {
+                return;
+            }
+            tokio::time::sleep(ACCOUNT_INTERVAL).await;
+        }
+    }
+}
+
+#[async_trait]
+impl Admit for Chain {
+    async fn mutate(&self, request: &mut AdmissionRequest<'_>) -> Result<(), Status> {
+        let (first, rest) = PLUGINS.split_first().expect("the list of plugins is not empty");
+        // Nothing is waited for on behalf of a namespace that does not exist.
+        first.mutate(&self.context, request)?;
+        self.wait_for_account(request).await;
+        for plugin in rest {
+            plugin.mutate(&self.context, request)?;
+        }
+        escalation::check(&self.context.authorizer, request)
+    }
+
+    async fn validate(&self, request: &mut AdmissionRequest<'_>) -> Result<(), Status> {
+        for plugin in PLUGINS {
+            plugin.validate(&self.context, request)?;
+        }
+        self.quota.charge(&*self.context.lookup, request).await
+    }
+}
+
+/// Whether the request is for this resource, whatever the subresource.
+fn is(request: &AdmissionRequest<'_>, group: &str, resource: &str) -> bool {
+    request.gvr.group == group && request.gvr.resource == resource
+}
+
+/// Whether the request is for this resource itself.
+fn is_whole(request: &AdmissionRequest<'_>, group: &str, resource: &str) -> bool {
+    is(request, group, resource) && request.subresource.is_empty()
+}
+
+fn is_create(request: &AdmissionRequest<'_>) -> bool {
+    request.operation == Operation::Create
+}
+
+fn is_update(request: &AdmissionRequest<'_>) -> bool {
+    request.operation == Operation::Update
+}
+
+/// The 403 of a plugin.
+///
+/// Upstream: apiserver/pkg/admission/errors.go NewForbidden
+fn forbid(request: &AdmissionRequest<'_>, why: impl std::fmt::Display) -> Status {
+    let candidates = [
+        request.name,
+        tree::text(request.object, "metadata.name"),
+        tree::text(request.object, "metadata.generateName"),
+    ];
+    let name = candidates.into_iter().find(|name| !name.is_empty()).unwrap_or("Unknown");
+    Status::forbidden(&request.gvr.group_resource(), name, why)
+}
+
+/// As Go joins errors: one alone, many in brackets.
+fn join_errors(errors: &[String]) -> String {
+    match errors {
+        [one] => one.clone(),
+        many => format!("[{}]", many.join(", ")),
+    }
+}
+
+/// A resource of the core group.
+const fn core(resource: &'static str) -> GroupResource {
+    GroupResource::from_static("", resource)
+}
+
+/// Of the classes that an annotation marks as default, the newest; of those made in the same second, the first
+/// by name.
+fn default_class(lookup: &dyn Lookup, resource: &GroupResource, annotations: &[&str]) -> Option<Arc<Value>> {
+    let is_default =
+        |class: &Arc<Value>| annotations.iter().any(|key| tree::annotation(class, key) == Some("true"));
+    let key = |class: &Arc<Value>| {
+        let made: Option<jiff::Timestamp> = tree::text(class, "metadata.creationTimestamp").parse().ok();
+        (std::cmp::Reverse(made), tree::text(class, "metadata.name").to_owned())
+    };
+    lookup.list(resource, None).into_iter().filter(is_default).min_by_key(key)
+}
+
+#[cfg(test)]
+pub(crate) mod fake;
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,242 @@
+//! What an object costs, by the names that quotas limit.
+//!
+//! Upstream: pkg/quota/v1/evaluator/core
+
+use apimachinery::GroupVersionResource;
+use apimachinery::quantity::Quantity;
+use serde_json::Value;
+
+use super::claim_resize::class_of;
+use super::quantities::{Quantities, of_pod};
+use super::tree::{at, flag, integer, items, strings, text};
+use crate::seams::{AdmissionRequest, Operation};
+
+fn one() -> Quantity {
+    Quantity::from_value_i64(1)
+}
+
+fn count(n: usize) -> Quantity {
+    Quantity::from_value_i64(i64::try_from(n).unwrap_or(i64::MAX))
+}
+
+/// `count/deployments.apps`, `count/pods`.
+fn count_name(gvr: &GroupVersionResource) -> String {
+    format!("count/{}", gvr.group_resource())
+}
+
+/// Whether the request can change what is used.
+pub(super) fn handles(request: &AdmissionRequest<'_>) -> bool {
+    let create = request.operation == Operation::Create;
+    let update = request.operation == Operation::Update;
+    match (&*request.gvr.group, &*request.gvr.resource, request.subresource) {
+        ("", "events", _) => false,
+        ("", "pods", "resize") => update,
+        ("", "pods", "") => {
+            let bounded = |pod: &Value| at(pod, "spec.activeDeadlineSeconds").is_some();
+            create
+                || (update && request.old_object.is_some_and(|old| bounded(old) != bounded(request.object)))
+        }
+        ("", "services" | "persistentvolumeclaims", "") => create || update,
+        (_, _, "") => create,
+        _ => false,
+    }
+}
+
+/// What the object uses.
+pub(super) fn usage(gvr: &GroupVersionResource, object: &Value) -> Quantities {
+    let mut used = Quantities::default();
+    used.insert(count_name(gvr), one());
+    match (&*gvr.group, &*gvr.resource) {
+        ("", "pods") => pod_usage(object, &mut used),
+        ("", "services") => service_usage(object, &mut used),
+        ("", "persistentvolumeclaims") => claim_usage(object, &mut used),
+        ("", alias @ ("configmaps" | "resourcequotas" | "replicationcontrollers" | "secrets")) => {
+            used.insert(alias, one());
+        }
+        _ => {}
+    }
+    used
+}
+
+fn pod_usage(pod: &Value, used: &mut Quantities) {
+    if matches!(text(pod, "status.phase"), "Failed" | "Succeeded") {
+        return;
+    }
+    used.insert("pods", one());
+    used.add(&computed(&of_pod(pod, "requests"), &of_pod(pod, "limits")));
+}
+
+/// Requests and limits under the names of quotas.
+fn computed(requests: &Quantities, limits: &Quantities) -> Quantities {
+    let mut used = Quantities::default();
+    for (name, quantity) in requests.iter() {
+        match name {
+            "cpu" | "memory" | "ephemeral-storage" => {
+                used.insert(name, *quantity);
+                used.insert(format!("requests.{name}"), *quantity);
+            }
+            _ if name.starts_with("hugepages-") => {
+                used.insert(name, *quantity);
+                used.insert(format!("requests.{name}"), *quantity);
+            }
+            // Devices and other extended resources have a domain.
+            _ if name.contains('/') => used.insert(format!("requests.{name}"), *quantity),
+            _ => {}
+        }
+    }
+    for name in ["cpu", "memory", "ephemeral-storage"] {
+        if let Some(quantity) = limits.get(name) {
+            used.insert(format!("limits.{name}"), *quantity);
+        }
+    }
+    used
+}
+
+fn service_usage(service: &Value, used: &mut Quantities) {
+    let ports = items(service, "spec.ports");
+    used.insert("services", one());
+    let (balancers, node_ports) = match text(service, "spec.type") {
+        "NodePort" => (0, ports.len()),
+        "LoadBalancer" if flag(service, "spec.allocateLoadBalancerNodePorts") == Some(false) => {
+            (1, ports.iter().filter(|port| integer(port, "nodePort").unwrap_or_default() != 0).count())
+        }
+        "LoadBalancer" => (1, ports.len()),
+        _ => (0, 0),
+    };
+    used.insert("services.loadbalancers", count(balancers));
+    used.insert("services.nodeports", count(node_ports));
+}
+
+fn claim_usage(claim: &Value, used: &mut Quantities) {
+    used.insert("persistentvolumeclaims", one());
+    let class = class_of(claim);
+    let of_class = |what: &str| format!("{class}.storageclass.storage.k8s.io/{what}");
+    if !class.is_empty() {
+        used.insert(of_class("persistentvolumeclaims"), one());
+    }
+    let mut storage = Quantities::read(claim, "spec.resources.requests");
+    storage.retain(|name, _| name == "storage");
+    if storage.is_empty() {
+        return;
+    }
+    // A claim that is being made smaller again still holds what was allocated.
+    let mut allocated = Quantities::read(claim, "status.allocatedResources");
+    allocated.retain(|name, _| name == "storage");
+    storage.raise(&allocated);
+    if let Some(size) = storage.get("storage") {
+        used.insert("requests.storage", *size);
+        if !class.is_empty() {
+            used.insert(of_class("requests.storage"), *size);
+        }
+    }
+}
+
+/// Whether a name of a quota is about the resource of the request.
+pub(super) fn concerns(gvr: &GroupVersionResource, name: &str) -> bool {
+    if name == count_name(gvr) {
+        return true;
+    }
+    match (&*gvr.group, &*gvr.resource) {
+        ("", "pods") => {
+            let plain =
+                name.strip_prefix("requests.").or_else(|| name.strip_prefix("limits.")).unwrap_or(name);
+            matches!(plain, "cpu" | "memory" | "ephemeral-storage")
+                || name == "pods"
+                || plain.starts_with("hugepages-")
+                || (name.starts_with("requests.") && plain.contains('/'))
+        }
+        ("", "services") => matches!(name, "services" | "services.loadbalancers" | "services.nodeports"),
+        ("", "persistentvolumeclaims") => {
+            let own = |name: &str| matches!(name, "persistentvolumeclaims" | "requests.storage");
+            own(name) || name.split_once(".storageclass.storage.k8s.io/").is_some_and(|(_, what)| own(what))
+        }
+        ("", alias @ ("configmaps" | "resourcequotas" | "replicationcontrollers" | "secrets")) => {
+            name == alias
+        }
+        _ => false,
+    }
+}
+
+/// What containers must say because a quota limits it; `None` when all is said.
+pub(super) fn unsaid(gvr: &GroupVersionResource, object: &Value, names: &[&str]) -> Option<String> {
+    const REQUIRED: [&str; 6] =
+        ["cpu", "limits.cpu", "limits.memory", "memory", "requests.cpu", "requests.memory"];
+    let by_pod =
+        at(object, "spec.resources.requests").is_some() || at(object, "spec.resources.limits").is_some();
+    if !gvr.group.is_empty() || gvr.resource != "pods" || by_pod {
+        return None;
+    }
+    let mut messages = Vec::new();
+    for name in REQUIRED.into_iter().filter(|name| names.contains(name)) {
+        let containers = items(object, "spec.containers").iter().chain(items(object, "spec.initContainers"));
+        let mut silent: Vec<&str> = containers
+            .filter(|container| {
+                let requests = Quantities::read(container, "resources.requests");
+                computed(&requests, &Quantities::read(container, "resources.limits")).get(name).is_none()
+            })
+            .map(|container| text(container, "name"))
+            .collect();
+        if !silent.is_empty() {
+            silent.sort_unstable();
+            messages.push(format!("{name} for: {}", silent.join(",")));
+        }
+    }
+    (!messages.is_empty()).then(|| format!("must specify {}", messages.join("; ")))
+}
+
+/// Whether all scopes of a quota hold for an object.
+pub(super) fn in_scope(quota: &Value, gvr: &GroupVersionResource, object: &Value) -> bool {
+    let is_pod = gvr.group.is_empty() && gvr.resource == "pods";
+    let plain = strings(quota, "spec.scopes");
+    let plain = plain.iter().all(|scope| is_pod && scope_holds(scope, "Exists", &[], object));
+    plain
+        && items(quota, "spec.scopeSelector.matchExpressions").iter().all(|selector| {
+            let values = strings(selector, "values");
+            is_pod && scope_holds(text(selector, "scopeName"), text(selector, "operator"), &values, object)
+        })
+}
+
+fn scope_holds(scope: &str, operator: &str, values: &[String], pod: &Value) -> bool {
+    let bounded = integer(pod, "spec.activeDeadlineSeconds").is_some_and(|seconds| seconds >= 0);
+    let best_effort = || {
+        let mut containers = items(pod, "spec.containers").iter().chain(items(pod, "spec.initContainers"));
+        containers.all(|container| {
+            let says = |which| {
+                let amounts = Quantities::read(container, which);
+                amounts.iter().any(|(name, q)| matches!(name, "cpu" | "memory") && !q.is_zero())
+            };
+            !says("resources.requests") && !says("resources.limits")
+        })
+    };
+    match scope {
+        "Terminating" => bounded,
+        "NotTerminating" => !bounded,
+        "BestEffort" => best_effort(),
+        "NotBestEffort" => !best_effort(),
+        "PriorityClass" => {
+            let class = text(pod, "spec.priorityClassName");
+            let among = values.iter().any(|value| value == class);
+            match operator {
+                "In" => !class.is_empty() && among,
+                "NotIn" => !among,
+                "DoesNotExist" => class.is_empty(),
+                _ => !class.is_empty(),
+            }
+        }
+        "CrossNamespacePodAffinity" => crosses_namespaces(pod),
+        _ => false,
+    }
+}
+
+fn crosses_namespaces(pod: &Value) -> bool {
+    let crossing =
+        |term: &Value| !items(term, "namespaces").is_empty() || at(term, "namespaceSelector").is_some();
+    ["podAffinity", "podAntiAffinity"].iter().any(|kind| {
+        let path = |when: &str| format!("spec.affinity.{kind}.{when}DuringSchedulingIgnoredDuringExecution");
+        items(pod, &path("required")).iter().any(crossing)
+            || items(pod, &path("preferred"))
+                .iter()
+                .filter_map(|weighted| at(weighted, "podAffinityTerm"))
+                .any(crossing)
+    })
+}

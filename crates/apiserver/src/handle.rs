@@ -1,0 +1,499 @@
+//! The straight line: [`ApiServer::handle`] takes a request from its first line to its answer, one early return
+//! after the other. Read it from top to bottom.
+
+use std::net::IpAddr;
+use std::ops::RangeInclusive;
+use std::sync::Arc;
+use std::time::Duration;
+
+use apimachinery::Status;
+use bytes::Bytes;
+use http::{HeaderValue, Method, Request, StatusCode};
+use http_body_util::{BodyExt, Limited};
+use hyper::body::Incoming;
+use resources::Verb;
+use rustls_pki_types::CertificateDer;
+use serde_json::Value;
+use tokio_util::sync::CancellationToken;
+
+use crate::authn::{ANONYMOUS, TokenIssuer, UNAUTHENTICATED, impersonate};
+use crate::authz::forbidden;
+use crate::body::{Body, Response};
+use crate::encode::{self, Encoder, EventEncoder, Include, Outcome, definition};
+use crate::negotiate::{self, Format};
+use crate::options::{DeleteOptions, ListOptions, WriteOptions};
+use crate::registry::call::Call;
+use crate::registry::{Registry, Resource};
+use crate::request::RequestInfo;
+use crate::seams::{Admit, Authenticate, Authorize, Decision, UserInfo};
+use crate::services::Services;
+use crate::special::part::Part;
+use crate::{discovery, health, openapi, remote, special};
+
+/// Upstream: apiserver/pkg/server/config.go MaxRequestBodyBytes
+pub const MAX_BODY_BYTES: usize = 3 * 1024 * 1024;
+
+/// How long a client may take to send a body.
+const BODY_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// Who a token names, for which audiences: for TokenReview.
+pub type ReviewToken = Arc<dyn Fn(&str, &[String]) -> Result<Option<UserInfo>, String> + Send + Sync>;
+
+pub struct Config {
+    pub authenticate: Arc<dyn Authenticate>,
+    pub authorize: Arc<dyn Authorize>,
+    pub admit: Arc<dyn Admit>,
+    /// Without it, there are no ServiceAccount tokens.
+    pub issuer: Option<Arc<TokenIssuer>>,
+    pub review_token: Option<ReviewToken>,
+    /// The range of cluster addresses: address and prefix length.
+    pub service_cidr: (IpAddr, u8),
+    pub node_ports: RangeInclusive<u16>,
+    /// Where this server is reached, for discovery and the `kubernetes` Service.
+    pub advertise: (IpAddr, u16),
+    /// How this server shows itself to kubelets; without it, their certificates are not checked and it shows none.
+    pub kubelet_tls: Option<Arc<rustls::ClientConfig>>,
+    /// The authorities that others need to check those whom this server believes: keys and PEM texts of
+    /// `kube-system/extension-apiserver-authentication`.
+    pub authentication_data: Vec<(String, String)>,
+    pub clock: Arc<dyn Fn() -> jiff::Timestamp + Send + Sync>,
+    pub random: Arc<dyn Fn(&mut [u8]) + Send + Sync>,
+}
+
+pub struct ApiServer {
+    pub registry: Arc<Registry>,
+    pub config: Config,
+    pub services: Services,
+    pub health: health::Health,
+    pub metrics: health::Metrics,
+    pub openapi: openapi::Documents,
+    pub shutdown: CancellationToken,
+    /// Tunnels that outlive their requests.
+    pub tasks: tokio_util::task::TaskTracker,
+}
+
+/// The other end of a request.
+pub enum Peer {
+    /// A connection, with the client's verified certificates.
+    Remote { certificates: Arc<[CertificateDer<'static>]>, address: std::net::SocketAddr },
+    /// A part in the same process, which says who it is.
+    Local(UserInfo),
+}
+
+/// A body that is still to be read.
+pub enum RequestBody {
+    Ready(Bytes),
+    Incoming(Incoming),
+}
+
+impl RequestBody {
+    /// The whole body, which must be of a size that an object can have.
+    pub async fn read(self) -> Result<Bytes, Status> {
+        let incoming = match self {
+            RequestBody::Ready(bytes) => return Ok(bytes),
+            RequestBody::Incoming(incoming) => incoming,
+        };
+        let collected = tokio::time::timeout(BODY_TIMEOUT, Limited::new(incoming, MAX_BODY_BYTES).collect()).await;
+        match collected {
+            Ok(Ok(body)) => Ok(body.to_bytes()),
+            Ok(Err(error)) if error.is::<http_body_util::LengthLimitError>() => {
+                Err(Status::request_entity_too_large(format!("limit is {MAX_BODY_BYTES}")))
+            }
+            Ok(Err(error)) => Err(Status::bad_request(format!("unable to read the body: {error}"))),
+            Err(_) => Err(Status::timeout("the body did not arrive in time", 0)),
+        }
+    }
+}
+
+/// A request as it goes down the line.
+pub struct Asked {
+    pub info: RequestInfo,
+    pub parts: http::request::Parts,
+    pub body: RequestBody,
+    pub user: UserInfo,
+}
+
+/// Where a request ends that names a resource.
+enum Route {
+    Part(Part),
+    Special,
+}
+
+impl ApiServer {
+    /// [`Registry::run`] must be running.
+    pub fn new(registry: Arc<Registry>, config: Config, shutdown: CancellationToken) -> Arc<Self> {
+        let services = Services::new(config.service_cidr, config.node_ports.clone());
+        Arc::new(ApiServer {
+            registry,
+            config,
+            services,
+            health: health::Health::default(),
+            metrics: health::Metrics::default(),
+            openapi: openapi::Documents::default(),
+            shutdown,
+            tasks: tokio_util::task::TaskTracker::new(),
+        })
+    }
+
+    /// Seconds since the epoch.
+    pub fn now(&self) -> i64 {
+        (self.config.clock)().as_second()
+    }
+
+    pub fn random_bytes(&self) -> [u8; 16] {
+        let mut bytes = [0; 16];
+        (self.config.random)(&mut bytes);
+        bytes
+    }
+
+    /// Answers a request, whatever it is.
+    pub async fn handle(self: &Arc<Self>, request: Request<RequestBody>, peer: Peer) -> Response {
+        let (parts, body) = request.into_parts();
+        let head = parts.method == Method::HEAD;
+        let accepts_gzip = encode_gzip(&parts);
+        let mut warnings = Vec::new();
+        let mut response = match self.answer(parts, body, peer, &mut warnings).await {
+            Ok(response) => response,
+            Err(status) => encode::failure(&status),
+        };
+        if accepts_gzip {
+            response = crate::body::compress(response);
+        }
+        for warning in warnings {
+            if let Ok(value) = HeaderValue::from_str(&format!("299 - \"{}\"", escape(&warning))) {
+                response.headers_mut().append(http::header::WARNING, value);
+            }
+        }
+        if head {
+            *response.body_mut() = Body::empty();
+        }
+        response.headers_mut().insert(http::header::CACHE_CONTROL, HeaderValue::from_static("no-cache, private"));
+        self.metrics.answered(response.status());
+        response
+    }
+
+    async fn answer(
+        self: &Arc<Self>,
+        parts: http::request::Parts,
+        body: RequestBody,
+        peer: Peer,
+        warnings: &mut Vec<String>,
+    ) -> Result<Response, Status> {
+        let mut info = RequestInfo::new(&parts.method, &parts.uri)?;
+        info.name_by_selector();
+        let user = match peer {
+            Peer::Local(user) => user,
+            Peer::Remote { certificates, .. } => {
+                let found = self.config.authenticate.authenticate(&parts.headers, &parts.uri, &certificates).await?;
+                let user = found.unwrap_or_else(anonymous);
+                impersonate(user, &parts.headers, &*self.config.authorize)?
+            }
+        };
+        match self.config.authorize.authorize(&user, &info.attributes) {
+            Decision::Allow { .. } => {}
+            Decision::Deny { reason } | Decision::NoOpinion { reason } => {
+                return Err(forbidden(&user, &info.attributes, &reason));
+            }
+        }
+        let asked = Asked { info, parts, body, user };
+        if !asked.info.attributes.is_resource {
+            return self.other_path(asked).await;
+        }
+        let attributes = &asked.info.attributes;
+        let table = self.registry.table();
+        let found = table.find(&attributes.group, &attributes.version, &attributes.resource);
+        let resource = found.cloned().ok_or_else(Status::page_not_found)?;
+        match self.route(&resource, &asked)? {
+            Route::Special => special::handle(self, &resource, asked, warnings).await,
+            Route::Part(part) => match attributes.verb.as_str() {
+                "get" | "list" | "watch" => self.read(&resource, asked).await,
+                _ => self.write(&resource, part, asked, warnings).await,
+            },
+        }
+    }
+
+    /// Paths that name no resource.
+    async fn other_path(self: &Arc<Self>, asked: Asked) -> Result<Response, Status> {
+        let path = asked.parts.uri.path().trim_end_matches('/').to_owned();
+        match path.split('/').nth(1).unwrap_or_default() {
+            "healthz" | "livez" | "readyz" | "version" | "metrics" | ".well-known" => health::handle(self, &asked, &path),
+            "openid" => health::handle(self, &asked, &path),
+            "openapi" => openapi::handle(self, &asked, &path),
+            "" | "api" | "apis" => discovery::handle(self, &asked, &path),
+            _ => Err(Status::page_not_found()),
+        }
+    }
+
+    /// Checks that the table has the route.
+    fn route(&self, resource: &Resource, asked: &Asked) -> Result<Route, Status> {
+        let (def, attributes) = (&resource.def, &asked.info.attributes);
+        let by_name = !attributes.name.is_empty() && !matches!(attributes.verb.as_str(), "list" | "watch");
+        let in_namespace = !attributes.namespace.is_empty() && !(def.plural == "namespaces" && def.group.is_empty());
+        if in_namespace && !def.namespaced() {
+            return Err(Status::page_not_found());
+        }
+        if def.namespaced() && !in_namespace {
+            match attributes.verb.as_str() {
+                "list" | "watch" => {}
+                _ if by_name => return Err(Status::page_not_found()),
+                _ => return Err(Status::method_not_allowed()),
+            }
+        }
+        let verbs = if attributes.subresource.is_empty() {
+            &def.verbs
+        } else {
+            &def.subresource(&attributes.subresource).ok_or_else(Status::page_not_found)?.verbs
+        };
+        let verb = [Verb::Create, Verb::Delete, Verb::DeleteCollection, Verb::Get, Verb::List, Verb::Patch, Verb::Update,
+            Verb::Watch].into_iter().find(|verb| verb.as_str() == attributes.verb);
+        let streams = matches!(&*attributes.subresource, "proxy" | "exec" | "attach" | "portforward" | "log");
+        if !streams && !verb.is_some_and(|verb| verbs.contains(&verb)) {
+            return Err(Status::method_not_allowed());
+        }
+        if attributes.verb == "create" && !attributes.name.is_empty() && attributes.subresource.is_empty() {
+            return Err(Status::method_not_allowed());
+        }
+        if attributes.verb == "update" && attributes.name.is_empty() {
+            return Err(Status::method_not_allowed());
+        }
+        match Part::of(&attributes.subresource) {
+            Some(part) if resource.cache.is_some() => Ok(Route::Part(part)),
+            _ => Ok(Route::Special),
+        }
+    }
+
+    pub fn encoder(&self, resource: &Arc<Resource>, asked: &Asked) -> Result<Encoder, Status> {
+        let negotiated = negotiate::accept(&asked.parts.headers, true)?;
+        let include = match asked.info.query.get("includeObject").unwrap_or_default() {
+            "None" => Include::None,
+            "Object" => Include::Object,
+            _ => Include::Metadata,
+        };
+        Ok(Encoder { resource: resource.clone(), negotiated, include, now: self.now() })
+    }
+
+    async fn read(self: &Arc<Self>, resource: &Arc<Resource>, asked: Asked) -> Result<Response, Status> {
+        let encoder = self.encoder(resource, &asked)?;
+        let attributes = &asked.info.attributes;
+        let namespace = if resource.def.namespaced() { attributes.namespace.as_str() } else { "" };
+        if attributes.verb == "get" {
+            let object = self.registry.get(resource, namespace, &attributes.name)?;
+            let object = object.ok_or_else(|| Status::not_found(&resource.def.group_resource(), &attributes.name))?;
+            return encoder.outcome(StatusCode::OK, &Outcome::Stored(object));
+        }
+        let watch = attributes.verb == "watch";
+        let mut options = ListOptions::parse(&asked.info.query, &resource.def, watch)?;
+        if asked.info.watch_path && !attributes.name.is_empty() {
+            let by_name = format!("metadata.name={}", attributes.name);
+            options.fields = apimachinery::selector::FieldSelector::parse(&by_name).map_err(Status::bad_request)?;
+        }
+        if !watch {
+            return encoder.list(self.registry.list(resource, namespace, &options).await?);
+        }
+        let encoder = EventEncoder::new(encoder);
+        let content_type = encoder.content_type();
+        let watcher = self.registry.watch(resource, namespace, options, encoder, self.shutdown.clone()).await?;
+        let open = self.metrics.watching();
+        let frames = futures::stream::unfold((watcher, open), |(mut watcher, open)| async move {
+            watcher.next().await.map(|frames| (Ok(frames), (watcher, open)))
+        });
+        let mut response = Response::new(Body::Stream(Box::pin(frames)));
+        if let Ok(value) = HeaderValue::from_str(&content_type) {
+            response.headers_mut().insert(http::header::CONTENT_TYPE, value);
+        }
+        Ok(response)
+    }
+
+    async fn write(
+        self: &Arc<Self>,
+        resource: &Arc<Resource>,
+        part: Part,
+        asked: Asked,
+        warnings: &mut Vec<String>,
+    ) -> Result<Response, Status> {
+        let encoder = self.encoder(resource, &asked)?;
+        let Asked { info, parts, body, user } = asked;
+        let body = body.read().await?;
+        let asked = Asked { info, parts, body: RequestBody::Ready(body.clone()), user };
+        let mut call = self.call(resource, &asked)?;
+        let result = run(&mut call, part, &asked, &body).await;
+        warnings.append(&mut call.warnings);
+        match result? {
+            Written::One(outcome, code) => encoder.outcome(code, &outcome),
+            Written::Many(listing) => encoder.list(listing),
+        }
+    }
+
+    /// What a write needs to know of its request.
+    pub fn call<'a>(&'a self, resource: &'a Arc<Resource>, asked: &'a Asked) -> Result<Call<'a>, Status> {
+        let attributes = &asked.info.attributes;
+        let kind = match attributes.verb.as_str() {
+            "create" => "CreateOptions",
+            "patch" => "PatchOptions",
+            _ => "UpdateOptions",
+        };
+        let deletes = attributes.verb.starts_with("delete");
+        let options =
+            if deletes { WriteOptions::default() } else { WriteOptions::parse(&asked.info.query, kind)? };
+        let agent = asked.parts.headers.get(http::header::USER_AGENT).and_then(|v| v.to_str().ok());
+        let manager = match options.field_manager.as_str() {
+            "" => schema::apply::manager_of_user_agent(agent.unwrap_or_default()),
+            manager => manager.to_owned(),
+        };
+        Ok(Call {
+            server: self,
+            resource,
+            attributes,
+            user: &asked.user,
+            options_value: options.to_value(kind),
+            options,
+            manager,
+            warnings: Vec::new(),
+            applied: false,
+        })
+    }
+}
+
+/// What a write came to.
+enum Written {
+    One(Outcome, StatusCode),
+    Many(crate::registry::list::Listing),
+}
+
+async fn run(call: &mut Call<'_>, part: Part, asked: &Asked, body: &Bytes) -> Result<Written, Status> {
+    let headers = &asked.parts.headers;
+    let name = asked.info.attributes.name.clone();
+    let created = |created| if created { StatusCode::CREATED } else { StatusCode::OK };
+    match asked.info.attributes.verb.as_str() {
+        "create" => {
+            let object = read_object(call, headers, body)?;
+            Ok(Written::One(call.create(object).await?, StatusCode::CREATED))
+        }
+        "update" => {
+            let mut object = read_object(call, headers, body)?;
+            call.check_update(&name, &mut object)?;
+            let create = call.def().strategy.allow_create_on_update();
+            let mut put = |_: &Value| Ok(object.clone());
+            let (outcome, is_new) = call.update(&name, part, create, &mut put).await?;
+            Ok(Written::One(outcome, created(is_new)))
+        }
+        "patch" => {
+            let kind = negotiate::patch(headers, definition(call.def()).is_some())?;
+            let reading = call.read_patch(kind, body)?;
+            let (outcome, is_new) = call.patch(part, reading).await?;
+            Ok(Written::One(outcome, created(is_new)))
+        }
+        _ => {
+            let options = read_delete_options(asked, body)?;
+            call.options.dry_run = options.dry_run;
+            call.options_value = options.to_value();
+            if asked.info.attributes.verb == "deletecollection" {
+                let list = ListOptions::parse(&asked.info.query, call.def(), false)?;
+                return Ok(Written::Many(call.delete_collection(&list, &options).await?));
+            }
+            let (outcome, deleted) = call.delete(&name, &options).await?;
+            let accepted = !deleted && options.orphan_dependents == Some(false);
+            Ok(Written::One(outcome, if accepted { StatusCode::ACCEPTED } else { StatusCode::OK }))
+        }
+    }
+}
+
+/// The object of a body, in the shape of its kind.
+pub fn read_object(call: &mut Call<'_>, headers: &http::HeaderMap, body: &Bytes) -> Result<Value, Status> {
+    let format = negotiate::content(headers)?;
+    let def = call.def();
+    let decoded = decode_body(format, body, definition(def), call.strictness()).map_err(|error| match error {
+        schema::Error::Type(_) => Status::bad_request(schema::decode::cannot_be_handled(&def.kind, &def.version, &error)),
+        error => Status::bad_request(format!(
+            "the object provided is unrecognized (must be of type {}): couldn't get version/kind; json parse error: \
+             {error} ({})",
+            def.kind,
+            summary(body)
+        )),
+    })?;
+    let mut object = decoded.object;
+    call.check_kind(&mut object)?;
+    if let (Some(error), crate::options::FieldValidation::Strict) =
+        (schema::decode::strict_error(&decoded.problems), call.options.field_validation)
+    {
+        let (kind, version) = (&def.kind, &def.version);
+        return Err(Status::bad_request(format!("{kind} in version {version:?} cannot be handled as a {kind}: {error}")));
+    }
+    call.report(decoded.problems)?;
+    Ok(object)
+}
+
+/// A body in any of the forms.
+pub fn decode_body(
+    format: Format,
+    body: &[u8],
+    definition: Option<&'static api::tables::Definition>,
+    strictness: schema::decode::Strictness,
+) -> Result<schema::decode::Decoded, schema::Error> {
+    match (format, definition) {
+        (Format::Json, Some(definition)) => schema::decode::json(body, definition, strictness),
+        (Format::Yaml, Some(definition)) => schema::decode::yaml(body, definition, strictness),
+        (Format::Json, None) => schema::decode::untyped_json(body),
+        (Format::Yaml, None) => schema::decode::untyped_yaml(body),
+        (Format::Protobuf, _) => {
+            let (gvk, mut object) = schema::protobuf::decode(body)?;
+            object["apiVersion"] = gvk.group_version().to_string().into();
+            object["kind"] = gvk.kind.to_string().into();
+            Ok(schema::decode::Decoded { object, problems: Vec::new() })
+        }
+    }
+}
+
+/// What upstream shows of a body that it cannot read.
+///
+/// Upstream: apiserver/pkg/endpoints/handlers/rest.go summarizeData
+fn summary(body: &[u8]) -> String {
+    const SHOWN: usize = 30;
+    let shown = &body[..body.len().min(SHOWN)];
+    let more = if body.len() > SHOWN { " ..." } else { "" };
+    match body.first() {
+        None => "<empty>".to_owned(),
+        Some(b'{') => format!("{}{more}", String::from_utf8_lossy(shown)),
+        Some(_) => shown.iter().map(|byte| format!("{byte:02x}")).collect::<String>() + more,
+    }
+}
+
+/// DeleteOptions come in the body, in any form and under any group's version, or in the query.
+fn read_delete_options(asked: &Asked, body: &Bytes) -> Result<DeleteOptions, Status> {
+    if body.is_empty() {
+        return DeleteOptions::parse(&asked.info.query, None);
+    }
+    let format = negotiate::content(&asked.parts.headers)?;
+    let definition = api::tables::definition("io.k8s.apimachinery.pkg.apis.meta.v1.DeleteOptions");
+    let decoded = match (format, definition) {
+        (Format::Protobuf, Some(definition)) => schema::protobuf::open(body).and_then(|envelope| {
+            let object = schema::protobuf::decode_message(envelope.message, definition)?;
+            Ok(schema::decode::Decoded { object, problems: Vec::new() })
+        }),
+        _ => decode_body(format, body, definition, schema::decode::Strictness::Ignore),
+    };
+    let decoded = decoded.map_err(|error| Status::bad_request(error.to_string()))?;
+    DeleteOptions::parse(&asked.info.query, Some(&decoded.object))
+}
+
+/// Who shows no credentials.
+pub fn anonymous() -> UserInfo {
+    UserInfo { name: ANONYMOUS.into(), groups: vec![UNAUTHENTICATED.into()], ..Default::default() }
+}
+
+fn encode_gzip(parts: &http::request::Parts) -> bool {
+    let encodings = parts.headers.get(http::header::ACCEPT_ENCODING).and_then(|v| v.to_str().ok());
+    encodings.is_some_and(|list| list.split(',').any(|e| e.trim() == "gzip"))
+}
+
+fn escape(text: &str) -> String {
+    text.chars().filter(|c| !c.is_control()).flat_map(|c| match c {
+        '"' | '\\' => vec!['\\', c],
+        c => vec![c],
+    }).collect()
+}
+
+/// Sends a request on to a kubelet or a pod, for the subresources that stream.
+pub async fn stream(server: &Arc<ApiServer>, resource: &Arc<Resource>, asked: Asked) -> Result<Response, Status> {
+    remote::handle(server, resource, asked).await
+}

@@ -1,0 +1,325 @@
+//! The options of a request: how to list, watch, write and delete.
+
+use apimachinery::selector::{FieldSelector, LabelSelector};
+use apimachinery::{GroupKind, Status, field};
+use resources::ResourceDef;
+use serde_json::{Value, json};
+
+use crate::request::Query;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum VersionMatch {
+    NotOlderThan,
+    Exact,
+}
+
+/// How to list or watch.
+#[derive(Clone, Debug, Default)]
+pub struct ListOptions {
+    pub labels: LabelSelector,
+    pub fields: FieldSelector,
+    /// As given, empty when not.
+    pub resource_version: String,
+    pub version_match: Option<VersionMatch>,
+    /// Zero for all.
+    pub limit: usize,
+    pub continue_token: String,
+    pub bookmarks: bool,
+    pub send_initial_events: Option<bool>,
+    pub timeout_seconds: Option<u64>,
+}
+
+fn invalid_options(kind: &str, errors: &[field::Error]) -> Status {
+    Status::invalid(&GroupKind::from_static("meta.k8s.io", "ListOptions"), "", errors).with_kind(kind)
+}
+
+/// Names the kind of options in a Status.
+trait WithKind {
+    fn with_kind(self, kind: &str) -> Status;
+}
+
+impl WithKind for Status {
+    fn with_kind(mut self, kind: &str) -> Status {
+        if let Some(details) = &mut self.details {
+            details.kind = kind.to_owned();
+        }
+        self
+    }
+}
+
+impl ListOptions {
+    pub fn parse(query: &Query, def: &ResourceDef, watch: bool) -> Result<Self, Status> {
+        let get = |name| query.get(name).unwrap_or_default();
+        let labels = LabelSelector::parse(get("labelSelector")).map_err(|why| {
+            Status::bad_request(format!("unable to parse requirement: {why}").replace(
+                "unable to parse requirement: unable to parse requirement: ",
+                "unable to parse requirement: ",
+            ))
+        })?;
+        let fields = FieldSelector::parse(get("fieldSelector")).map_err(Status::bad_request)?;
+        known_fields(&fields, def)?;
+        let version_match = match get("resourceVersionMatch") {
+            "" => None,
+            "NotOlderThan" => Some(VersionMatch::NotOlderThan),
+            "Exact" => Some(VersionMatch::Exact),
+            other => {
+                let path = field::Path::new("resourceVersionMatch");
+                let error = field::Error::not_supported(&path, other, &["Exact", "NotOlderThan", ""]);
+                return Err(invalid_options("ListOptions", &[error]));
+            }
+        };
+        let options = ListOptions {
+            labels,
+            fields,
+            resource_version: get("resourceVersion").to_owned(),
+            version_match,
+            limit: number(query, "limit")?.unwrap_or(0),
+            continue_token: get("continue").to_owned(),
+            bookmarks: query.flag("allowWatchBookmarks").unwrap_or(false),
+            send_initial_events: query.flag("sendInitialEvents"),
+            timeout_seconds: number(query, "timeoutSeconds")?,
+        };
+        options.validate(watch)?;
+        Ok(options)
+    }
+
+    /// Upstream: apimachinery/pkg/apis/meta/internalversion/validation/validation.go ValidateListOptions
+    fn validate(&self, watch: bool) -> Result<(), Status> {
+        let path = field::Path::new("resourceVersionMatch");
+        let mut errors = Vec::new();
+        let mut forbidden = |path: &field::Path, why: &str| errors.push(field::Error::forbidden(path, why));
+        if watch {
+            let initial = field::Path::new("sendInitialEvents");
+            match (self.send_initial_events, self.version_match) {
+                (None, Some(_)) => {
+                    forbidden(&path, "resourceVersionMatch is forbidden for watch unless sendInitialEvents is provided");
+                }
+                (Some(_), None) => forbidden(
+                    &path,
+                    "sendInitialEvents requires setting resourceVersionMatch to NotOlderThan",
+                ),
+                (Some(_), Some(VersionMatch::Exact)) => forbidden(
+                    &path,
+                    "sendInitialEvents requires setting resourceVersionMatch to NotOlderThan",
+                ),
+                _ => {}
+            }
+            if self.send_initial_events == Some(true) && !self.bookmarks {
+                forbidden(&initial, "sendInitialEvents requires allowWatchBookmarks to be set");
+            }
+        } else {
+            if self.send_initial_events.is_some() {
+                forbidden(&field::Path::new("sendInitialEvents"), "sendInitialEvents is forbidden for list");
+            }
+            match self.version_match {
+                Some(_) if self.resource_version.is_empty() => {
+                    forbidden(&path, "resourceVersionMatch is forbidden unless resourceVersion is provided");
+                }
+                Some(_) if !self.continue_token.is_empty() => {
+                    forbidden(&path, "resourceVersionMatch is forbidden when continue is provided");
+                }
+                Some(VersionMatch::Exact) if self.resource_version == "0" => {
+                    forbidden(&path, "resourceVersionMatch \"exact\" is forbidden for resourceVersion \"0\"");
+                }
+                _ => {}
+            }
+        }
+        if errors.is_empty() { Ok(()) } else { Err(invalid_options("ListOptions", &errors)) }
+    }
+
+    /// The asked revision; `None` when none is given.
+    pub fn revision(&self) -> Result<Option<u64>, Status> {
+        if self.resource_version.is_empty() {
+            return Ok(None);
+        }
+        self.resource_version.parse().map(Some).map_err(|_| invalid_resource_version(&self.resource_version))
+    }
+}
+
+pub fn invalid_resource_version(text: &str) -> Status {
+    Status::bad_request(format!(
+        "invalid resource version {text:?}: strconv.ParseUint: parsing {text:?}: invalid syntax"
+    ))
+}
+
+/// Refuses fields that the kind cannot be selected by.
+fn known_fields(selector: &FieldSelector, def: &ResourceDef) -> Result<(), Status> {
+    for requirement in &selector.requirements {
+        let path = requirement.field.as_str();
+        let known = path == "metadata.name"
+            || (path == "metadata.namespace" && def.namespaced())
+            || def.selectable_fields.iter().any(|f| f.path == path);
+        if !known {
+            return Err(Status::bad_request(format!("field label not supported: {path}")));
+        }
+    }
+    Ok(())
+}
+
+fn number<T: std::str::FromStr>(query: &Query, name: &str) -> Result<Option<T>, Status> {
+    match query.get(name).filter(|text| !text.is_empty()) {
+        None => Ok(None),
+        Some(text) => text.parse().map(Some).map_err(|_| {
+            Status::bad_request(format!("strconv.ParseInt: parsing {text:?}: invalid syntax"))
+        }),
+    }
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum FieldValidation {
+    Ignore,
+    #[default]
+    Warn,
+    Strict,
+}
+
+/// How to create, update or patch.
+#[derive(Clone, Debug, Default)]
+pub struct WriteOptions {
+    pub dry_run: bool,
+    pub field_manager: String,
+    pub field_validation: FieldValidation,
+    /// Apply only.
+    pub force: bool,
+}
+
+impl WriteOptions {
+    /// `kind` is `CreateOptions`, `UpdateOptions` or `PatchOptions`.
+    pub fn parse(query: &Query, kind: &str) -> Result<Self, Status> {
+        let mut errors = Vec::new();
+        let dry_run = dry_run(query.all("dryRun"), &mut errors);
+        let field_manager = query.get("fieldManager").unwrap_or_default().to_owned();
+        if field_manager.len() > 128 {
+            errors.push(field::Error::too_long(&field::Path::new("fieldManager"), 128));
+        }
+        let field_validation = match query.get("fieldValidation").unwrap_or_default() {
+            "" | "Warn" => FieldValidation::Warn,
+            "Ignore" => FieldValidation::Ignore,
+            "Strict" => FieldValidation::Strict,
+            other => {
+                let path = field::Path::new("fieldValidation");
+                errors.push(field::Error::not_supported(&path, other, &["Ignore", "Strict", "Warn"]));
+                FieldValidation::Warn
+            }
+        };
+        if !errors.is_empty() {
+            let kind = GroupKind::new("meta.k8s.io", kind.to_owned());
+            return Err(Status::invalid(&kind, "", &errors));
+        }
+        let force = query.flag("force").unwrap_or(false);
+        Ok(WriteOptions { dry_run, field_manager, field_validation, force })
+    }
+
+    /// As admission sees them.
+    pub fn to_value(&self, kind: &str) -> Value {
+        let mut options = json!({"kind": kind, "apiVersion": "meta.k8s.io/v1"});
+        if self.dry_run {
+            options["dryRun"] = json!(["All"]);
+        }
+        if !self.field_manager.is_empty() {
+            options["fieldManager"] = json!(self.field_manager);
+        }
+        options
+    }
+}
+
+fn dry_run<'a>(values: impl Iterator<Item = &'a str>, errors: &mut Vec<field::Error>) -> bool {
+    let mut dry_run = false;
+    for value in values.filter(|v| !v.is_empty()) {
+        if value == "All" {
+            dry_run = true;
+        } else {
+            errors.push(field::Error::not_supported(&field::Path::new("dryRun"), value, &["All"]));
+        }
+    }
+    dry_run
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Propagation {
+    Orphan,
+    Background,
+    Foreground,
+}
+
+/// How to delete.
+#[derive(Clone, Debug, Default)]
+pub struct DeleteOptions {
+    pub dry_run: bool,
+    pub grace_period_seconds: Option<i64>,
+    pub uid: Option<String>,
+    pub resource_version: Option<String>,
+    pub propagation: Option<Propagation>,
+    pub orphan_dependents: Option<bool>,
+}
+
+impl DeleteOptions {
+    /// From the body when there is one, else from the query.
+    pub fn parse(query: &Query, body: Option<&Value>) -> Result<Self, Status> {
+        let mut errors = Vec::new();
+        let empty = Value::Null;
+        let body_value = body.unwrap_or(&empty);
+        let of_body = |name: &str| body_value.get(name);
+        let dry = match body {
+            Some(_) => {
+                let values = of_body("dryRun").and_then(Value::as_array).into_iter().flatten();
+                dry_run(values.filter_map(Value::as_str), &mut errors)
+            }
+            None => dry_run(query.all("dryRun"), &mut errors),
+        };
+        let grace_period_seconds = match body {
+            Some(_) => of_body("gracePeriodSeconds").and_then(Value::as_i64),
+            None => number(query, "gracePeriodSeconds")?,
+        };
+        let orphan_dependents = match body {
+            Some(_) => of_body("orphanDependents").and_then(Value::as_bool),
+            None => query.flag("orphanDependents"),
+        };
+        let policy = match body {
+            Some(_) => of_body("propagationPolicy").and_then(Value::as_str),
+            None => query.get("propagationPolicy"),
+        };
+        let propagation = match policy {
+            None | Some("") => None,
+            Some("Orphan") => Some(Propagation::Orphan),
+            Some("Background") => Some(Propagation::Background),
+            Some("Foreground") => Some(Propagation::Foreground),
+            Some(other) => {
+                let path = field::Path::new("propagationPolicy");
+                errors.push(field::Error::not_supported(&path, other, &["Foreground", "Background", "Orphan", "nil"]));
+                None
+            }
+        };
+        if propagation.is_some() && orphan_dependents.is_some() {
+            let detail = "orphanDependents and deletionPropagation cannot be both set";
+            errors.push(field::Error::invalid(&field::Path::new("propagationPolicy"), policy, detail));
+        }
+        if !errors.is_empty() {
+            return Err(Status::invalid(&GroupKind::from_static("", "DeleteOptions"), "", &errors));
+        }
+        let precondition = |name: &str| {
+            let value = of_body("preconditions").and_then(|p| p.get(name)).and_then(Value::as_str);
+            value.filter(|v| !v.is_empty()).map(str::to_owned)
+        };
+        Ok(DeleteOptions {
+            dry_run: dry,
+            grace_period_seconds,
+            uid: precondition("uid"),
+            resource_version: precondition("resourceVersion"),
+            propagation,
+            orphan_dependents,
+        })
+    }
+
+    /// As admission sees them.
+    pub fn to_value(&self) -> Value {
+        let mut options = json!({"kind": "DeleteOptions", "apiVersion": "meta.k8s.io/v1"});
+        if let Some(seconds) = self.grace_period_seconds {
+            options["gracePeriodSeconds"] = json!(seconds);
+        }
+        if self.dry_run {
+            options["dryRun"] = json!(["All"]);
+        }
+        options
+    }
+}

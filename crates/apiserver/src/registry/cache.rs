@@ -1,0 +1,271 @@
+//! [`Cache`]: the present state of one resource, ordered by key, and its recent changes, ordered by revision.
+//!
+//! What always holds: a change enters the state and the history under one lock; the history is bounded, and a
+//! reader that stays behind its beginning is told so instead of being waited for.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::ops::Bound;
+use std::sync::{Arc, OnceLock, RwLock, RwLockReadGuard, RwLockWriteGuard};
+
+use bytes::{Bytes, BytesMut};
+use storage::{Change, Revision};
+use tokio::sync::watch;
+
+use super::object::Object;
+
+/// How much of its past a resource keeps: enough for a watcher to come back after a broken connection.
+const HISTORY_EVENTS: usize = 16_384;
+const HISTORY_BYTES: usize = 8 << 20;
+
+/// What a watcher sees of a change.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    Added,
+    Modified,
+    Deleted,
+}
+
+impl Kind {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Kind::Added => "ADDED",
+            Kind::Modified => "MODIFIED",
+            Kind::Deleted => "DELETED",
+        }
+    }
+}
+
+/// One change, with the frames that watchers are sent, each encoded once for all of them.
+pub struct Event {
+    pub revision: Revision,
+    pub object: Arc<Object>,
+    /// What was there before; `None` for a new object.
+    pub previous: Option<Arc<Object>>,
+    pub deleted: bool,
+    frames: [OnceLock<Bytes>; 3],
+}
+
+impl Event {
+    pub fn kind(&self) -> Kind {
+        match (&self.previous, self.deleted) {
+            (_, true) => Kind::Deleted,
+            (Some(_), false) => Kind::Modified,
+            (None, false) => Kind::Added,
+        }
+    }
+
+    /// The event as a line of JSON.
+    pub fn frame(&self, kind: Kind) -> &Bytes {
+        self.frames[kind as usize].get_or_init(|| frame(kind, &self.object))
+    }
+
+    /// The deleted state of the object as the watcher last saw it, for one that stopped matching.
+    pub fn departed(&self) -> Option<Arc<Object>> {
+        let previous = self.previous.as_ref()?;
+        let entry = storage::Entry {
+            key: previous.key.clone(),
+            value: previous.stored().clone(),
+            created: 0,
+            modified: self.revision,
+        };
+        Some(Arc::new(Object::at(&entry, self.revision)))
+    }
+
+    fn bytes(&self) -> usize {
+        2 * self.object.stored().len() + 512
+    }
+}
+
+/// One event as a line of JSON.
+pub fn frame(kind: Kind, object: &Object) -> Bytes {
+    let mut out = BytesMut::with_capacity(object.len() + 40);
+    out.extend_from_slice(br#"{"type":""#);
+    out.extend_from_slice(kind.as_str().as_bytes());
+    out.extend_from_slice(br#"","object":"#);
+    object.write(&mut out);
+    out.extend_from_slice(b"}\n");
+    out.freeze()
+}
+
+pub struct State {
+    objects: BTreeMap<Arc<str>, Arc<Object>>,
+    history: VecDeque<Arc<Event>>,
+    history_bytes: usize,
+    /// All changes after this revision are in the history.
+    complete_after: Revision,
+    /// The newest change.
+    newest: Revision,
+}
+
+/// History does not reach back to the asked revision, but only to this one.
+#[derive(Debug, PartialEq, Eq)]
+pub struct TooOld {
+    pub oldest: Revision,
+}
+
+impl State {
+    pub fn new(objects: impl IntoIterator<Item = Object>, revision: Revision) -> Self {
+        let objects: BTreeMap<_, _> = objects.into_iter().map(|o| (o.key.clone(), Arc::new(o))).collect();
+        let newest = objects.values().map(|o| o.revision).max().unwrap_or(0);
+        State { objects, history: VecDeque::new(), history_bytes: 0, complete_after: revision, newest }
+    }
+
+    pub fn apply(&mut self, change: &Change) {
+        let previous = self.objects.get(&change.key).cloned();
+        let object = match &change.value {
+            Some(entry) => {
+                let object = Arc::new(Object::new(entry));
+                self.objects.insert(change.key.clone(), object.clone());
+                object
+            }
+            None => {
+                self.objects.remove(&change.key);
+                let Some(entry) = &change.previous else { return };
+                Arc::new(Object::at(entry, change.revision))
+            }
+        };
+        self.newest = change.revision;
+        let deleted = change.value.is_none();
+        let frames = Default::default();
+        self.remember(Event { revision: change.revision, object, previous, deleted, frames });
+    }
+
+    fn remember(&mut self, event: Event) {
+        self.history_bytes += event.bytes();
+        self.history.push_back(Arc::new(event));
+        while self.history.len() > HISTORY_EVENTS || (self.history_bytes > HISTORY_BYTES && self.history.len() > 64) {
+            let Some(oldest) = self.history.pop_front() else { return };
+            self.history_bytes -= oldest.bytes();
+            self.complete_after = oldest.revision;
+        }
+    }
+
+    pub fn get(&self, key: &str) -> Option<&Arc<Object>> {
+        self.objects.get(key)
+    }
+
+    /// The objects whose key starts with `prefix` and is greater than `after`.
+    pub fn range<'a>(&'a self, prefix: &'a str, after: Option<&str>) -> impl Iterator<Item = &'a Arc<Object>> {
+        let start = match after {
+            Some(after) => Bound::Excluded(after),
+            None => Bound::Included(prefix),
+        };
+        self.objects
+            .range::<str, _>((start, Bound::Unbounded))
+            .take_while(move |(key, _)| key.starts_with(prefix))
+            .map(|(_, object)| object)
+    }
+
+    pub fn newest(&self) -> Revision {
+        self.newest
+    }
+
+    /// At most `limit` changes after `after`, oldest first.
+    pub fn since(&self, after: Revision, limit: usize) -> Result<Vec<Arc<Event>>, TooOld> {
+        if after < self.complete_after {
+            return Err(TooOld { oldest: self.complete_after });
+        }
+        let from = self.history.partition_point(|event| event.revision <= after);
+        Ok(self.history.range(from..).take(limit).cloned().collect())
+    }
+
+    pub fn count(&self) -> usize {
+        self.objects.len()
+    }
+}
+
+/// The state of one resource, behind a lock that is only ever held for short synchronous sections.
+pub struct Cache {
+    /// `/registry/pods/`.
+    pub prefix: String,
+    state: RwLock<State>,
+    /// Told the newest revision of this resource.
+    changed: watch::Sender<Revision>,
+}
+
+impl Cache {
+    pub fn new(prefix: String, state: State) -> Self {
+        let changed = watch::Sender::new(state.newest);
+        Cache { prefix, state: RwLock::new(state), changed }
+    }
+
+    pub fn read(&self) -> RwLockReadGuard<'_, State> {
+        self.state.read().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    fn write(&self) -> RwLockWriteGuard<'_, State> {
+        self.state.write().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    /// Enters changes of this resource, in order.
+    pub fn apply(&self, changes: &[&Change]) {
+        let newest = {
+            let mut state = self.write();
+            for change in changes {
+                state.apply(change);
+            }
+            state.newest
+        };
+        self.changed.send_replace(newest);
+    }
+
+    /// Begins again with a new state; who watches must list again.
+    pub fn reset(&self, state: State) {
+        let newest = state.newest.max(state.complete_after);
+        *self.write() = state;
+        self.changed.send_replace(newest);
+    }
+
+    /// Wakes when the resource changes.
+    pub fn subscribe(&self) -> watch::Receiver<Revision> {
+        self.changed.subscribe()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use storage::Entry;
+
+    fn change(revision: u64, value: Option<&str>) -> Change {
+        let entry = |v: &str| Entry {
+            key: "/registry/pods/a/b".into(),
+            value: Bytes::from(v.to_owned()),
+            created: 2,
+            modified: revision,
+        };
+        Change {
+            revision,
+            key: "/registry/pods/a/b".into(),
+            value: value.map(entry),
+            previous: value.is_none().then(|| entry(r#"{"metadata":{}}"#)),
+        }
+    }
+
+    #[test]
+    fn history_answers_what_came_after_a_revision_and_says_when_it_cannot() {
+        let mut state = State::new([], 5);
+        state.apply(&change(6, Some(r#"{"metadata":{"x":1}}"#)));
+        state.apply(&change(8, Some(r#"{"metadata":{"x":2}}"#)));
+        state.apply(&change(9, None));
+        let kinds = |after| {
+            let events = state.since(after, 10)?;
+            Ok(events.iter().map(|e| (e.revision, e.kind())).collect::<Vec<_>>())
+        };
+        assert_eq!(kinds(5), Ok(vec![(6, Kind::Added), (8, Kind::Modified), (9, Kind::Deleted)]));
+        assert_eq!(kinds(7), Ok(vec![(8, Kind::Modified), (9, Kind::Deleted)]));
+        assert_eq!(kinds(9), Ok(vec![]));
+        assert_eq!(kinds(4), Err(TooOld { oldest: 5 }));
+        assert_eq!(state.count(), 0);
+    }
+
+    #[test]
+    fn history_is_bounded_and_forgets_its_oldest() {
+        let mut state = State::new([], 0);
+        for revision in 1..=(HISTORY_EVENTS as u64 + 10) {
+            state.apply(&change(revision, Some(r#"{"metadata":{}}"#)));
+        }
+        assert!(state.since(0, 1).is_err());
+        assert!(state.history.len() <= HISTORY_EVENTS);
+    }
+}

@@ -1,0 +1,165 @@
+//! [`Call`]: one write, with all that its steps need to know.
+
+use std::sync::Arc;
+
+use apimachinery::{Status, field};
+use bytes::Bytes;
+use resources::{Context, ResourceDef};
+use serde_json::Value;
+
+use super::convert::convert;
+use super::object::{Object, to_stored};
+use super::{Registry, Resource};
+use crate::encode::definition;
+use crate::handle::ApiServer;
+use crate::options::WriteOptions;
+use crate::seams::{AdmissionRequest, Attributes, Operation, UserInfo};
+
+pub struct Call<'a> {
+    pub server: &'a ApiServer,
+    pub resource: &'a Arc<Resource>,
+    pub attributes: &'a Attributes,
+    pub user: &'a UserInfo,
+    pub options: WriteOptions,
+    /// The options as admission sees them.
+    pub options_value: Value,
+    /// Who owns the fields that are written.
+    pub manager: String,
+    pub warnings: Vec<String>,
+    /// An apply has noted its owners itself.
+    pub applied: bool,
+}
+
+impl<'a> Call<'a> {
+    pub fn registry(&self) -> &'a Arc<Registry> {
+        &self.server.registry
+    }
+
+    pub fn def(&self) -> &'a ResourceDef {
+        &self.resource.def
+    }
+
+    /// Empty for cluster-scoped kinds.
+    pub fn namespace(&self) -> &'a str {
+        if self.def().namespaced() { &self.attributes.namespace } else { "" }
+    }
+
+    pub fn context(&self) -> Context<'a> {
+        Context {
+            now: self.server.now(),
+            random: self.server.random_bytes(),
+            user: &self.user.name,
+            uid: &self.user.uid,
+            groups: &self.user.groups,
+        }
+    }
+
+    /// Fills in what the client left out, on a tree of the request's version.
+    pub fn complete(&self, object: &mut Value) {
+        if let Some(definition) = definition(self.def()) {
+            schema::default::apply_declared(object, definition);
+        }
+        self.def().strategy.default(object);
+    }
+
+    pub async fn mutate(
+        &mut self,
+        operation: Operation,
+        name: &str,
+        object: &mut Value,
+        old: Option<&Value>,
+    ) -> Result<(), Status> {
+        let server = self.server;
+        let mut request = self.admission(operation, name, object, old);
+        server.config.admit.mutate(&mut request).await
+    }
+
+    pub async fn validate_admission(
+        &mut self,
+        operation: Operation,
+        name: &str,
+        object: &mut Value,
+        old: Option<&Value>,
+    ) -> Result<(), Status> {
+        let server = self.server;
+        let mut request = self.admission(operation, name, object, old);
+        server.config.admit.validate(&mut request).await
+    }
+
+    fn admission<'r>(
+        &'r mut self,
+        operation: Operation,
+        name: &'r str,
+        object: &'r mut Value,
+        old: Option<&'r Value>,
+    ) -> AdmissionRequest<'r> {
+        let subresource = self.attributes.subresource.as_str();
+        let gvk = match self.def().subresource(subresource) {
+            Some(subresource) => subresource.kind.clone(),
+            None => self.def().gvk(),
+        };
+        AdmissionRequest {
+            operation,
+            user: self.user,
+            gvk,
+            gvr: self.def().gvr(),
+            subresource,
+            namespace: match &*self.def().plural {
+                // Upstream: a namespace is in itself.
+                "namespaces" if self.def().group.is_empty() => name,
+                _ => self.namespace(),
+            },
+            name,
+            object,
+            old_object: old,
+            dry_run: self.options.dry_run,
+            options: &self.options_value,
+            warnings: &mut self.warnings,
+        }
+    }
+
+    /// The object in the version of the request.
+    pub fn tree(&self, object: &Object) -> Arc<Value> {
+        if object.stored().starts_with(self.resource.head.as_bytes()) {
+            return object.tree().clone();
+        }
+        let mut tree = object.decode();
+        convert(&mut tree, &self.def().gvk());
+        Arc::new(tree)
+    }
+
+    /// The bytes to store for an object of the request's version.
+    pub fn to_stored(&self, object: &Value) -> Bytes {
+        let storage = self.resource.storage_gvk();
+        if storage.version == self.def().version && storage.group == self.def().group {
+            return to_stored(object);
+        }
+        let mut stored = object.clone();
+        convert(&mut stored, &storage);
+        to_stored(&stored)
+    }
+
+    /// Sets what upstream writes even when it is zero.
+    pub fn fill(&self, object: &mut Value) {
+        if let Some(definition) = definition(self.def()) {
+            schema::default::fill_always(object, definition);
+        }
+    }
+
+    pub fn invalid(&self, name: &str, errors: &[field::Error]) -> Result<(), Status> {
+        if errors.is_empty() { Ok(()) } else { Err(Status::invalid(&self.def().group_kind(), name, errors)) }
+    }
+
+    pub fn not_found(&self, name: &str) -> Status {
+        Status::not_found(&self.def().group_resource(), name)
+    }
+
+    /// Warnings of the strategy are told once.
+    pub fn warn(&mut self, warnings: Vec<String>) {
+        for warning in warnings {
+            if !self.warnings.contains(&warning) {
+                self.warnings.push(warning);
+            }
+        }
+    }
+}

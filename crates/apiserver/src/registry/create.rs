@@ -1,0 +1,153 @@
+//! Creating an object.
+//!
+//! Upstream: apiserver/pkg/registry/rest/create.go BeforeCreate, apiserver/pkg/registry/generic/registry/store.go
+//! Create
+
+use apimachinery::Status;
+use serde_json::Value;
+use storage::Expect;
+
+use super::call::Call;
+use super::metadata::{self, generate_name};
+use super::store_error;
+use crate::encode::{Outcome, group_version};
+use crate::seams::Operation;
+
+/// How often another name is tried when a generated one is taken.
+const NAME_ATTEMPTS: usize = 8;
+
+impl Call<'_> {
+    /// The object must be of the request's version, and its namespace that of the request or none.
+    pub fn check_create(&self, object: &mut Value) -> Result<(), Status> {
+        self.check_kind(object)?;
+        let def = self.def();
+        let namespace = self.namespace();
+        let metadata = metadata::of(object);
+        match metadata.get("namespace").and_then(Value::as_str).unwrap_or_default() {
+            "" if def.namespaced() => {
+                metadata.insert("namespace".into(), namespace.into());
+            }
+            given if def.namespaced() && given != namespace => {
+                return Err(Status::bad_request(
+                    "the namespace of the provided object does not match the namespace sent on the request",
+                ));
+            }
+            _ => {}
+        }
+        if !metadata.get("resourceVersion").and_then(Value::as_str).unwrap_or_default().is_empty() {
+            return Err(Status::bad_request("resourceVersion should not be set on objects to be created"));
+        }
+        Ok(())
+    }
+
+    /// Fills in the kind that the route implies; another one is refused.
+    pub fn check_kind(&self, object: &mut Value) -> Result<(), Status> {
+        let def = self.def();
+        let expected = group_version(def);
+        if !object.is_object() {
+            return Err(Status::bad_request(format!(
+                "{} in version {:?} cannot be handled as a {}: json: cannot unmarshal {} into Go value of type {}.{}",
+                def.kind, def.version, def.kind, json_type(object), def.version, def.kind
+            )));
+        }
+        for (field, expected) in [("apiVersion", expected.as_str()), ("kind", &*def.kind)] {
+            let given = object.get(field).and_then(Value::as_str).unwrap_or_default();
+            if given.is_empty() {
+                object[field] = expected.into();
+            } else if given != expected {
+                let what = if field == "kind" { "kind" } else { "API version" };
+                return Err(Status::bad_request(format!(
+                    "the {what} in the data ({given}) does not match the expected {what} ({expected})"
+                )));
+            }
+        }
+        Ok(())
+    }
+
+    pub async fn create(&mut self, mut object: Value) -> Result<Outcome, Status> {
+        self.check_create(&mut object)?;
+        self.create_checked(object).await
+    }
+
+    async fn create_checked(&mut self, mut object: Value) -> Result<Outcome, Status> {
+        self.complete(&mut object);
+        let asked = metadata::text(&object, "name").to_owned();
+        self.mutate(Operation::Create, &asked, &mut object, None).await?;
+        self.complete(&mut object);
+        self.prepare(&mut object);
+        let prefix = metadata::text(&object, "generateName").to_owned();
+        let generated = asked.is_empty() && !prefix.is_empty();
+        for attempt in 1.. {
+            if generated {
+                let name = generate_name(&prefix, self.random_letters());
+                metadata::of(&mut object).insert("name".into(), name.into());
+            }
+            match self.create_named(object.clone()).await {
+                Err(status) if status.is_already_exists() && generated && attempt < NAME_ATTEMPTS => {}
+                done => return done,
+            }
+        }
+        Err(Status::internal("no free name was found"))
+    }
+
+    fn random_letters(&self) -> [u8; 5] {
+        let bytes = self.server.random_bytes();
+        [bytes[0], bytes[1], bytes[2], bytes[3], bytes[4]]
+    }
+
+    /// What the server sets in every new object.
+    fn prepare(&mut self, object: &mut Value) {
+        let context = self.context();
+        self.def().strategy.prepare_create(&context, object);
+        let has_generation = self.def().strategy.generation_changed(object, object).is_some();
+        let metadata = metadata::of(object);
+        for field in ["deletionTimestamp", "deletionGracePeriodSeconds", "selfLink", "resourceVersion"] {
+            metadata.remove(field);
+        }
+        if has_generation {
+            metadata.insert("generation".into(), 1.into());
+        }
+        metadata.insert("creationTimestamp".into(), apimachinery::time::rfc3339(context.now).into());
+        let uid = uuid::Builder::from_random_bytes(context.random).into_uuid().to_string();
+        metadata.insert("uid".into(), uid.into());
+    }
+
+    async fn create_named(&mut self, mut object: Value) -> Result<Outcome, Status> {
+        let name = metadata::text(&object, "name").to_owned();
+        let reservation = self.server.services.prepare(self, &mut object, None)?;
+        let mut errors = metadata::validate(self.def(), &object);
+        errors.extend(self.def().strategy.validate(&object));
+        self.invalid(&name, &errors)?;
+        self.warn(self.def().strategy.warnings(&object, None));
+        self.track_fields(None, &mut object);
+        self.fill(&mut object);
+        self.validate_admission(Operation::Create, &name, &mut object, None).await?;
+        let key = self.resource.key(self.namespace(), &name);
+        if self.options.dry_run {
+            if self.resource.cache()?.read().get(&key).is_some() {
+                return Err(Status::already_exists(&self.def().group_resource(), &name));
+            }
+            return Ok(Outcome::Tree(object));
+        }
+        let written = self.registry().put(&key, self.to_stored(&object), Expect::Absent).await;
+        drop(reservation);
+        match written {
+            Ok(object) => Ok(Outcome::Stored(object)),
+            Err(storage::Error::Conflict(_)) => {
+                Err(Status::already_exists(&self.def().group_resource(), &name))
+            }
+            Err(error) => Err(store_error(error)),
+        }
+    }
+}
+
+fn json_type(value: &Value) -> &'static str {
+    match value {
+        Value::Null => "null",
+        Value::Bool(_) => "bool",
+        Value::Number(_) => "number",
+        Value::String(_) => "string",
+        Value::Array(_) => "array",
+        Value::Object(_) => "object",
+    }
+}

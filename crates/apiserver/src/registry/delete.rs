@@ -1,0 +1,298 @@
+//! Deleting an object: at once, after a grace period, or when its finalizers are gone. [`decide`] says which.
+//!
+//! Upstream: apiserver/pkg/registry/rest/delete.go BeforeDelete, apiserver/pkg/registry/generic/registry/store.go
+//! Delete
+
+use std::sync::Arc;
+
+use apimachinery::Status;
+use apimachinery::status::Details;
+use apimachinery::time::{parse_rfc3339, rfc3339};
+use resources::ResourceDef;
+use resources::strategy::Deletion;
+use serde_json::{Value, json};
+use storage::Expect;
+
+use super::call::Call;
+use super::metadata::{self, finalizers, is_terminating};
+use super::object::Object;
+use super::store_error;
+use crate::encode::Outcome;
+use crate::options::{DeleteOptions, ListOptions, Propagation};
+use crate::seams::Operation;
+
+const ORPHAN: &str = "orphan";
+const FOREGROUND: &str = "foregroundDeletion";
+const ATTEMPTS: usize = 64;
+
+/// What a deletion does to the object now.
+#[derive(Debug, PartialEq)]
+pub enum Plan {
+    /// It is being deleted already, and nothing changes.
+    Pending,
+    /// Somebody else finishes it: a kubelet, or those whose finalizers it has.
+    Mark(Value),
+    /// Marked for those who watch, then removed.
+    MarkAndRemove(Value),
+    Remove,
+}
+
+/// What to do with `object` when it is deleted with `options` at `now`.
+pub fn decide(def: &ResourceDef, object: &Value, options: &DeleteOptions, now: i64) -> Plan {
+    let mut marked = object.clone();
+    let wanted = wanted_finalizers(def, object, options);
+    let had = finalizers(object);
+    let same_finalizers = wanted == had;
+    let held = !wanted.is_empty();
+    if !same_finalizers {
+        set_finalizers(&mut marked, &wanted);
+    }
+    let grace = match def.strategy.deletion(object, options.grace_period_seconds) {
+        Deletion::Immediate => None,
+        Deletion::Graceful { seconds } => Some(seconds.max(0)),
+    };
+    let Some(grace) = grace else {
+        if !held {
+            return Plan::Remove;
+        }
+        if is_terminating(object) && same_finalizers {
+            return Plan::Pending;
+        }
+        mark(&mut marked, now, 0);
+        return Plan::Mark(marked);
+    };
+    if is_terminating(object) {
+        return shorten(object, marked, options, held, same_finalizers);
+    }
+    mark(&mut marked, now + grace, grace);
+    if grace > 0 || held { Plan::Mark(marked) } else { Plan::MarkAndRemove(marked) }
+}
+
+/// An object that is being deleted gracefully can only be deleted sooner.
+fn shorten(object: &Value, mut marked: Value, options: &DeleteOptions, held: bool, same_finalizers: bool) -> Plan {
+    let left = object["metadata"]["deletionGracePeriodSeconds"].as_i64();
+    let was = left.unwrap_or(0);
+    let asked = options.grace_period_seconds.map_or(was, |seconds| seconds.max(0));
+    if asked < was {
+        let started = parse_rfc3339(metadata::text(object, "deletionTimestamp")).unwrap_or_default() - was;
+        let fields = metadata::of(&mut marked);
+        fields.insert("deletionTimestamp".into(), rfc3339(started + asked).into());
+        fields.insert("deletionGracePeriodSeconds".into(), asked.into());
+        if asked > 0 || held {
+            return Plan::Mark(marked);
+        }
+        return Plan::Remove;
+    }
+    if was == 0 && !held {
+        return Plan::Remove;
+    }
+    if same_finalizers { Plan::Pending } else { Plan::Mark(marked) }
+}
+
+fn mark(object: &mut Value, at: i64, grace: i64) {
+    let generation = object["metadata"]["generation"].as_i64().filter(|g| *g > 0);
+    let fields = metadata::of(object);
+    if !fields.contains_key("deletionTimestamp") {
+        fields.insert("deletionTimestamp".into(), rfc3339(at).into());
+        if let Some(generation) = generation {
+            fields.insert("generation".into(), (generation + 1).into());
+        }
+    }
+    fields.insert("deletionGracePeriodSeconds".into(), grace.into());
+}
+
+fn set_finalizers(object: &mut Value, wanted: &[&str]) {
+    let fields = metadata::of(object);
+    if wanted.is_empty() {
+        fields.remove("finalizers");
+    } else {
+        fields.insert("finalizers".into(), json!(wanted));
+    }
+}
+
+/// The finalizers with those of garbage collection as the propagation policy wants them.
+///
+/// Upstream: apiserver/pkg/registry/generic/registry/store.go deletionFinalizersForGarbageCollection
+fn wanted_finalizers<'o>(def: &ResourceDef, object: &'o Value, options: &DeleteOptions) -> Vec<&'o str> {
+    let had = finalizers(object);
+    let policy = options.propagation.or(options.orphan_dependents.map(|orphan| match orphan {
+        true => Propagation::Orphan,
+        false => Propagation::Background,
+    }));
+    let (orphan, foreground) = match policy {
+        Some(policy) => (policy == Propagation::Orphan, policy == Propagation::Foreground),
+        None => {
+            let kept = had.contains(&ORPHAN) || had.contains(&FOREGROUND);
+            let orphan = had.contains(&ORPHAN) || (!kept && def.strategy.orphans_by_default());
+            (orphan, had.contains(&FOREGROUND))
+        }
+    };
+    let wants = |finalizer: &str| match finalizer {
+        ORPHAN => orphan,
+        FOREGROUND => foreground,
+        _ => true,
+    };
+    let mut wanted: Vec<&str> = had.iter().copied().filter(|f| wants(f)).collect();
+    for (finalizer, add) in [(ORPHAN, orphan), (FOREGROUND, foreground)] {
+        if add && !wanted.contains(&finalizer) {
+            wanted.push(finalizer);
+        }
+    }
+    wanted
+}
+
+/// A namespace is deleted by its controller, which empties it first.
+///
+/// Upstream: pkg/registry/core/namespace/storage/storage.go Delete
+fn decide_namespace(def: &ResourceDef, object: &Value, options: &DeleteOptions, now: i64) -> Result<Plan, Status> {
+    let spec_finalizers = object["spec"]["finalizers"].as_array().map_or(0, Vec::len);
+    if !is_terminating(object) {
+        let mut marked = object.clone();
+        let wanted: Vec<&str> = wanted_finalizers(def, object, options);
+        set_finalizers(&mut marked, &wanted);
+        mark(&mut marked, now, 0);
+        metadata::of(&mut marked).remove("deletionGracePeriodSeconds");
+        marked["status"]["phase"] = "Terminating".into();
+        return Ok(if spec_finalizers == 0 && wanted.is_empty() { Plan::Remove } else { Plan::Mark(marked) });
+    }
+    if spec_finalizers > 0 {
+        let why = "The system is ensuring all content is removed from this namespace.  Upon completion, this \
+                   namespace will automatically be purged by the system.";
+        return Err(Status::conflict(&def.group_resource(), metadata::text(object, "name"), why));
+    }
+    Ok(if finalizers(object).is_empty() { Plan::Remove } else { Plan::Pending })
+}
+
+/// Kinds whose deletion answers the object instead of a Status.
+fn returns_object(def: &ResourceDef) -> bool {
+    let core = ["pods", "services", "serviceaccounts", "resourcequotas", "podtemplates", "persistentvolumes",
+        "persistentvolumeclaims"];
+    match &*def.group {
+        "" => core.contains(&&*def.plural),
+        "storage.k8s.io" | "resource.k8s.io" => true,
+        _ => false,
+    }
+}
+
+impl Call<'_> {
+    /// Deletes an object. False when it is still there.
+    pub async fn delete(&mut self, name: &str, options: &DeleteOptions) -> Result<(Outcome, bool), Status> {
+        for _ in 0..ATTEMPTS {
+            let Some(existing) = self.registry().get(self.resource, self.namespace(), name)? else {
+                return Err(self.not_found(name));
+            };
+            if let Some(done) = self.delete_once(name, options, &existing).await? {
+                return Ok(done);
+            }
+        }
+        Err(Status::modified(&self.def().group_resource(), name))
+    }
+
+    /// `None` when another write came between.
+    async fn delete_once(
+        &mut self,
+        name: &str,
+        options: &DeleteOptions,
+        existing: &Arc<Object>,
+    ) -> Result<Option<(Outcome, bool)>, Status> {
+        let tree = self.tree(existing);
+        self.check_delete(name, options, &tree)?;
+        self.validate_admission(Operation::Delete, name, &mut Value::Null, Some(&tree)).await?;
+        let now = self.server.now();
+        let plan = match (&*self.def().group, &*self.def().plural) {
+            ("", "namespaces") => decide_namespace(self.def(), &tree, options, now)?,
+            _ => decide(self.def(), &tree, options, now),
+        };
+        match plan {
+            Plan::Pending => Ok(Some((Outcome::Stored(existing.clone()), false))),
+            Plan::Mark(marked) | Plan::MarkAndRemove(marked) if self.options.dry_run => {
+                Ok(Some((Outcome::Tree(marked), false)))
+            }
+            Plan::Mark(marked) => {
+                let written = self.write_marked(&marked, existing).await?;
+                Ok(written.map(|object| (Outcome::Stored(object), false)))
+            }
+            Plan::MarkAndRemove(marked) => match self.write_marked(&marked, existing).await? {
+                Some(object) => self.remove(&object, name, &marked).await,
+                None => Ok(None),
+            },
+            Plan::Remove => self.remove(existing, name, &tree).await,
+        }
+    }
+
+    async fn write_marked(&self, marked: &Value, existing: &Object) -> Result<Option<Arc<Object>>, Status> {
+        match self.registry().put(&existing.key, self.to_stored(marked), Expect::Modified(existing.revision)).await {
+            Ok(object) => Ok(Some(object)),
+            Err(storage::Error::Conflict(_)) => {
+                self.lost_race(existing).await;
+                Ok(None)
+            }
+            Err(error) => Err(store_error(error)),
+        }
+    }
+
+    async fn remove(&self, existing: &Object, name: &str, tree: &Value) -> Result<Option<(Outcome, bool)>, Status> {
+        let mut last = tree.clone();
+        if !self.options.dry_run {
+            match self.registry().remove(&existing.key, Expect::Modified(existing.revision)).await {
+                Ok(Some((_, revision))) => {
+                    metadata::of(&mut last).insert("resourceVersion".into(), revision.to_string().into());
+                }
+                Ok(None) => return Err(self.not_found(name)),
+                Err(storage::Error::Conflict(None)) => return Err(self.not_found(name)),
+                Err(storage::Error::Conflict(Some(_))) => {
+                    self.lost_race(existing).await;
+                    return Ok(None);
+                }
+                Err(error) => return Err(store_error(error)),
+            }
+        }
+        if returns_object(self.def()) {
+            return Ok(Some((Outcome::Tree(last), true)));
+        }
+        let details = Details {
+            name: name.to_owned(),
+            group: self.def().group.to_string(),
+            kind: self.def().plural.to_string(),
+            uid: metadata::text(tree, "uid").to_owned(),
+            ..Default::default()
+        };
+        let mut status = Status { status: "Success".into(), ..Default::default() }.with_details(details);
+        status.code = 200;
+        let mut value = Value::from(&status);
+        if let Some(fields) = value.as_object_mut() {
+            fields.remove("code");
+        }
+        Ok(Some((Outcome::Tree(value), true)))
+    }
+
+    fn check_delete(&self, name: &str, options: &DeleteOptions, tree: &Value) -> Result<(), Status> {
+        for (what, wanted, field) in
+            [("UID", &options.uid, "uid"), ("ResourceVersion", &options.resource_version, "resourceVersion")]
+        {
+            let is = metadata::text(tree, field);
+            if let Some(wanted) = wanted.as_deref().filter(|wanted| *wanted != is) {
+                let why = format!("Precondition failed: {what} in precondition: {wanted}, {what} in object meta: {is}");
+                return Err(Status::conflict(&self.def().group_resource(), name, why));
+            }
+        }
+        Ok(())
+    }
+
+    /// Deletes all that match. Answers them as a list.
+    pub async fn delete_collection(
+        &mut self,
+        list: &ListOptions,
+        options: &DeleteOptions,
+    ) -> Result<super::list::Listing, Status> {
+        let listing = self.registry().list(self.resource, self.namespace(), list).await?;
+        for object in &listing.objects {
+            match self.delete(object.name(), options).await {
+                Ok(_) => {}
+                Err(status) if status.is_not_found() => {}
+                Err(status) => return Err(status),
+            }
+        }
+        Ok(listing)
+    }
+}

@@ -1,0 +1,277 @@
+//! [`Object`]: bytes first. The stored JSON is held once and handed out as it is, with the resourceVersion put
+//! in on the way; what must look inside decodes it once and shares the tree.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, OnceLock};
+
+use bytes::{BufMut, Bytes, BytesMut};
+use resources::ResourceDef;
+use serde::Deserialize;
+use serde_json::Value;
+use storage::{Entry, Revision};
+
+/// One object as it stood after a commit.
+pub struct Object {
+    pub key: Arc<str>,
+    /// The commit that this object shows: for a deleted one, the deletion.
+    pub revision: Revision,
+    value: Bytes,
+    /// Where the resourceVersion goes: just behind the brace that opens `metadata`. Zero when there is none.
+    splice: usize,
+    labels: OnceLock<Box<BTreeMap<String, String>>>,
+    tree: OnceLock<Arc<Value>>,
+    protobuf: OnceLock<Bytes>,
+}
+
+impl Object {
+    pub fn new(entry: &Entry) -> Self {
+        Self::at(entry, entry.modified)
+    }
+
+    /// The last state of a deleted object, at the revision of its deletion.
+    pub fn at(entry: &Entry, revision: Revision) -> Self {
+        Object {
+            key: entry.key.clone(),
+            revision,
+            splice: metadata_start(&entry.value).unwrap_or(0),
+            value: entry.value.clone(),
+            labels: OnceLock::new(),
+            tree: OnceLock::new(),
+            protobuf: OnceLock::new(),
+        }
+    }
+
+    /// The stored bytes, without a resourceVersion.
+    pub fn stored(&self) -> &Bytes {
+        &self.value
+    }
+
+    /// The length of what [`Object::write`] writes.
+    pub fn len(&self) -> usize {
+        if self.splice == 0 {
+            return self.value.len();
+        }
+        self.value.len() + br#""resourceVersion":"""#.len() + decimal_len(self.revision) + usize::from(self.has_more())
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.value.is_empty()
+    }
+
+    fn has_more(&self) -> bool {
+        self.value.get(self.splice) != Some(&b'}')
+    }
+
+    /// The JSON that clients see.
+    pub fn write(&self, out: &mut BytesMut) {
+        if self.splice == 0 {
+            out.extend_from_slice(&self.value);
+            return;
+        }
+        out.extend_from_slice(&self.value[..self.splice]);
+        out.extend_from_slice(br#""resourceVersion":""#);
+        put_decimal(out, self.revision);
+        out.put_u8(b'"');
+        if self.has_more() {
+            out.put_u8(b',');
+        }
+        out.extend_from_slice(&self.value[self.splice..]);
+    }
+
+    pub fn json(&self) -> Bytes {
+        let mut out = BytesMut::with_capacity(self.len());
+        self.write(&mut out);
+        out.freeze()
+    }
+
+    /// The decoded object, with its resourceVersion; shared by all who ask.
+    pub fn tree(&self) -> &Arc<Value> {
+        self.tree.get_or_init(|| Arc::new(self.decode()))
+    }
+
+    /// A decoded object of the caller's own.
+    pub fn decode(&self) -> Value {
+        if let Some(tree) = self.tree.get() {
+            return Value::clone(tree);
+        }
+        let mut tree: Value = serde_json::from_slice(&self.value).unwrap_or_default();
+        if let Some(metadata) = tree.get_mut("metadata").and_then(Value::as_object_mut) {
+            metadata.insert("resourceVersion".into(), self.revision.to_string().into());
+        }
+        tree
+    }
+
+    /// The protobuf message, which `make` makes the first time.
+    pub fn protobuf<E>(&self, make: impl FnOnce() -> Result<Bytes, E>) -> Result<Bytes, E> {
+        if let Some(message) = self.protobuf.get() {
+            return Ok(message.clone());
+        }
+        let message = make()?;
+        Ok(self.protobuf.get_or_init(|| message).clone())
+    }
+
+    pub fn labels(&self) -> &BTreeMap<String, String> {
+        #[derive(Deserialize, Default)]
+        struct Outer {
+            #[serde(default)]
+            metadata: Inner,
+        }
+        #[derive(Deserialize, Default)]
+        struct Inner {
+            #[serde(default)]
+            labels: BTreeMap<String, String>,
+        }
+        self.labels.get_or_init(|| {
+            let outer: Outer = serde_json::from_slice(&self.value).unwrap_or_default();
+            Box::new(outer.metadata.labels)
+        })
+    }
+
+    /// The last segment of the key.
+    pub fn name(&self) -> &str {
+        self.key.rsplit('/').next().unwrap_or_default()
+    }
+
+    /// The last but one segment of the key, for namespaced kinds.
+    pub fn namespace(&self) -> &str {
+        self.key.rsplit('/').nth(1).unwrap_or_default()
+    }
+
+    /// The value of a selectable field; empty for one that the kind does not have.
+    pub fn field(&self, def: &ResourceDef, path: &str) -> String {
+        match path {
+            "metadata.name" => self.name().to_owned(),
+            "metadata.namespace" if def.namespaced() => self.namespace().to_owned(),
+            _ => match def.selectable_fields.iter().find(|f| f.path == path) {
+                Some(field) => (field.value)(self.tree()),
+                None => String::new(),
+            },
+        }
+    }
+}
+
+fn decimal_len(number: u64) -> usize {
+    number.checked_ilog10().map_or(1, |digits| digits as usize + 1)
+}
+
+pub fn put_decimal(out: &mut BytesMut, number: u64) {
+    use std::fmt::Write;
+    write!(out, "{number}").expect("writing to a buffer cannot fail");
+}
+
+/// The JSON that is stored: `apiVersion`, `kind` and `metadata` first, so that the place of the resourceVersion is
+/// found after a few dozen bytes; without resourceVersion.
+pub fn to_stored(object: &Value) -> Bytes {
+    let mut out = Vec::with_capacity(1024);
+    out.push(b'{');
+    let empty = serde_json::Map::new();
+    let fields = object.as_object().unwrap_or(&empty);
+    let first = ["apiVersion", "kind", "metadata"];
+    let head = first.iter().filter_map(|name| fields.get_key_value(*name));
+    let rest = fields.iter().filter(|(name, _)| !first.contains(&name.as_str()));
+    for (at, (name, value)) in head.chain(rest).enumerate() {
+        if at > 0 {
+            out.push(b',');
+        }
+        write_json(&mut out, name);
+        out.push(b':');
+        match value.as_object().filter(|_| name == "metadata") {
+            Some(metadata) => write_metadata(&mut out, metadata),
+            None => write_json(&mut out, value),
+        }
+    }
+    out.push(b'}');
+    Bytes::from(out)
+}
+
+fn write_metadata(out: &mut Vec<u8>, metadata: &serde_json::Map<String, Value>) {
+    out.push(b'{');
+    for (at, (name, value)) in metadata.iter().filter(|(name, _)| *name != "resourceVersion").enumerate() {
+        if at > 0 {
+            out.push(b',');
+        }
+        write_json(out, name);
+        out.push(b':');
+        write_json(out, value);
+    }
+    out.push(b'}');
+}
+
+fn write_json(out: &mut Vec<u8>, value: &(impl serde::Serialize + ?Sized)) {
+    serde_json::to_writer(out, value).expect("a tree has no keys but strings, and memory takes every write");
+}
+
+/// The position behind the `{` of the top-level `metadata`.
+fn metadata_start(json: &[u8]) -> Option<usize> {
+    let mut depth = 0usize;
+    let mut at = 0;
+    let mut key = None;
+    while at < json.len() {
+        match json[at] {
+            b'"' => {
+                let start = at + 1;
+                at = string_end(json, start)?;
+                if depth == 1 && json.get(at + 1) == Some(&b':') {
+                    key = Some(&json[start..at]);
+                }
+            }
+            b'{' => {
+                if depth == 1 && key == Some(b"metadata") {
+                    return Some(at + 1);
+                }
+                depth += 1;
+            }
+            b'[' => depth += 1,
+            b'}' | b']' => depth = depth.checked_sub(1)?,
+            _ => {}
+        }
+        at += 1;
+    }
+    None
+}
+
+/// The position of the quote that ends the string which begins at `at`.
+fn string_end(json: &[u8], mut at: usize) -> Option<usize> {
+    loop {
+        match json.get(at)? {
+            b'"' => return Some(at),
+            b'\\' => at += 2,
+            _ => at += 1,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn object(json: &str) -> Object {
+        let entry = Entry { key: "/registry/pods/a/b".into(), value: Bytes::from(json.to_owned()), created: 1, modified: 42 };
+        Object::new(&entry)
+    }
+
+    #[test]
+    fn the_resource_version_is_put_into_the_metadata_of_the_object_itself() {
+        for (stored, served) in [
+            (r#"{"metadata":{"name":"b"}}"#, r#"{"metadata":{"resourceVersion":"42","name":"b"}}"#),
+            (r#"{"metadata":{}}"#, r#"{"metadata":{"resourceVersion":"42"}}"#),
+            (
+                r#"{"a":{"metadata":{"x":1}},"b":"\"metadata\":{","metadata":{"n":1}}"#,
+                r#"{"a":{"metadata":{"x":1}},"b":"\"metadata\":{","metadata":{"resourceVersion":"42","n":1}}"#,
+            ),
+            (r#"{"kind":"x"}"#, r#"{"kind":"x"}"#),
+        ] {
+            let object = object(stored);
+            assert_eq!(object.json(), served);
+            assert_eq!(object.len(), served.len());
+        }
+    }
+
+    #[test]
+    fn what_is_stored_begins_with_the_head_and_has_no_resource_version() {
+        let object = serde_json::json!({
+            "a": 1, "kind": "K", "apiVersion": "v1", "metadata": {"resourceVersion": "3", "name": "n"},
+        });
+        assert_eq!(to_stored(&object), r#"{"apiVersion":"v1","kind":"K","metadata":{"name":"n"},"a":1}"#);
+    }
+}

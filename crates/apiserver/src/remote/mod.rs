@@ -1,0 +1,70 @@
+//! What goes on to a kubelet, a pod or a service: logs, exec, attach, port-forward and proxy. [`location`] says
+//! where to; [`tunnel`] sends the request there and copies what comes back, upgraded connections byte by byte.
+
+mod location;
+mod tunnel;
+
+use std::sync::Arc;
+
+use apimachinery::Status;
+use serde_json::Value;
+
+use crate::body::Response;
+use crate::handle::{ApiServer, Asked};
+use crate::registry::Resource;
+use crate::seams::{Attributes, Operation};
+
+pub async fn handle(server: &Arc<ApiServer>, resource: &Arc<Resource>, asked: Asked) -> Result<Response, Status> {
+    admit(server, resource, &asked).await?;
+    let attributes = &asked.info.attributes;
+    let target = location::locate(&*server.registry, attributes, &asked.info)?;
+    if attributes.subresource == "proxy" && asked.info.rest.is_none() {
+        // Upstream: links relative to the proxied page need the slash.
+        let query = asked.parts.uri.query().map(|q| format!("?{q}")).unwrap_or_default();
+        return tunnel::moved(&format!("{}/{query}", asked.parts.uri.path()));
+    }
+    let prefix = match attributes.subresource.as_str() {
+        "proxy" => {
+            let path = asked.parts.uri.path();
+            let rest = asked.info.rest.as_deref().unwrap_or_default();
+            Some(path.strip_suffix(rest).unwrap_or(path).to_owned())
+        }
+        _ => None,
+    };
+    tunnel::forward(server, asked, target, prefix).await
+}
+
+/// Connecting is an operation of its own to admission; its object is the options.
+async fn admit(server: &Arc<ApiServer>, resource: &Arc<Resource>, asked: &Asked) -> Result<(), Status> {
+    let attributes = &asked.info.attributes;
+    if attributes.subresource == "log" {
+        return Ok(());
+    }
+    let mut call = server.call(resource, asked)?;
+    let mut options = connect_options(attributes, asked);
+    call.mutate(Operation::Connect, &attributes.name, &mut options, None).await?;
+    call.validate_admission(Operation::Connect, &attributes.name, &mut options, None).await
+}
+
+fn connect_options(attributes: &Attributes, asked: &Asked) -> Value {
+    let kind = match (attributes.resource.as_str(), attributes.subresource.as_str()) {
+        (_, "exec") => "PodExecOptions",
+        (_, "attach") => "PodAttachOptions",
+        (_, "portforward") => "PodPortForwardOptions",
+        ("services", _) => "ServiceProxyOptions",
+        ("nodes", _) => "NodeProxyOptions",
+        _ => "PodProxyOptions",
+    };
+    let mut options = serde_json::json!({"kind": kind, "apiVersion": "v1"});
+    let query = &asked.info.query;
+    if matches!(kind, "PodExecOptions" | "PodAttachOptions") {
+        for flag in ["stdin", "stdout", "stderr", "tty"] {
+            options[flag] = query.flag(flag).unwrap_or(false).into();
+        }
+        options["container"] = query.get("container").unwrap_or_default().into();
+        options["command"] = query.all("command").collect();
+    } else if let Some(path) = asked.info.rest.as_deref() {
+        options["path"] = path.into();
+    }
+    options
+}

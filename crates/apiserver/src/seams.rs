@@ -1,0 +1,116 @@
+//! What the parts of the request's way know of each other: who asks ([`UserInfo`]), for what
+//! ([`Attributes`]), and what the server itself may read to decide ([`Lookup`]).
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use apimachinery::{GroupResource, GroupVersionKind, GroupVersionResource, Status};
+use async_trait::async_trait;
+use serde_json::Value;
+
+/// Who asks, as authentication found.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct UserInfo {
+    pub name: String,
+    pub uid: String,
+    pub groups: Vec<String>,
+    pub extra: BTreeMap<String, Vec<String>>,
+}
+
+/// What is asked, as authorization sees it.
+///
+/// Upstream: apiserver/pkg/authorization/authorizer/interfaces.go Attributes
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Attributes {
+    /// `get`, `list`, `watch`, `create`, …; for other paths the lower-case HTTP method.
+    pub verb: String,
+    /// Empty for cluster-scoped objects and all-namespace lists.
+    pub namespace: String,
+    pub group: String,
+    pub version: String,
+    /// Empty when not a resource request.
+    pub resource: String,
+    pub subresource: String,
+    pub name: String,
+    pub is_resource: bool,
+    pub path: String,
+    pub field_selector: String,
+    pub label_selector: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Decision {
+    Allow { reason: String },
+    Deny { reason: String },
+    /// This authorizer has no opinion. All without opinion means denied.
+    NoOpinion { reason: String },
+}
+
+/// Reads of the server's own state, decoded, from its caches: never blocking.
+pub trait Lookup: Send + Sync + 'static {
+    /// A decoded object. `namespace` is empty for cluster-scoped kinds.
+    fn get(&self, resource: &GroupResource, namespace: &str, name: &str) -> Option<Arc<Value>>;
+
+    /// All decoded objects of a resource, of one namespace or of all.
+    fn list(&self, resource: &GroupResource, namespace: Option<&str>) -> Vec<Arc<Value>>;
+
+    /// The revision of the newest change of the resource: what was derived from `list` at an equal revision
+    /// still holds.
+    fn revision(&self, resource: &GroupResource) -> u64;
+}
+
+/// Who is behind a request. `peer_certificates` are those of the TLS handshake, verified against the client CA.
+#[async_trait]
+pub trait Authenticate: Send + Sync + 'static {
+    /// `Ok(None)` when the request carries no credentials; `Err` when it carries wrong ones (a 401).
+    async fn authenticate(
+        &self,
+        headers: &http::HeaderMap,
+        uri: &http::Uri,
+        peer_certificates: &[rustls_pki_types::CertificateDer<'static>],
+    ) -> Result<Option<UserInfo>, Status>;
+}
+
+pub trait Authorize: Send + Sync + 'static {
+    fn authorize(&self, user: &UserInfo, attributes: &Attributes) -> Decision;
+
+    /// The rules that apply to the user in a namespace, for SelfSubjectRulesReview: its `status`.
+    fn rules(&self, user: &UserInfo, namespace: &str) -> Value;
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Operation {
+    Create,
+    Update,
+    Delete,
+    Connect,
+}
+
+/// One admission request. The object is a tree; mutating plugins may change it.
+pub struct AdmissionRequest<'a> {
+    pub operation: Operation,
+    pub user: &'a UserInfo,
+    pub gvk: GroupVersionKind,
+    pub gvr: GroupVersionResource,
+    pub subresource: &'a str,
+    pub namespace: &'a str,
+    /// Empty at create with generateName.
+    pub name: &'a str,
+    /// `Null` at delete.
+    pub object: &'a mut Value,
+    /// `None` at create and connect.
+    pub old_object: Option<&'a Value>,
+    pub dry_run: bool,
+    /// The create, update, patch or delete options.
+    pub options: &'a Value,
+    pub warnings: &'a mut Vec<String>,
+}
+
+/// The chain of admission plugins.
+#[async_trait]
+pub trait Admit: Send + Sync + 'static {
+    async fn mutate(&self, request: &mut AdmissionRequest<'_>) -> Result<(), Status>;
+
+    /// Runs after the strategy's validation; does not change the object.
+    async fn validate(&self, request: &mut AdmissionRequest<'_>) -> Result<(), Status>;
+}

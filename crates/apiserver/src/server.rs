@@ -1,0 +1,266 @@
+//! Connections: TLS, HTTP/1.1 and HTTP/2, one task each; and the way for parts in the same process.
+
+use std::convert::Infallible;
+use std::sync::{Arc, RwLock};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures::StreamExt;
+use http::Request;
+use http_body_util::BodyExt;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::conn::auto;
+use rustls::server::{ClientHello, ResolvesServerCert, WebPkiClientVerifier};
+use rustls::sign::CertifiedKey;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+use tokio_util::task::TaskTracker;
+
+use crate::body::Body;
+use crate::handle::{ApiServer, Peer, RequestBody};
+use crate::seams::UserInfo;
+
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+const HEADER_TIMEOUT: Duration = Duration::from_secs(32);
+const MAX_CONNECTIONS: usize = 16_384;
+/// Upstream: apiserver/pkg/server/secure_serving.go
+const MAX_STREAMS: u32 = 250;
+/// How long open requests may take after the shutdown began.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
+
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("the TLS configuration cannot be used")]
+    Tls(#[from] rustls::Error),
+    #[error("the client certificate authorities cannot be used")]
+    Verifier(#[from] rustls::server::VerifierBuilderError),
+    #[error("connections cannot be accepted")]
+    Accept(#[source] std::io::Error),
+}
+
+/// The server's certificate, which may be replaced while it serves.
+#[derive(Debug)]
+pub struct ServingCertificate(RwLock<Arc<CertifiedKey>>);
+
+impl ServingCertificate {
+    pub fn new(chain: Vec<CertificateDer<'static>>, key: &PrivateKeyDer<'static>) -> Result<Arc<Self>, Error> {
+        Ok(Arc::new(ServingCertificate(RwLock::new(certified(chain, key)?))))
+    }
+
+    /// New connections are shown this certificate.
+    pub fn replace(&self, chain: Vec<CertificateDer<'static>>, key: &PrivateKeyDer<'static>) -> Result<(), Error> {
+        let certified = certified(chain, key)?;
+        *self.0.write().unwrap_or_else(|poisoned| poisoned.into_inner()) = certified;
+        Ok(())
+    }
+}
+
+fn certified(chain: Vec<CertificateDer<'static>>, key: &PrivateKeyDer<'static>) -> Result<Arc<CertifiedKey>, Error> {
+    let key = rustls::crypto::ring::sign::any_supported_type(key)?;
+    Ok(Arc::new(CertifiedKey::new(chain, key)))
+}
+
+impl ResolvesServerCert for ServingCertificate {
+    fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        Some(self.0.read().unwrap_or_else(|poisoned| poisoned.into_inner()).clone())
+    }
+}
+
+/// TLS for the API: client certificates are optional, and must be of these authorities when shown.
+pub fn tls_config(
+    certificate: Arc<dyn ResolvesServerCert>,
+    client_authorities: &[CertificateDer<'static>],
+) -> Result<Arc<rustls::ServerConfig>, Error> {
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let builder = rustls::ServerConfig::builder_with_provider(provider.clone()).with_safe_default_protocol_versions()?;
+    let builder = if client_authorities.is_empty() {
+        builder.with_no_client_auth()
+    } else {
+        let mut roots = rustls::RootCertStore::empty();
+        for authority in client_authorities {
+            roots.add(authority.clone())?;
+        }
+        let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider);
+        builder.with_client_cert_verifier(verifier.allow_unauthenticated().build()?)
+    };
+    let mut config = builder.with_cert_resolver(certificate);
+    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    Ok(Arc::new(config))
+}
+
+impl ApiServer {
+    /// Serves connections until the shutdown; then lets open requests end.
+    pub async fn serve(self: Arc<Self>, listener: TcpListener, tls: Arc<rustls::ServerConfig>) -> Result<(), Error> {
+        let acceptor = tokio_rustls::TlsAcceptor::from(tls);
+        let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+        let connections = TaskTracker::new();
+        loop {
+            let slot = tokio::select! {
+                () = self.shutdown.cancelled() => break,
+                slot = slots.clone().acquire_owned() => slot,
+            };
+            let accepted = tokio::select! {
+                () = self.shutdown.cancelled() => break,
+                accepted = listener.accept() => accepted,
+            };
+            let (stream, address) = match accepted {
+                Ok(accepted) => accepted,
+                Err(error) if is_transient(&error) => {
+                    tracing::warn!(%error, "a connection could not be accepted");
+                    tokio::time::sleep(Duration::from_millis(10)).await;
+                    continue;
+                }
+                Err(error) => return Err(Error::Accept(error)),
+            };
+            let (server, acceptor) = (self.clone(), acceptor.clone());
+            connections.spawn(async move {
+                let _slot = slot;
+                server.connection(stream, address, acceptor).await;
+            });
+        }
+        connections.close();
+        self.tasks.close();
+        let drained = async {
+            connections.wait().await;
+            self.tasks.wait().await;
+        };
+        if tokio::time::timeout(DRAIN_TIMEOUT, drained).await.is_err() {
+            tracing::warn!("open requests did not end in time");
+        }
+        Ok(())
+    }
+
+    async fn connection(self: Arc<Self>, stream: TcpStream, address: std::net::SocketAddr, acceptor: tokio_rustls::TlsAcceptor) {
+        if let Err(error) = stream.set_nodelay(true) {
+            tracing::debug!(%error, %address, "a connection ended");
+            return;
+        }
+        let stream = match tokio::time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream)).await {
+            Ok(Ok(stream)) => stream,
+            Ok(Err(error)) => {
+                tracing::debug!(%error, %address, "the TLS handshake failed");
+                return;
+            }
+            Err(_) => return,
+        };
+        let certificates: Arc<[CertificateDer<'static>]> = {
+            let (_, session) = stream.get_ref();
+            session.peer_certificates().unwrap_or_default().iter().map(|c| c.clone().into_owned()).collect()
+        };
+        let service = service_fn(|request: Request<hyper::body::Incoming>| {
+            let server = self.clone();
+            let peer = Peer::Remote { certificates: certificates.clone(), address };
+            async move { Ok::<_, Infallible>(server.handle(request.map(RequestBody::Incoming), peer).await) }
+        });
+        let mut builder = auto::Builder::new(TokioExecutor::new());
+        builder.http1().timer(TokioTimer::new()).header_read_timeout(HEADER_TIMEOUT);
+        builder
+            .http2()
+            .timer(TokioTimer::new())
+            .max_concurrent_streams(MAX_STREAMS)
+            .keep_alive_interval(Some(Duration::from_secs(30)));
+        let connection = builder.serve_connection_with_upgrades(TokioIo::new(stream), service);
+        tokio::pin!(connection);
+        let result = tokio::select! {
+            result = connection.as_mut() => result,
+            () = self.shutdown.cancelled() => {
+                connection.as_mut().graceful_shutdown();
+                connection.await
+            }
+        };
+        if let Err(error) = result {
+            tracing::debug!(error, %address, "a connection ended");
+        }
+    }
+
+    /// The way to this server for parts in the same process, as this user: the same line, less TLS and
+    /// authentication.
+    pub fn in_process(self: &Arc<Self>, user: UserInfo) -> Arc<dyn client::Transport> {
+        Arc::new(InProcess { server: self.clone(), user })
+    }
+}
+
+/// Too many open files and connections that were gone before they were accepted pass.
+fn is_transient(error: &std::io::Error) -> bool {
+    use std::io::ErrorKind;
+    let passing = [ErrorKind::ConnectionAborted, ErrorKind::ConnectionReset, ErrorKind::Interrupted, ErrorKind::WouldBlock];
+    passing.contains(&error.kind()) || matches!(error.raw_os_error(), Some(23 | 24))
+}
+
+struct InProcess {
+    server: Arc<ApiServer>,
+    user: UserInfo,
+}
+
+#[async_trait]
+impl client::Transport for InProcess {
+    async fn send(&self, request: Request<Bytes>) -> Result<http::Response<client::Body>, client::Error> {
+        let request = request.map(RequestBody::Ready);
+        let response = self.server.handle(request, Peer::Local(self.user.clone())).await;
+        let (parts, body) = response.into_parts();
+        let body = match body {
+            Body::Full(bytes) => client::Body::Full(bytes),
+            Body::Blocks { .. } => {
+                let all = body.collect().await.map_err(client::Error::Transport)?;
+                client::Body::Full(all.to_bytes())
+            }
+            Body::Stream(stream) => {
+                client::Body::Stream(Box::pin(stream.map(|block| block.map_err(client::Error::Transport))))
+            }
+        };
+        Ok(http::Response::from_parts(parts, body))
+    }
+}
+
+/// A client that takes every certificate: for proxied pods, whose names nobody certifies.
+///
+/// Upstream: pkg/registry/core/pod/strategy.go proxies to pods without checking their certificates
+pub fn unverified_client() -> Arc<rustls::ClientConfig> {
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let verifier = Arc::new(AnyCertificate(provider.clone()));
+    let builder = rustls::ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .expect("ring has the default protocol versions");
+    Arc::new(builder.dangerous().with_custom_certificate_verifier(verifier).with_no_client_auth())
+}
+
+#[derive(Debug)]
+struct AnyCertificate(Arc<rustls::crypto::CryptoProvider>);
+
+impl rustls::client::danger::ServerCertVerifier for AnyCertificate {
+    fn verify_server_cert(
+        &self,
+        _: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: &rustls_pki_types::ServerName<'_>,
+        _: &[u8],
+        _: rustls_pki_types::UnixTime,
+    ) -> Result<rustls::client::danger::ServerCertVerified, rustls::Error> {
+        Ok(rustls::client::danger::ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &rustls::DigitallySignedStruct,
+    ) -> Result<rustls::client::danger::HandshakeSignatureValid, rustls::Error> {
+        rustls::crypto::verify_tls12_signature(message, certificate, signature, &self.0.signature_verification_algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &rustls::DigitallySignedStruct,
+    ) -> Result<rustls::client::danger::HandshakeSignatureValid, rustls::Error> {
+        rustls::crypto::verify_tls13_signature(message, certificate, signature, &self.0.signature_verification_algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<rustls::SignatureScheme> {
+        self.0.signature_verification_algorithms.supported_schemes()
+    }
+}

@@ -1,0 +1,184 @@
+//! `pods/eviction`: a deletion that PodDisruptionBudgets may refuse.
+//!
+//! Upstream: pkg/registry/core/pod/storage/eviction.go
+
+use std::sync::Arc;
+
+use apimachinery::selector::LabelSelector;
+use apimachinery::status::{Cause, Details};
+use apimachinery::time::rfc3339;
+use apimachinery::{GroupResource, GroupVersionKind, Status};
+use bytes::Bytes;
+use http::StatusCode;
+use serde_json::{Value, json};
+
+use super::part::Part;
+use super::read;
+use crate::handle::Asked;
+use crate::options::DeleteOptions;
+use crate::registry::call::Call;
+use crate::registry::metadata;
+use crate::seams::{Attributes, Lookup, Operation};
+
+const EVICTION: GroupVersionKind = GroupVersionKind::from_static("policy", "v1", "Eviction");
+const BUDGETS: GroupResource = GroupResource::from_static("policy", "poddisruptionbudgets");
+
+/// How many pods may be evicted before the budget's controller has seen any of them go.
+const MAX_DISRUPTED_PODS: usize = 2000;
+
+pub async fn handle(call: &mut Call<'_>, asked: &Asked, body: &Bytes) -> Result<(StatusCode, Value), Status> {
+    let mut eviction = read(asked, body, &EVICTION)?;
+    let name = asked.info.attributes.name.clone();
+    let given = metadata::text(&eviction, "name");
+    if !given.is_empty() && given != name {
+        return Err(Status::bad_request("name in URL does not match name in Eviction object"));
+    }
+    let options = DeleteOptions::parse(&asked.info.query, Some(&eviction["deleteOptions"]))?;
+    call.options.dry_run |= options.dry_run;
+    call.validate_admission(Operation::Create, &name, &mut eviction, None).await?;
+    let pod = call.registry().get(call.resource, call.namespace(), &name)?.ok_or_else(|| call.not_found(&name))?;
+    let pod = call.tree(&pod);
+    if !ignores_budgets(&pod) {
+        charge_budget(call, asked, &name, &pod).await?;
+    }
+    // As upstream: the pod that the budget was asked for, and no later one of its name.
+    let options = DeleteOptions { uid: options.uid.or_else(|| Some(metadata::text(&pod, "uid").to_owned())), ..options };
+    match call.delete(&name, &options).await {
+        Ok(_) => {}
+        Err(status) if status.is_not_found() => {}
+        Err(status) => return Err(status),
+    }
+    Ok((StatusCode::CREATED, json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "code": 201})))
+}
+
+/// Pods that are gone, or have not begun, disrupt nothing.
+fn ignores_budgets(pod: &Value) -> bool {
+    let phase = pod["status"]["phase"].as_str().unwrap_or_default();
+    matches!(phase, "Succeeded" | "Failed" | "Pending") || metadata::is_terminating(pod)
+}
+
+fn is_ready(pod: &Value) -> bool {
+    let conditions = pod["status"]["conditions"].as_array().into_iter().flatten();
+    conditions.into_iter().any(|c| c["type"] == "Ready" && c["status"] == "True")
+}
+
+/// What a budget says to an eviction.
+#[derive(Debug, PartialEq)]
+enum Verdict {
+    /// Without taking from the budget: the pod is not ready, so it counts for nothing.
+    Free,
+    Charge,
+    Refuse { message: String, cause: String },
+}
+
+/// Upstream: pkg/registry/core/pod/storage/eviction.go checkAndDecrement
+fn decide(budget: &Value, pod: &Value) -> Verdict {
+    let number = |value: &Value| value.as_i64().unwrap_or(0);
+    let status = &budget["status"];
+    let name = metadata::text(budget, "name");
+    if !is_ready(pod) {
+        let always = budget["spec"]["unhealthyPodEvictionPolicy"] == "AlwaysAllow";
+        let healthy = number(&status["currentHealthy"]) >= number(&status["desiredHealthy"]);
+        if always || (healthy && number(&status["desiredHealthy"]) > 0) {
+            return Verdict::Free;
+        }
+    }
+    let refuse = |cause: String| Verdict::Refuse {
+        message: "Cannot evict pod as it would violate the pod's disruption budget.".into(),
+        cause,
+    };
+    if number(&status["observedGeneration"]) < number(&budget["metadata"]["generation"]) {
+        return refuse(format!("The disruption budget {name} is still being processed by the server."));
+    }
+    let disrupted = status["disruptedPods"].as_object().map_or(0, |pods| pods.len());
+    if number(&status["disruptionsAllowed"]) < 0 || disrupted > MAX_DISRUPTED_PODS {
+        return refuse(format!("The disruption budget {name} does not allow evicting pods currently"));
+    }
+    if number(&status["disruptionsAllowed"]) == 0 {
+        return refuse(format!(
+            "The disruption budget {name} needs {} healthy pods and has {} currently",
+            number(&status["desiredHealthy"]),
+            number(&status["currentHealthy"])
+        ));
+    }
+    Verdict::Charge
+}
+
+fn refused(message: &str, cause: String) -> Status {
+    let mut status = Status::too_many_requests(message, 0);
+    status.details = Some(Box::new(Details {
+        causes: vec![Cause { reason: "DisruptionBudget".into(), message: cause, field: String::new() }],
+        ..Default::default()
+    }));
+    status
+}
+
+/// Takes the eviction from the one budget that covers the pod.
+async fn charge_budget(call: &Call<'_>, asked: &Asked, pod_name: &str, pod: &Value) -> Result<(), Status> {
+    let namespace = asked.info.attributes.namespace.as_str();
+    let covers = |budget: &Arc<Value>| {
+        LabelSelector::from_object(&budget["spec"]["selector"]).is_ok_and(|selector| selector.matches_object(pod))
+    };
+    let registry = call.registry();
+    let budgets: Vec<Arc<Value>> = Lookup::list(&**registry, &BUDGETS, Some(namespace)).into_iter().filter(covers).collect();
+    let budget = match budgets.as_slice() {
+        [] => return Ok(()),
+        [budget] => budget,
+        _ => {
+            return Err(Status::internal(
+                "This pod has more than one PodDisruptionBudget, which the eviction subresource does not support.",
+            ));
+        }
+    };
+    let table = registry.table();
+    let resource = table.stored(&BUDGETS).ok_or_else(Status::page_not_found)?;
+    let attributes = Attributes {
+        group: "policy".into(),
+        resource: "poddisruptionbudgets".into(),
+        subresource: "status".into(),
+        ..asked.info.attributes.clone()
+    };
+    let mut update = Call {
+        server: call.server,
+        resource,
+        attributes: &attributes,
+        user: &asked.user,
+        options: call.options.clone(),
+        options_value: call.options_value.clone(),
+        manager: call.manager.clone(),
+        warnings: Vec::new(),
+        applied: false,
+    };
+    let now = rfc3339(call.server.now());
+    let mut change = |budget: &Value| match decide(budget, pod) {
+        Verdict::Free => Ok(budget.clone()),
+        Verdict::Refuse { message, cause } => Err(refused(&message, cause)),
+        Verdict::Charge => {
+            let mut charged = budget.clone();
+            let allowed = charged["status"]["disruptionsAllowed"].as_i64().unwrap_or(0);
+            charged["status"]["disruptionsAllowed"] = (allowed - 1).into();
+            charged["status"]["disruptedPods"][pod_name] = now.as_str().into();
+            Ok(charged)
+        }
+    };
+    update.update(metadata::text(budget, "name"), Part::Status, false, &mut change).await.map(drop)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_budget_allows_what_it_has_left() {
+        let ready = json!({"status": {"conditions": [{"type": "Ready", "status": "True"}]}});
+        let budget = |allowed: i64| {
+            json!({"metadata": {"name": "b"}, "status": {
+                "disruptionsAllowed": allowed, "desiredHealthy": 3, "currentHealthy": 3,
+            }})
+        };
+        assert_eq!(decide(&budget(1), &ready), Verdict::Charge);
+        assert_eq!(decide(&budget(0), &json!({})), Verdict::Free);
+        let Verdict::Refuse { cause, .. } = decide(&budget(0), &ready) else { panic!("refused") };
+        assert_eq!(cause, "The disruption budget b needs 3 healthy pods and has 3 currently");
+    }
+}

@@ -1,0 +1,98 @@
+//! The subresources and kinds that are not served by the table alone: each a short file.
+
+pub mod part;
+mod binding;
+mod eviction;
+mod reviews;
+mod scale;
+mod token;
+
+use std::sync::Arc;
+
+use api::tables;
+use apimachinery::{GroupVersionKind, Status};
+use http::StatusCode;
+use schema::decode::Strictness;
+use serde_json::{Value, json};
+
+use crate::body::Response;
+use crate::encode;
+use crate::handle::{ApiServer, Asked, RequestBody, decode_body, stream};
+use crate::negotiate::{self, Format};
+use crate::registry::Resource;
+
+/// Routes that end here, by resource and subresource.
+pub async fn handle(
+    server: &Arc<ApiServer>,
+    resource: &Arc<Resource>,
+    asked: Asked,
+    warnings: &mut Vec<String>,
+) -> Result<Response, Status> {
+    let subresource = asked.info.attributes.subresource.clone();
+    match subresource.as_str() {
+        "log" | "exec" | "attach" | "portforward" | "proxy" => return stream(server, resource, asked).await,
+        _ => {}
+    }
+    let format = negotiate::accept(&asked.parts.headers, false)?.format;
+    let Asked { info, parts, body, user } = asked;
+    let body = body.read().await?;
+    let asked = Asked { info, parts, body: RequestBody::Ready(body.clone()), user };
+    let mut call = server.call(resource, &asked)?;
+    let (code, answer) = match (&*resource.def.plural, subresource.as_str()) {
+        (_, "scale") => scale::handle(&mut call, &asked, &body).await?,
+        ("pods", "binding") | ("bindings", "") => binding::handle(server, &mut call, &asked, &body).await?,
+        ("pods", "eviction") => eviction::handle(&mut call, &asked, &body).await?,
+        ("serviceaccounts", "token") => token::handle(&mut call, &asked, &body).await?,
+        ("componentstatuses", "") => component_statuses(&asked)?,
+        (_, "") => reviews::handle(&mut call, &asked, &body).await?,
+        _ => return Err(Status::page_not_found()),
+    };
+    warnings.append(&mut call.warnings);
+    Ok(encode::value(format, code, &answer))
+}
+
+/// A body of a kind that is not the resource's own.
+pub fn read(asked: &Asked, body: &[u8], kind: &GroupVersionKind) -> Result<Value, Status> {
+    let format = negotiate::content(&asked.parts.headers)?;
+    let definition = tables::kind(&kind.group, &kind.version, &kind.kind);
+    let decoded = decode_body(format, body, definition, Strictness::Ignore).map_err(|error| {
+        Status::bad_request(schema::decode::cannot_be_handled(&kind.kind, &kind.version, &error))
+    })?;
+    let mut object = decoded.object;
+    if !object.is_object() {
+        return Err(Status::bad_request(format!("the body is not a {}", kind.kind)));
+    }
+    for (field, expected) in [("apiVersion", kind.group_version().to_string()), ("kind", kind.kind.to_string())] {
+        let given = object[field].as_str().unwrap_or_default();
+        if !given.is_empty() && given != expected {
+            let what = if field == "kind" { "kind" } else { "API version" };
+            return Err(Status::bad_request(format!(
+                "the {what} in the data ({given}) does not match the expected {what} ({expected})"
+            )));
+        }
+        object[field] = expected.into();
+    }
+    if format != Format::Protobuf && object["metadata"].is_null() {
+        object["metadata"] = json!({});
+    }
+    Ok(object)
+}
+
+/// The kind is deprecated, and what it told is the server's own health: there is nothing else that it could see.
+fn component_statuses(asked: &Asked) -> Result<(StatusCode, Value), Status> {
+    let item = |name: &str| {
+        json!({
+            "apiVersion": "v1", "kind": "ComponentStatus", "metadata": {"name": name},
+            "conditions": [{"type": "Healthy", "status": "True", "message": "ok"}],
+        })
+    };
+    const NAMES: [&str; 1] = ["etcd-0"];
+    let name = asked.info.attributes.name.as_str();
+    if asked.info.attributes.verb == "list" {
+        let items: Vec<Value> = NAMES.into_iter().map(item).collect();
+        let list = json!({"apiVersion": "v1", "kind": "ComponentStatusList", "metadata": {}, "items": items});
+        return Ok((StatusCode::OK, list));
+    }
+    let resource = apimachinery::GroupResource::from_static("", "componentstatuses");
+    NAMES.contains(&name).then(|| (StatusCode::OK, item(name))).ok_or_else(|| Status::not_found(&resource, name))
+}

@@ -1,0 +1,106 @@
+//! An API server over memory storage for tests and simulations: the real one, in the same process, with everybody
+//! allowed to do everything unless told otherwise.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use apimachinery::Status;
+use async_trait::async_trait;
+use rustls_pki_types::CertificateDer;
+use serde_json::{Value, json};
+use tokio_util::sync::CancellationToken;
+
+use crate::handle::{ApiServer, Config};
+use crate::registry::Registry;
+use crate::seams::{AdmissionRequest, Admit, Attributes, Authenticate, Authorize, Decision, UserInfo};
+
+/// Knows nobody.
+pub struct Nobody;
+
+#[async_trait]
+impl Authenticate for Nobody {
+    async fn authenticate(
+        &self,
+        _: &http::HeaderMap,
+        _: &http::Uri,
+        _: &[CertificateDer<'static>],
+    ) -> Result<Option<UserInfo>, Status> {
+        Ok(None)
+    }
+}
+
+/// Allows everything to all but anonymous users, who may see the server's health.
+pub struct AllowAll;
+
+impl Authorize for AllowAll {
+    fn authorize(&self, user: &UserInfo, attributes: &Attributes) -> Decision {
+        let health = ["/healthz", "/livez", "/readyz", "/version"].iter().any(|path| attributes.path.starts_with(path));
+        if user.name != crate::authn::ANONYMOUS || (!attributes.is_resource && health) {
+            return Decision::Allow { reason: String::new() };
+        }
+        Decision::NoOpinion { reason: String::new() }
+    }
+
+    fn rules(&self, _: &UserInfo, _: &str) -> Value {
+        json!({"resourceRules": [], "nonResourceRules": [], "incomplete": false})
+    }
+}
+
+/// Admits everything as it is.
+pub struct AdmitAll;
+
+#[async_trait]
+impl Admit for AdmitAll {
+    async fn mutate(&self, _: &mut AdmissionRequest<'_>) -> Result<(), Status> {
+        Ok(())
+    }
+
+    async fn validate(&self, _: &mut AdmissionRequest<'_>) -> Result<(), Status> {
+        Ok(())
+    }
+}
+
+/// A clock that stands still, and randomness that repeats.
+pub fn config() -> Config {
+    let counter = AtomicU64::new(0x9E37_79B9_7F4A_7C15);
+    Config {
+        authenticate: Arc::new(Nobody),
+        authorize: Arc::new(AllowAll),
+        admit: Arc::new(AdmitAll),
+        issuer: None,
+        review_token: None,
+        service_cidr: ([10, 43, 0, 0].into(), 16),
+        node_ports: 30000..=32767,
+        advertise: ([192, 0, 2, 1].into(), 6443),
+        kubelet_tls: None,
+        authentication_data: Vec::new(),
+        clock: Arc::new(|| jiff::Timestamp::from_second(1_700_000_000).expect("a time in range")),
+        random: Arc::new(move |bytes| {
+            for chunk in bytes.chunks_mut(8) {
+                let mut word = counter.fetch_add(0x9E37_79B9_7F4A_7C15, Ordering::Relaxed);
+                word = (word ^ (word >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+                word = (word ^ (word >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+                word ^= word >> 31;
+                chunk.copy_from_slice(&word.to_le_bytes()[..chunk.len()]);
+            }
+        }),
+    }
+}
+
+/// A server with all kinds over memory storage, fed by a task that ends with the returned server's token.
+pub async fn server() -> Arc<ApiServer> {
+    server_with(Arc::new(storage::memory::Memory::new()), config()).await
+}
+
+pub async fn server_with(store: Arc<dyn storage::Store>, config: Config) -> Arc<ApiServer> {
+    let shutdown = CancellationToken::new();
+    let table = resources::table().to_vec();
+    let registry = Registry::new(store, table).await.expect("memory storage can be read");
+    let server = ApiServer::new(registry.clone(), config, shutdown.clone());
+    server.tasks.spawn(async move {
+        if let Err(error) = registry.run(shutdown).await {
+            tracing::error!(error = &error as &dyn std::error::Error, "the caches are no longer fed");
+        }
+    });
+    server
+}

@@ -1,0 +1,382 @@
+//! [`InformerFactory`] and its [`Informer`]s: shared caches of the kinds that somebody reads.
+
+use std::any::{Any, TypeId};
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+
+use api::Object;
+use client::{Client, Error, ListOptions, PatchType, Resource};
+use serde_json::Value;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::metadata::Metadata;
+use crate::reflector;
+use crate::store::{Cached, Event, Store};
+
+/// Which objects of a kind an informer holds; all by default.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Filter {
+    pub namespace: Option<String>,
+    pub labels: Option<String>,
+    pub fields: Option<String>,
+}
+
+impl Filter {
+    pub fn namespace(namespace: &str) -> Self {
+        Filter { namespace: Some(namespace.to_owned()), ..Default::default() }
+    }
+
+    pub fn fields(selector: impl Into<String>) -> Self {
+        Filter { fields: Some(selector.into()), ..Default::default() }
+    }
+
+    pub fn labels(selector: impl Into<String>) -> Self {
+        Filter { labels: Some(selector.into()), ..Default::default() }
+    }
+}
+
+type Handler<T> = Box<dyn Fn(&Event<T>) + Send + Sync>;
+
+/// What an informer's handles and its reflector share.
+///
+/// Two locks: `handlers` is held while the store changes and its events are told, so that every handler sees
+/// every change once and in order; `store` only while the store itself is touched, so that handlers may read.
+pub(crate) struct Shared<T> {
+    pub client: Client,
+    pub resource: Resource,
+    pub filter: Filter,
+    pub stop: CancellationToken,
+    decode: fn(Value) -> Result<T, api::DecodeError>,
+    store: RwLock<Store<T>>,
+    handlers: Mutex<Vec<Handler<T>>>,
+    synced: watch::Sender<bool>,
+}
+
+impl<T: Cached> Shared<T> {
+    pub fn options(&self) -> ListOptions {
+        ListOptions {
+            label_selector: self.filter.labels.clone(),
+            field_selector: self.filter.fields.clone(),
+            ..Default::default()
+        }
+    }
+
+    /// `None` for an object that does not have the shape of its kind: it must not blind us for the others.
+    pub fn decode(&self, mut object: Value) -> Option<T> {
+        if let Some(metadata) = object.get_mut("metadata").and_then(Value::as_object_mut) {
+            // Nobody reads them, and an update without them keeps the server's.
+            metadata.remove("managedFields");
+        }
+        let decoded = (self.decode)(object);
+        if let Err(error) = &decoded {
+            tracing::warn!(resource = %self.resource.gvr.resource, %error, "an object is left out of the cache");
+        }
+        decoded.ok()
+    }
+
+    pub fn observe(&self, object: T) {
+        self.change(|store| store.observe(Arc::new(object)));
+    }
+
+    pub fn observe_deleted(&self, object: T) {
+        self.change(|store| store.observe_deleted(Arc::new(object)));
+    }
+
+    pub fn observe_bookmark(&self, resource_version: &str) {
+        self.store.write().unwrap_or_else(PoisonError::into_inner).observe_bookmark(resource_version);
+    }
+
+    pub fn replace(&self, objects: Vec<T>, resource_version: &str) {
+        self.change(|store| store.replace(objects, resource_version));
+        self.synced.send_replace(true);
+    }
+
+    fn change(&self, change: impl FnOnce(&mut Store<T>) -> Vec<Event<T>>) {
+        let handlers = self.handlers.lock().unwrap_or_else(PoisonError::into_inner);
+        let events = change(&mut self.store.write().unwrap_or_else(PoisonError::into_inner));
+        for event in &events {
+            handlers.iter().for_each(|handler| handler(event));
+        }
+    }
+
+    fn read<R>(&self, read: impl FnOnce(&Store<T>) -> R) -> R {
+        read(&self.store.read().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+/// A handle to the cache of one kind. Clones share it. Objects are decoded once and shared.
+pub struct Informer<T> {
+    shared: Arc<Shared<T>>,
+}
+
+impl<T> Clone for Informer<T> {
+    fn clone(&self) -> Self {
+        Informer { shared: self.shared.clone() }
+    }
+}
+
+impl<T: Cached> Informer<T> {
+    fn new(
+        factory: &FactoryInner,
+        resource: Resource,
+        filter: Filter,
+        decode: fn(Value) -> Result<T, api::DecodeError>,
+    ) -> Self {
+        let shared = Shared {
+            client: factory.client.clone(),
+            resource,
+            filter,
+            stop: factory.shutdown.child_token(),
+            decode,
+            store: RwLock::default(),
+            handlers: Mutex::default(),
+            synced: watch::Sender::new(false),
+        };
+        Informer { shared: Arc::new(shared) }
+    }
+
+    /// By `namespace/name`, or `name` for cluster-scoped kinds.
+    pub fn get(&self, key: &str) -> Option<Arc<T>> {
+        self.shared.read(|store| store.get(key))
+    }
+
+    pub fn get_in(&self, namespace: &str, name: &str) -> Option<Arc<T>> {
+        self.get(&format!("{namespace}/{name}"))
+    }
+
+    /// All objects, in the order of their keys.
+    pub fn list(&self) -> Vec<Arc<T>> {
+        self.shared.read(Store::list)
+    }
+
+    pub fn len(&self) -> usize {
+        self.shared.read(Store::len)
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    pub fn by_namespace(&self, namespace: &str) -> Vec<Arc<T>> {
+        self.shared.read(|store| store.by_namespace(namespace))
+    }
+
+    /// Indexes the objects by what `values_of` says. An index that exists under the name stays as it is.
+    pub fn add_index(
+        &self,
+        name: &'static str,
+        values_of: impl Fn(&T) -> Vec<String> + Send + Sync + 'static,
+    ) {
+        let mut store = self.shared.store.write().unwrap_or_else(PoisonError::into_inner);
+        store.add_index(name, Box::new(values_of));
+    }
+
+    /// The objects for which an index holds the value, in the order of their keys.
+    pub fn by_index(&self, index: &str, value: &str) -> Vec<Arc<T>> {
+        self.shared.read(|store| store.by_index(index, value))
+    }
+
+    /// Calls `handler` for every change from now on, and first with an addition for every object that is here.
+    /// Handlers run in the informer's own task: they may read informers, and put keys into queues; they must
+    /// not block or subscribe.
+    pub fn subscribe(&self, handler: impl Fn(&Event<T>) + Send + Sync + 'static) {
+        let mut handlers = self.shared.handlers.lock().unwrap_or_else(PoisonError::into_inner);
+        for object in self.list() {
+            handler(&Event::Added(object));
+        }
+        handlers.push(Box::new(handler));
+    }
+
+    pub fn has_synced(&self) -> bool {
+        *self.shared.synced.borrow()
+    }
+
+    /// Waits until the cache holds the server's state and every handler has been told. False when the
+    /// informer is stopped before.
+    pub async fn synced(&self) -> bool {
+        let mut synced = self.shared.synced.subscribe();
+        tokio::select! {
+            () = self.shared.stop.cancelled() => false,
+            result = synced.wait_for(|synced| *synced) => result.is_ok(),
+        }
+    }
+
+    /// Makes the cache hold what a write answered, if its watch has not been there yet.
+    pub fn assume(&self, object: T) -> Arc<T> {
+        let object = Arc::new(object);
+        self.shared.change(|store| store.assume(object.clone()));
+        object
+    }
+}
+
+/// Writes that are read back at once.
+impl<T: Object> Informer<T> {
+    pub async fn create(&self, object: &T) -> Result<Arc<T>, Error> {
+        self.shared.client.create(object).await.map(|object| self.keep(object))
+    }
+
+    pub async fn update(&self, object: &T) -> Result<Arc<T>, Error> {
+        self.shared.client.update(object).await.map(|object| self.keep(object))
+    }
+
+    pub async fn update_status(&self, object: &T) -> Result<Arc<T>, Error> {
+        self.shared.client.update_status(object).await.map(|object| self.keep(object))
+    }
+
+    pub async fn patch(
+        &self,
+        object: &T,
+        subresource: Option<&str>,
+        patch_type: PatchType,
+        patch: &Value,
+    ) -> Result<Arc<T>, Error> {
+        let patched =
+            self.shared.client.patch(object.namespace(), object.name(), subresource, patch_type, patch);
+        patched.await.map(|object| self.keep(object))
+    }
+
+    fn keep(&self, mut object: T) -> Arc<T> {
+        object.metadata_mut().managed_fields = None;
+        self.assume(object)
+    }
+}
+
+/// An informer whatever its kind.
+trait AnyInformer: Any + Send + Sync {
+    fn start(&self, tasks: &TaskTracker);
+    fn stop(&self);
+    fn synced(&self) -> watch::Receiver<bool>;
+    fn as_any(&self) -> &dyn Any;
+}
+
+impl<T: Cached> AnyInformer for Informer<T> {
+    fn start(&self, tasks: &TaskTracker) {
+        let shared = self.shared.clone();
+        tasks.spawn(async move { reflector::run(&shared).await });
+    }
+
+    fn stop(&self) {
+        self.shared.stop.cancel();
+    }
+
+    fn synced(&self) -> watch::Receiver<bool> {
+        self.shared.synced.subscribe()
+    }
+
+    fn as_any(&self) -> &dyn Any {
+        self
+    }
+}
+
+type InformerKey = (TypeId, Resource, Filter);
+
+#[derive(Default)]
+struct Informers {
+    started: bool,
+    all: HashMap<InformerKey, Box<dyn AnyInformer>>,
+}
+
+struct FactoryInner {
+    client: Client,
+    shutdown: CancellationToken,
+    tasks: TaskTracker,
+    informers: Mutex<Informers>,
+}
+
+/// Makes informers: one per kind and filter, however often it is asked for. Clones share them.
+#[derive(Clone)]
+pub struct InformerFactory {
+    inner: Arc<FactoryInner>,
+}
+
+impl InformerFactory {
+    pub fn new(client: Client, shutdown: CancellationToken) -> Self {
+        let inner = FactoryInner { client, shutdown, tasks: TaskTracker::new(), informers: Mutex::default() };
+        InformerFactory { inner: Arc::new(inner) }
+    }
+
+    pub fn client(&self) -> &Client {
+        &self.inner.client
+    }
+
+    /// The informer of all objects of a kind.
+    pub fn informer<T: Object>(&self) -> Informer<T> {
+        self.filtered(Filter::default())
+    }
+
+    /// The informer of those objects of a kind that pass the filter.
+    pub fn filtered<T: Object>(&self, filter: Filter) -> Informer<T> {
+        self.get_or_make(Resource::of::<T>(), filter, T::from_value)
+    }
+
+    /// The informer of the metadata of any kind, built-in or custom.
+    pub fn metadata(&self, resource: Resource) -> Informer<Metadata> {
+        self.get_or_make(resource, Filter::default(), Metadata::from_value)
+    }
+
+    /// Stops the metadata informer of a kind that is no longer served.
+    pub fn forget_metadata(&self, resource: &Resource) {
+        let key = (TypeId::of::<Metadata>(), resource.clone(), Filter::default());
+        if let Some(informer) = self.lock().all.remove(&key) {
+            informer.stop();
+        }
+    }
+
+    fn get_or_make<T: Cached>(
+        &self,
+        resource: Resource,
+        filter: Filter,
+        decode: fn(Value) -> Result<T, api::DecodeError>,
+    ) -> Informer<T> {
+        let key = (TypeId::of::<T>(), resource.clone(), filter.clone());
+        let mut informers = self.lock();
+        if let Some(informer) = informers.all.get(&key).and_then(|i| i.as_any().downcast_ref::<Informer<T>>())
+        {
+            return informer.clone();
+        }
+        let informer = Informer::new(&self.inner, resource, filter, decode);
+        if informers.started {
+            informer.start(&self.inner.tasks);
+        }
+        informers.all.insert(key, Box::new(informer.clone()));
+        informer
+    }
+
+    /// Starts the informers that were made so far; those made later start at once.
+    pub fn start(&self) {
+        let mut informers = self.lock();
+        if !std::mem::replace(&mut informers.started, true) {
+            informers.all.values().for_each(|informer| informer.start(&self.inner.tasks));
+        }
+    }
+
+    /// Waits until all informers made so far hold the server's state. False when the factory is shut down
+    /// before.
+    pub async fn synced(&self) -> bool {
+        let waiting: Vec<_> = self.lock().all.values().map(|informer| informer.synced()).collect();
+        let all = async {
+            for mut synced in waiting {
+                if synced.wait_for(|synced| *synced).await.is_err() {
+                    return false;
+                }
+            }
+            true
+        };
+        tokio::select! {
+            () = self.inner.shutdown.cancelled() => false,
+            all = all => all,
+        }
+    }
+
+    /// Waits until every informer's task has ended, after the shutdown.
+    pub async fn stopped(&self) {
+        self.inner.tasks.close();
+        self.inner.tasks.wait().await;
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Informers> {
+        self.inner.informers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

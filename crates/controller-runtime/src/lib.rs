@@ -1,0 +1,37 @@
+//! What every controller stands on: caches of the API server's state that keep themselves fresh, and the
+//! means to act on what they say.
+//!
+//! Start with [`InformerFactory`]: one list and watch per kind, however many parts of a controller read it.
+//! Handlers of an [`Informer`] put keys into a [`WorkQueue`], [`run_workers`] takes them out and reconciles,
+//! [`EventRecorder`] tells people what was done, [`LeaderElector`] lets one replica of many act.
+//!
+//! What always holds:
+//! - Nothing polls. An idle cluster costs open watches and nothing else.
+//! - A cache is level-triggered truth: whoever missed an event still finds the state.
+//! - What is written through an [`Informer`] is read back from it at once ([`Informer::create`] and its
+//!   siblings), so that controllers need no bookkeeping of expected events.
+//!
+//! Deliberately absent: periodic resyncs, expectations, a controller object.
+
+mod batch;
+mod clock;
+mod discovery;
+mod events;
+mod informer;
+mod leader;
+mod metadata;
+mod queue;
+mod reflector;
+mod store;
+mod worker;
+
+pub use batch::{Deletions, retry_on_conflict, slow_start};
+pub use clock::Clock;
+pub use discovery::{ApiResource, discover};
+pub use events::{EventDelivery, EventRecorder, EventType, reference};
+pub use informer::{Filter, Informer, InformerFactory};
+pub use leader::LeaderElector;
+pub use metadata::Metadata;
+pub use queue::WorkQueue;
+pub use store::{Cached, Event};
+pub use worker::run_workers;

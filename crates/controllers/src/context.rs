@@ -1,0 +1,38 @@
+//! What every controller is given.
+
+use std::sync::Arc;
+
+use client::Client;
+use controller_runtime::{Clock, EventRecorder, InformerFactory};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::Config;
+use crate::universe::Universe;
+
+/// The world as a controller sees it. Clones share everything.
+#[derive(Clone)]
+pub(crate) struct Context {
+    pub client: Client,
+    pub informers: InformerFactory,
+    /// The metadata of everything.
+    pub universe: Arc<Universe>,
+    pub config: Arc<Config>,
+    pub shutdown: CancellationToken,
+    /// Tasks that are awaited at shutdown.
+    pub tasks: TaskTracker,
+}
+
+impl Context {
+    pub fn clock(&self) -> &Clock {
+        &self.config.clock
+    }
+
+    /// A recorder of events under the name that upstream's controller uses.
+    pub fn events(&self, component: &str) -> EventRecorder {
+        let (recorder, delivery) =
+            EventRecorder::new(self.client.clone(), component, "", self.clock().clone());
+        self.tasks.spawn(delivery.run(self.shutdown.clone()));
+        recorder
+    }
+}

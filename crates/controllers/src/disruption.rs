@@ -1,0 +1,328 @@
+//! PodDisruptionBudgets: how many of a set of pods may be evicted now.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use api::Object;
+use api::apps::v1::{Deployment, ReplicaSet, StatefulSet};
+use api::core::v1::{Pod, ReplicationController};
+use api::meta::{Condition, Time};
+use api::policy::v1::{PodDisruptionBudget, PodDisruptionBudgetStatus};
+use controller_runtime::{Event, EventRecorder, Informer, WorkQueue, run_workers};
+use jiff::Timestamp;
+
+use crate::Error;
+use crate::context::Context;
+use crate::objects::{controller_of, is_active, is_deleting, is_ready, scaled};
+use crate::selector;
+
+const WORKERS: usize = 4;
+/// How long an eviction that was let through may take to show as a deletion.
+///
+/// Upstream: pkg/controller/disruption/disruption.go DeletionTimeout
+const DELETION_TIMEOUT: Duration = Duration::from_secs(120);
+
+/// What is known of the pods that a budget selects.
+pub(crate) struct Selected {
+    pub pods: Vec<Arc<Pod>>,
+    /// How many pods their controllers want together; an error where a controller is of no scalable kind.
+    pub wanted: Result<i32, String>,
+}
+
+/// Decides a budget's status, and when an unfinished eviction is given up.
+///
+/// Upstream: pkg/controller/disruption/disruption.go trySync
+pub(crate) fn decide(
+    budget: &PodDisruptionBudget,
+    selected: &Selected,
+    now: Timestamp,
+) -> (PodDisruptionBudgetStatus, Option<Duration>) {
+    let old = budget.status.clone().unwrap_or_default();
+    let (expected, desired) = match expectations(budget, selected) {
+        Ok(numbers) => numbers,
+        Err(message) => {
+            let mut status = PodDisruptionBudgetStatus { disruptions_allowed: Some(0), ..old };
+            status.observed_generation = budget.metadata.generation;
+            set_condition(&mut status, ("False", "SyncFailed", message), now);
+            return (status, None);
+        }
+    };
+    let (disrupted, again) = disrupted(&old, &selected.pods, now);
+    let healthy = selected.pods.iter().filter(|pod| is_active(pod) && is_ready(pod));
+    let healthy = healthy.filter(|pod| !disrupted.contains_key(pod.name())).count() as i32;
+    let allowed = if expected <= 0 { 0 } else { (healthy - desired).max(0) };
+    let mut status = PodDisruptionBudgetStatus {
+        observed_generation: budget.metadata.generation,
+        current_healthy: Some(healthy),
+        desired_healthy: Some(desired),
+        expected_pods: Some(expected),
+        disruptions_allowed: Some(allowed),
+        disrupted_pods: Some(disrupted).filter(|pods| !pods.is_empty()),
+        conditions: old.conditions,
+    };
+    let condition = match allowed {
+        0 => ("False", "InsufficientPods", String::new()),
+        _ => ("True", "SufficientPods", String::new()),
+    };
+    set_condition(&mut status, condition, now);
+    (status, again)
+}
+
+/// The number of pods, and how many of them must stay healthy.
+fn expectations(budget: &PodDisruptionBudget, selected: &Selected) -> Result<(i32, i32), String> {
+    let Some(spec) = &budget.spec else { return Ok((0, 0)) };
+    let wrong = || "the budget is neither a number nor a percentage".to_owned();
+    if let Some(unavailable) = &spec.max_unavailable {
+        let expected = selected.wanted.clone()?;
+        let unavailable = scaled(unavailable, expected, true).ok_or_else(wrong)?;
+        return Ok((expected, (expected - unavailable).max(0)));
+    }
+    match &spec.min_available {
+        // A plain number needs no controllers: bare pods count as well.
+        Some(api::IntOrString::Int(least)) => Ok((selected.pods.len() as i32, *least)),
+        Some(percent) => {
+            let expected = selected.wanted.clone()?;
+            Ok((expected, scaled(percent, expected, true).ok_or_else(wrong)?))
+        }
+        None => Ok((selected.pods.len() as i32, 0)),
+    }
+}
+
+/// Evictions that the API server let through and whose pods are not yet marked deleted.
+fn disrupted(
+    old: &PodDisruptionBudgetStatus,
+    pods: &[Arc<Pod>],
+    now: Timestamp,
+) -> (BTreeMap<String, Time>, Option<Duration>) {
+    let mut again: Option<Duration> = None;
+    let mut kept = BTreeMap::new();
+    for (name, since) in old.disrupted_pods.iter().flatten() {
+        let waits = pods.iter().any(|pod| pod.name() == name && !is_deleting(&**pod));
+        let passed = Duration::try_from(now.duration_since(since.0)).unwrap_or_default();
+        if waits && passed < DELETION_TIMEOUT {
+            let left = DELETION_TIMEOUT - passed;
+            again = Some(again.map_or(left, |again| again.min(left)));
+            kept.insert(name.clone(), since.clone());
+        }
+    }
+    (kept, again)
+}
+
+fn set_condition(
+    status: &mut PodDisruptionBudgetStatus,
+    (value, reason, message): (&str, &str, String),
+    now: Timestamp,
+) {
+    const KIND: &str = "DisruptionAllowed";
+    let generation = status.observed_generation;
+    let conditions = status.conditions.get_or_insert_default();
+    let at = conditions.iter().position(|condition| condition.type_ == KIND);
+    let since = at.map(|at| &conditions[at]).filter(|old| old.status == value);
+    let since = since.map_or(Time(now), |old| old.last_transition_time.clone());
+    let condition = Condition {
+        type_: KIND.to_owned(),
+        status: value.to_owned(),
+        reason: reason.to_owned(),
+        message,
+        observed_generation: generation,
+        last_transition_time: since,
+    };
+    match at {
+        Some(at) => conditions[at] = condition,
+        None => conditions.push(condition),
+    }
+}
+
+struct Controller {
+    context: Context,
+    budgets: Informer<PodDisruptionBudget>,
+    pods: Informer<Pod>,
+    deployments: Informer<Deployment>,
+    sets: Informer<ReplicaSet>,
+    replications: Informer<ReplicationController>,
+    stateful: Informer<StatefulSet>,
+    queue: WorkQueue<String>,
+    events: EventRecorder,
+}
+
+/// Runs the controller until the shutdown.
+pub(crate) async fn run(context: Context) {
+    let controller = Arc::new(Controller {
+        budgets: context.informers.informer(),
+        pods: context.informers.informer(),
+        deployments: context.informers.informer(),
+        sets: context.informers.informer(),
+        replications: context.informers.informer(),
+        stateful: context.informers.informer(),
+        queue: WorkQueue::new(),
+        events: context.events("controllermanager"),
+        context,
+    });
+    let synced = [
+        controller.budgets.synced().await,
+        controller.pods.synced().await,
+        controller.deployments.synced().await,
+        controller.sets.synced().await,
+        controller.replications.synced().await,
+        controller.stateful.synced().await,
+    ];
+    if synced.contains(&false) {
+        return;
+    }
+    let queue = controller.queue.clone();
+    controller.budgets.subscribe(move |event| queue.add(Object::key(&**event.object())));
+    let this = controller.clone();
+    controller.pods.subscribe(move |event| this.pod_event(event));
+    controller.follow(&controller.deployments);
+    controller.follow(&controller.sets);
+    controller.follow(&controller.replications);
+    controller.follow(&controller.stateful);
+    let (queue, shutdown) = (controller.queue.clone(), controller.context.shutdown.clone());
+    run_workers("disruption-controller", &queue, WORKERS, &shutdown, move |key| {
+        let controller = controller.clone();
+        async move { controller.reconcile(&key).await }
+    })
+    .await;
+}
+
+fn selects(budget: &PodDisruptionBudget, pod: &Pod) -> bool {
+    let selector = budget.spec.as_ref().and_then(|spec| spec.selector.as_ref());
+    selector.is_some_and(|selector| selector::matches(selector, pod.metadata.labels.as_ref()))
+}
+
+impl Controller {
+    fn pod_event(&self, event: &Event<Pod>) {
+        for pod in event.old().into_iter().chain([event.object()]) {
+            for budget in self.budgets.by_namespace(pod.namespace()) {
+                if selects(&budget, pod) {
+                    self.queue.add(Object::key(&*budget));
+                }
+            }
+        }
+    }
+
+    /// What a controller wants changes the budgets over its pods.
+    fn follow<T: Object>(self: &Arc<Self>, informer: &Informer<T>) {
+        let this = self.clone();
+        informer.subscribe(move |event| {
+            let generation = |object: &Arc<T>| object.metadata().generation;
+            if event.old().is_none_or(|old| generation(old) != generation(event.object())) {
+                let budgets = this.budgets.by_namespace(event.object().namespace());
+                budgets.iter().for_each(|budget| this.queue.add(Object::key(&**budget)));
+            }
+        });
+    }
+
+    async fn reconcile(&self, key: &str) -> Result<(), Error> {
+        let Some(budget) = self.budgets.get(key).filter(|budget| !is_deleting(&**budget)) else {
+            return Ok(());
+        };
+        let mut pods = self.pods.by_namespace(budget.namespace());
+        pods.retain(|pod| selects(&budget, pod));
+        if pods.is_empty() {
+            self.events.normal(&*budget, "NoPods", "No matching pods found");
+        }
+        let selected = Selected { wanted: self.wanted(&pods), pods };
+        if let Err(message) = &selected.wanted {
+            let message = format!("Failed to calculate the number of expected pods: {message}");
+            self.events.warning(&*budget, "CalculateExpectedPodCountFailed", message);
+        }
+        let (status, again) = decide(&budget, &selected, self.context.clock().now());
+        if let Some(again) = again {
+            self.queue.add_after(key.to_owned(), again);
+        }
+        if budget.status.as_ref() == Some(&status) {
+            return Ok(());
+        }
+        let mut updated = (*budget).clone();
+        updated.status = Some(status);
+        self.budgets.update_status(&updated).await?;
+        Ok(())
+    }
+
+    /// The sizes of the pods' controllers, each counted once. A ReplicaSet of a Deployment stands for that.
+    fn wanted(&self, pods: &[Arc<Pod>]) -> Result<i32, String> {
+        let mut sizes: BTreeMap<String, i32> = BTreeMap::new();
+        for pod in pods {
+            let Some(owner) = controller_of(&pod.metadata) else { continue };
+            let (uid, size) =
+                self.size(pod.namespace(), &owner.kind, &owner.name, &owner.uid).ok_or_else(|| {
+                    format!("{}s.{} does not implement the scale subresource", owner.kind, owner.api_version)
+                })?;
+            sizes.insert(uid, size);
+        }
+        Ok(sizes.values().fold(0i32, |sum, size| sum.saturating_add(*size)))
+    }
+
+    fn size(&self, namespace: &str, kind: &str, name: &str, uid: &str) -> Option<(String, i32)> {
+        let replicas = match kind {
+            "ReplicaSet" => {
+                let set = self.sets.get_in(namespace, name).filter(|set| set.uid() == uid)?;
+                if let Some(upper) = controller_of(&set.metadata).filter(|upper| upper.kind == "Deployment") {
+                    return self.size(namespace, "Deployment", &upper.name, &upper.uid);
+                }
+                set.spec.as_ref()?.replicas
+            }
+            "Deployment" => self.deployments.get_in(namespace, name)?.spec.as_ref()?.replicas,
+            "ReplicationController" => self.replications.get_in(namespace, name)?.spec.as_ref()?.replicas,
+            "StatefulSet" => self.stateful.get_in(namespace, name)?.spec.as_ref()?.replicas,
+            _ => return None,
+        };
+        Some((uid.to_owned(), replicas.unwrap_or(1)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::objects::tests::{arcs, at, pod};
+
+    #[test]
+    fn budgets_allow_what_they_can() {
+        // budget, wanted, healthy of pods; desired, allowed
+        for (spec, wanted, healthy, pods, desired, allowed) in [
+            (json!({"minAvailable": 2}), 3, 3, 3, 2, 1),
+            (json!({"minAvailable": 3}), 3, 3, 3, 3, 0),
+            (json!({"minAvailable": "50%"}), 5, 5, 5, 3, 2),
+            (json!({"maxUnavailable": 1}), 3, 3, 3, 2, 1),
+            (json!({"maxUnavailable": 1}), 3, 2, 3, 2, 0),
+            (json!({"maxUnavailable": "30%"}), 10, 10, 10, 7, 3),
+            (json!({"maxUnavailable": 1}), 0, 0, 0, 0, 0),
+        ] {
+            let budget =
+                PodDisruptionBudget::from_value(json!({"metadata": {"name": "b"}, "spec": spec})).unwrap();
+            let pods = arcs((0..pods).map(|i| pod(&i.to_string(), "Running", i < healthy)));
+            let (status, _) = decide(&budget, &Selected { pods, wanted: Ok(wanted) }, at(0));
+            assert_eq!(
+                (status.desired_healthy, status.disruptions_allowed),
+                (Some(desired), Some(allowed)),
+                "{spec}"
+            );
+        }
+    }
+
+    #[test]
+    fn an_eviction_under_way_is_counted_until_it_shows_or_lapses() {
+        let mut budget = PodDisruptionBudget::from_value(json!({"spec": {"minAvailable": 1}})).unwrap();
+        let evicted = json!({"disruptedPods": {"0": at(0).to_string()}, "currentHealthy": 0, "desiredHealthy": 0,
+            "disruptionsAllowed": 0, "expectedPods": 0});
+        budget.status = Some(serde_json::from_value(evicted).unwrap());
+        let selected =
+            || Selected { pods: arcs([pod("0", "Running", true), pod("1", "Running", true)]), wanted: Ok(2) };
+        let (status, again) = decide(&budget, &selected(), at(20));
+        assert_eq!((status.disruptions_allowed, again), (Some(0), Some(Duration::from_secs(100))));
+        let (status, again) = decide(&budget, &selected(), at(121));
+        assert_eq!((status.disruptions_allowed, again), (Some(1), None));
+    }
+
+    #[test]
+    fn pods_of_unknown_controllers_allow_nothing() {
+        let budget = PodDisruptionBudget::from_value(json!({"spec": {"maxUnavailable": 1}})).unwrap();
+        let (status, _) = decide(&budget, &Selected { pods: Vec::new(), wanted: Err("why".into()) }, at(0));
+        assert_eq!(status.disruptions_allowed, Some(0));
+        assert_eq!(status.conditions.unwrap()[0].reason, "SyncFailed");
+    }
+}

@@ -1,0 +1,110 @@
+//! The controllers: what turns the wanted state that people write into objects, step by step.
+//!
+//! Start with [`table::CONTROLLERS`], the list of all; each entry is one module. A module's `decide` is pure: it
+//! takes what the caches hold and returns a plan; the module's executor carries the plan out. Read
+//! `replication.rs` first, as the pattern of the others.
+//!
+//! What always holds:
+//! - A controller reads caches only and writes through them, so that its next look sees what it wrote.
+//! - Every decision is made from the whole state, never from an event; a lost or doubled event changes nothing.
+//! - Nothing polls: a decision that depends on time puts its key back into the queue for that time.
+//!
+//! Names of events, conditions, annotations and messages are upstream's.
+
+mod clusterrole_aggregation;
+mod context;
+mod deployment;
+mod deployment_status;
+mod disruption;
+mod endpoints;
+mod endpointslice;
+mod garbage_collector;
+mod garbage_graph;
+mod namespace;
+mod node_ipam;
+mod node_lifecycle;
+mod objects;
+mod ownership;
+mod pod_gc;
+mod replicaset;
+mod replication;
+mod root_ca;
+mod selector;
+mod service_account;
+#[cfg(test)]
+mod simulation;
+mod table;
+mod taint_eviction;
+mod universe;
+
+use std::sync::Arc;
+
+use client::Client;
+use controller_runtime::{Clock, InformerFactory};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use context::Context;
+pub use table::names;
+use universe::Universe;
+
+/// How the controllers are set up.
+#[derive(Clone)]
+pub struct Config {
+    /// The range that nodes' pod ranges are cut from; empty to allocate none.
+    pub cluster_cidr: String,
+    /// The size of a node's pod range.
+    pub node_cidr_mask: u8,
+    /// What pods verify the API server by.
+    pub root_ca_pem: String,
+    pub clock: Clock,
+    /// The names of controllers that do not run.
+    pub disabled: Vec<String>,
+}
+
+/// What can go wrong in a controller's work on one key; it is tried again.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error(transparent)]
+    Client(#[from] client::Error),
+    #[error("{0}")]
+    Config(String),
+    /// The work is not done yet for a reason that needs another look.
+    #[error("{0}")]
+    Unfinished(String),
+}
+
+/// Runs all controllers until the shutdown.
+pub async fn run(config: Config, client: Client, shutdown: CancellationToken) -> Result<(), Error> {
+    node_ipam::check(&config)?;
+    let informers = InformerFactory::new(client.clone(), shutdown.clone());
+    let context = Context {
+        universe: Universe::new(client.clone(), informers.clone()),
+        informers,
+        client,
+        config: Arc::new(config),
+        shutdown,
+        tasks: TaskTracker::new(),
+    };
+    context.informers.start();
+    context.tasks.spawn(context.universe.clone().run(context.shutdown.clone()));
+    let mut running = JoinSet::new();
+    for controller in table::CONTROLLERS {
+        if !context.config.disabled.iter().any(|name| name == controller.name) {
+            running.spawn((controller.run)(context.clone()));
+        }
+    }
+    while let Some(ended) = running.join_next().await {
+        if let Err(error) = ended
+            && error.is_panic()
+        {
+            tracing::error!(%error, "a controller ended by a panic");
+        }
+    }
+    context.shutdown.cancelled().await;
+    context.informers.stopped().await;
+    context.tasks.close();
+    context.tasks.wait().await;
+    Ok(())
+}

@@ -1,0 +1,41 @@
+//! The list of all controllers.
+
+use futures::future::BoxFuture;
+
+use crate::context::Context;
+
+/// A controller: upstream's name for it, and what runs it until the shutdown.
+pub(crate) struct Controller {
+    pub name: &'static str,
+    pub run: fn(Context) -> BoxFuture<'static, ()>,
+}
+
+macro_rules! controllers {
+    ($($name:literal => $run:path,)+) => {
+        pub(crate) static CONTROLLERS: &[Controller] =
+            &[$(Controller { name: $name, run: |context| Box::pin($run(context)) }),+];
+    };
+}
+
+controllers! {
+    "deployment-controller" => crate::deployment::run,
+    "replicaset-controller" => crate::replication::run::<api::apps::v1::ReplicaSet>,
+    "replicationcontroller-controller" => crate::replication::run::<api::core::v1::ReplicationController>,
+    "endpointslice-controller" => crate::endpointslice::run,
+    "endpoints-controller" => crate::endpoints::run,
+    "namespace-controller" => crate::namespace::run,
+    "serviceaccount-controller" => crate::service_account::run,
+    "root-ca-certificate-publisher-controller" => crate::root_ca::run,
+    "garbage-collector-controller" => crate::garbage_collector::run,
+    "clusterrole-aggregation-controller" => crate::clusterrole_aggregation::run,
+    "disruption-controller" => crate::disruption::run,
+    "node-ipam-controller" => crate::node_ipam::run,
+    "node-lifecycle-controller" => crate::node_lifecycle::run,
+    "taint-eviction-controller" => crate::taint_eviction::run,
+    "pod-garbage-collector-controller" => crate::pod_gc::run,
+}
+
+/// The names of all controllers, as `--controllers` knows them.
+pub fn names() -> impl Iterator<Item = &'static str> {
+    CONTROLLERS.iter().map(|controller| controller.name)
+}

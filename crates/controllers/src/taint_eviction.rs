@@ -1,0 +1,223 @@
+//! Pods leave nodes with NoExecute taints, at once or when the time that they tolerate them for is over.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use api::Object;
+use api::core::v1::{Node, Pod, PodCondition, Taint, Toleration};
+use api::meta::Time;
+use client::{DeleteOptions, PatchType};
+use controller_runtime::{Event, EventRecorder, Informer, WorkQueue, run_workers};
+use jiff::Timestamp;
+use serde_json::json;
+
+use crate::Error;
+use crate::context::Context;
+use crate::node_lifecycle::index_by_node;
+use crate::objects::{is_deleting, is_terminal, node_name};
+
+const WORKERS: usize = 8;
+
+#[derive(Debug, PartialEq)]
+pub(crate) enum Decision {
+    Keep,
+    EvictAfter(Duration),
+    Evict,
+}
+
+/// Upstream: api/core/v1/toleration.go ToleratesTaint
+pub(crate) fn tolerates(toleration: &Toleration, taint: &Taint) -> bool {
+    let text = |text: &Option<String>| text.clone().unwrap_or_default();
+    let (effect, key) = (text(&toleration.effect), text(&toleration.key));
+    if (!effect.is_empty() && effect != taint.effect) || (!key.is_empty() && key != taint.key) {
+        return false;
+    }
+    match toleration.operator.as_deref().unwrap_or("Equal") {
+        "" | "Equal" => !key.is_empty() && text(&toleration.value) == text(&taint.value),
+        "Exists" => true,
+        _ => false,
+    }
+}
+
+pub(crate) fn decide(pod: &Pod, taints: &[Taint], now: Timestamp) -> Decision {
+    let tolerations = pod.spec.as_ref().and_then(|spec| spec.tolerations.as_deref()).unwrap_or_default();
+    let mut soonest: Option<Duration> = None;
+    for taint in taints.iter().filter(|taint| taint.effect == "NoExecute") {
+        let mut tolerating = tolerations.iter().filter(|toleration| tolerates(toleration, taint)).peekable();
+        if tolerating.peek().is_none() {
+            return Decision::Evict;
+        }
+        let Some(seconds) = tolerating.filter_map(|toleration| toleration.toleration_seconds).min() else {
+            continue;
+        };
+        let passed = taint.time_added.as_ref().map_or(0.0, |since| now.duration_since(since.0).as_secs_f64());
+        // Input bounds nothing: a time beyond all clocks is never.
+        let left = (seconds.clamp(0, i64::from(u32::MAX)) as f64 - passed.max(0.0)).max(0.0);
+        let left = Duration::from_secs_f64(left);
+        soonest = Some(soonest.map_or(left, |soonest| soonest.min(left)));
+    }
+    match soonest {
+        None => Decision::Keep,
+        Some(Duration::ZERO) => Decision::Evict,
+        Some(left) => Decision::EvictAfter(left),
+    }
+}
+
+struct Controller {
+    context: Context,
+    nodes: Informer<Node>,
+    pods: Informer<Pod>,
+    queue: WorkQueue<String>,
+    events: EventRecorder,
+}
+
+fn evicting(node: &Node) -> Vec<Taint> {
+    let taints = node.spec.iter().flat_map(|spec| spec.taints.iter().flatten());
+    taints.filter(|taint| taint.effect == "NoExecute").cloned().collect()
+}
+
+/// Runs the controller until the shutdown.
+pub(crate) async fn run(context: Context) {
+    let controller = Arc::new(Controller {
+        nodes: context.informers.informer(),
+        pods: context.informers.informer(),
+        queue: WorkQueue::new(),
+        events: context.events("taint-eviction-controller"),
+        context,
+    });
+    index_by_node(&controller.pods);
+    if !(controller.nodes.synced().await && controller.pods.synced().await) {
+        return;
+    }
+    let this = controller.clone();
+    controller.nodes.subscribe(move |event| {
+        let (Event::Added(node) | Event::Updated { new: node, .. }) = event else { return };
+        let taints = evicting(node);
+        if !taints.is_empty() && event.old().is_none_or(|old| evicting(old) != taints) {
+            this.pods
+                .by_index("node", node.name())
+                .iter()
+                .for_each(|pod| this.queue.add(Object::key(&**pod)));
+        }
+    });
+    let this = controller.clone();
+    controller.pods.subscribe(move |event| {
+        let (Event::Added(pod) | Event::Updated { new: pod, .. }) = event else { return };
+        let tainted = this.nodes.get(node_name(pod)).is_some_and(|node| !evicting(&node).is_empty());
+        if tainted {
+            this.queue.add(Object::key(&**pod));
+        }
+    });
+    let (queue, shutdown) = (controller.queue.clone(), controller.context.shutdown.clone());
+    run_workers("taint-eviction-controller", &queue, WORKERS, &shutdown, move |key| {
+        let controller = controller.clone();
+        async move { controller.reconcile(&key).await }
+    })
+    .await;
+}
+
+impl Controller {
+    async fn reconcile(&self, key: &str) -> Result<(), Error> {
+        let Some(pod) = self.pods.get(key).filter(|pod| !is_deleting(&**pod) && !is_terminal(pod)) else {
+            return Ok(());
+        };
+        let Some(node) = self.nodes.get(node_name(&pod)) else { return Ok(()) };
+        let now = self.context.clock().now();
+        match decide(&pod, &evicting(&node), now) {
+            Decision::Keep => Ok(()),
+            Decision::EvictAfter(left) => {
+                self.queue.add_after(key.to_owned(), left + Duration::from_millis(1));
+                Ok(())
+            }
+            Decision::Evict => {
+                self.events.normal(&*pod, "TaintManagerEviction", format!("Marking for deletion Pod {key}"));
+                let why = ("DeletionByTaintManager", "Taint manager: deleting due to NoExecute taint");
+                self.evict(&pod, why, now).await
+            }
+        }
+    }
+
+    async fn evict(&self, pod: &Pod, why: (&str, &str), now: Timestamp) -> Result<(), Error> {
+        let patch = disruption_patch(pod, why, now, None);
+        match self.pods.patch(pod, Some("status"), PatchType::Merge, &patch).await {
+            Err(error) if error.is_not_found() => return Ok(()),
+            patched => patched?,
+        };
+        let options = DeleteOptions::uid(pod.uid());
+        match self.context.client.delete::<Pod>(pod.namespace(), pod.name(), &options).await {
+            Err(error) if !error.is_not_found() => Err(error.into()),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// What marks a pod as disrupted by the control plane, for Jobs' failure policies and for people.
+pub(crate) fn disruption_patch(
+    pod: &Pod,
+    (reason, message): (&str, &str),
+    now: Timestamp,
+    phase: Option<&str>,
+) -> serde_json::Value {
+    let mut conditions = pod.status.as_ref().and_then(|status| status.conditions.clone()).unwrap_or_default();
+    conditions.retain(|condition| condition.type_ != "DisruptionTarget");
+    conditions.push(PodCondition {
+        type_: "DisruptionTarget".to_owned(),
+        status: "True".to_owned(),
+        reason: Some(reason.to_owned()),
+        message: Some(message.to_owned()),
+        last_transition_time: Some(Time(now)),
+        ..Default::default()
+    });
+    let mut patch = json!({
+        "metadata": {"uid": pod.uid(), "resourceVersion": pod.metadata.resource_version},
+        "status": {"conditions": conditions},
+    });
+    if let Some(phase) = phase {
+        patch["status"]["phase"] = json!(phase);
+    }
+    patch
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::objects::tests::{at, pod};
+
+    #[test]
+    fn tolerations_decide() {
+        let taint = |key: &str, effect: &str| Taint {
+            key: key.into(),
+            effect: effect.into(),
+            value: None,
+            time_added: Some(Time(at(0))),
+        };
+        let toleration = |key: &str, seconds: Option<i64>| Toleration {
+            key: Some(key.into()),
+            operator: Some("Exists".into()),
+            toleration_seconds: seconds,
+            ..Default::default()
+        };
+        let (a, b) = (taint("a", "NoExecute"), taint("b", "NoExecute"));
+        let wait = |seconds| Decision::EvictAfter(Duration::from_secs(seconds));
+        for (taints, tolerations, expected) in [
+            (vec![], vec![], Decision::Keep),
+            (vec![taint("a", "NoSchedule")], vec![], Decision::Keep),
+            (vec![a.clone()], vec![], Decision::Evict),
+            (vec![a.clone()], vec![toleration("b", None)], Decision::Evict),
+            (vec![a.clone()], vec![toleration("a", None)], Decision::Keep),
+            (vec![a.clone()], vec![toleration("a", Some(300))], wait(290)),
+            (
+                vec![a.clone(), b.clone()],
+                vec![toleration("a", Some(300)), toleration("b", Some(30))],
+                wait(20),
+            ),
+            (vec![a.clone(), b.clone()], vec![toleration("", None)], Decision::Keep),
+            (vec![a.clone()], vec![toleration("a", Some(5))], Decision::Evict),
+            (vec![a.clone()], vec![toleration("a", Some(-5))], Decision::Evict),
+        ] {
+            let mut pod = pod("p", "Running", true);
+            pod.spec.as_mut().unwrap().tolerations = Some(tolerations);
+            assert_eq!(decide(&pod, &taints, at(10)), expected);
+        }
+    }
+}

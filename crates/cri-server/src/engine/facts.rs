@@ -1,0 +1,60 @@
+//! What is true of the machine, read once.
+
+use std::collections::BTreeSet;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::path::Path;
+
+use crate::runtime::spec::HostDevice;
+
+/// What is true of the machine.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Machine {
+    pub capabilities: BTreeSet<String>,
+    pub cgroup_v2: bool,
+}
+
+impl Machine {
+    pub(crate) fn read() -> Self {
+        Self {
+            capabilities: linux::process::effective_capabilities(),
+            cgroup_v2: linux::cgroups::version() == linux::cgroups::Version::V2,
+        }
+    }
+}
+
+/// A device file at `path`, shown to the container at `as_path`.
+pub(crate) fn device(path: &Path, as_path: &str, permissions: &str) -> Option<HostDevice> {
+    let meta = std::fs::metadata(path).ok()?;
+    let kind = match meta.file_type() {
+        kind if kind.is_char_device() => 'c',
+        kind if kind.is_block_device() => 'b',
+        _ => return None,
+    };
+    let number = meta.rdev();
+    Some(HostDevice {
+        path: as_path.to_owned(),
+        kind,
+        major: u64::from(rustix::fs::major(number)),
+        minor: u64::from(rustix::fs::minor(number)),
+        permissions: if permissions.is_empty() { "rwm".to_owned() } else { permissions.to_owned() },
+    })
+}
+
+/// All devices below a path; a directory stands for what is in it.
+pub(crate) fn devices_below(path: &Path, as_path: &str, permissions: &str) -> Vec<HostDevice> {
+    if let Some(device) = device(path, as_path, permissions) {
+        return vec![device];
+    }
+    // These have mounts of their own in every container, or are links into another process.
+    const OWN: [&str; 7] = ["pts", "shm", "fd", "mqueue", ".lxc", ".lxd-mounts", "console"];
+    let Ok(entries) = std::fs::read_dir(path) else { return Vec::new() };
+    let mut found = Vec::new();
+    for entry in entries.flatten() {
+        let Ok(name) = entry.file_name().into_string() else { continue };
+        let is_link = entry.file_type().is_ok_and(|kind| kind.is_symlink());
+        if !is_link && !OWN.contains(&name.as_str()) {
+            found.extend(devices_below(&entry.path(), &format!("{as_path}/{name}"), permissions));
+        }
+    }
+    found
+}

@@ -1,0 +1,5 @@
+//! What the OCI runtime is told: the description of a container, its user, its seccomp filter.
+
+pub(crate) mod seccomp;
+pub(crate) mod spec;
+pub(crate) mod user;

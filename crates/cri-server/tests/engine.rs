@@ -1,0 +1,299 @@
+//! The engine from outside, over its socket, with real containers of Debian's static busybox.
+//!
+//! Each test has a directory and a cgroup of its own and takes everything away at its end. Without root or
+//! busybox there is nothing to run them with, and they say so.
+
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command};
+use std::time::{Duration, Instant};
+
+use cri::v1;
+use cri_server::images::{BuildConfig, BuildFile, build};
+use cri_server::{Clock, CniConfig, Config};
+
+const IMAGE: &str = "example.org/busybox:test";
+
+/// An engine in a process of its own.
+struct Engine {
+    dir: PathBuf,
+    process: Child,
+    clients: cri::Clients,
+}
+
+fn program() -> PathBuf {
+    // Examples are built beside the tests: target/debug/examples/engine.
+    let test = std::env::current_exe().unwrap();
+    test.parent().unwrap().parent().unwrap().join("examples/engine")
+}
+
+impl Engine {
+    async fn start(name: &str) -> Option<Self> {
+        if !rustix::process::geteuid().is_root() || !Path::new("/bin/busybox").exists() {
+            eprintln!("skipped: needs root and busybox-static");
+            return None;
+        }
+        let dir = std::env::temp_dir().join(format!("trierarch-{name}-{}", std::process::id()));
+        std::fs::create_dir_all(&dir).unwrap();
+        let (process, clients) = Self::spawn(&dir).await;
+        let engine = Self { dir, process, clients };
+        let archive = engine.dir.join("busybox.tar");
+        std::fs::write(&archive, image()).unwrap();
+        let socket = engine.dir.join("cri.sock");
+        assert_eq!(cri_server::cli::import(&socket, &archive).await.unwrap(), [IMAGE]);
+        Some(engine)
+    }
+
+    async fn spawn(dir: &Path) -> (Child, cri::Clients) {
+        let process = Command::new(program()).arg("serve").arg(dir).spawn().unwrap();
+        let socket = dir.join("cri.sock");
+        let give_up = Instant::now() + Duration::from_secs(20);
+        loop {
+            if let Ok(mut clients) = cri::clients(&socket.display().to_string()).await
+                && clients.runtime.version(v1::VersionRequest::default()).await.is_ok()
+            {
+                return (process, clients);
+            }
+            assert!(Instant::now() < give_up, "the engine does not answer");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+
+    /// Kills the engine as a crash would and starts another one.
+    async fn crash(&mut self) {
+        self.process.kill().unwrap();
+        self.process.wait().unwrap();
+        (self.process, self.clients) = Self::spawn(&self.dir).await;
+    }
+
+    async fn sandbox(&mut self, name: &str, options: v1::NamespaceOption) -> String {
+        let request =
+            v1::RunPodSandboxRequest { config: Some(pod(&self.dir, name, options)), ..Default::default() };
+        self.clients.runtime.run_pod_sandbox(request).await.unwrap().into_inner().pod_sandbox_id
+    }
+
+    async fn run(&mut self, sandbox: &str, config: v1::ContainerConfig) -> String {
+        let request = v1::CreateContainerRequest {
+            pod_sandbox_id: sandbox.to_owned(),
+            config: Some(config),
+            sandbox_config: None,
+        };
+        let id = self.clients.runtime.create_container(request).await.unwrap().into_inner().container_id;
+        let request = v1::StartContainerRequest { container_id: id.clone() };
+        self.clients.runtime.start_container(request).await.unwrap();
+        id
+    }
+
+    async fn status(&mut self, id: &str) -> v1::ContainerStatus {
+        let request = v1::ContainerStatusRequest { container_id: id.to_owned(), verbose: false };
+        self.clients.runtime.container_status(request).await.unwrap().into_inner().status.unwrap()
+    }
+
+    async fn exited(&mut self, id: &str) -> v1::ContainerStatus {
+        let give_up = Instant::now() + Duration::from_secs(20);
+        loop {
+            let status = self.status(id).await;
+            if status.state() == v1::ContainerState::ContainerExited {
+                return status;
+            }
+            assert!(Instant::now() < give_up, "{id} does not end");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    async fn exec(&mut self, id: &str, script: &str) -> (String, i32) {
+        let cmd = ["/bin/sh", "-c", script].map(str::to_owned).to_vec();
+        let request = v1::ExecSyncRequest { container_id: id.to_owned(), cmd, timeout: 10 };
+        let answer = self.clients.runtime.exec_sync(request).await.unwrap().into_inner();
+        (String::from_utf8([answer.stdout, answer.stderr].concat()).unwrap(), answer.exit_code)
+    }
+
+    fn config(&self) -> Config {
+        let mut config = Config::new(&self.dir, program(), Clock::new(|| 0));
+        config.cni = CniConfig::Disabled;
+        config.cgroup_root = format!("/{}", self.dir.file_name().unwrap().display()).into();
+        config
+    }
+
+    /// Takes everything away and finds nothing left.
+    async fn finish(mut self) {
+        self.process.kill().unwrap();
+        self.process.wait().unwrap();
+        cri_server::reset(&self.config()).await.unwrap();
+        let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+        assert!(!mounts.contains(&self.dir.display().to_string()), "{mounts}");
+        assert!(!linux::cgroups::Cgroup::new(&self.config().cgroup_root).exists());
+    }
+}
+
+impl Drop for Engine {
+    /// A failed test leaves nothing behind either.
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+        let config = self.config();
+        let cleaned = std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            runtime.block_on(cri_server::reset(&config)).map_err(|e| e.to_string())
+        });
+        if let Ok(Err(error)) = cleaned.join() {
+            eprintln!("reset: {error}");
+        }
+        let _ = std::fs::remove_dir_all(&self.dir);
+    }
+}
+
+fn image() -> Vec<u8> {
+    let file = |path: &str, mode, bytes: &[u8]| BuildFile { path: path.into(), mode, bytes: bytes.into() };
+    let busybox = std::fs::read("/bin/busybox").unwrap();
+    let mut files = vec![file("/bin/busybox", 0o755, &busybox)];
+    for applet in ["sh", "sleep", "echo", "id", "cat", "hostname", "true", "kill", "ps", "stty"] {
+        files.push(file(&format!("/bin/{applet}"), 0o120_777, b"/bin/busybox"));
+    }
+    files.push(file("/etc", 0o040_755, b""));
+    files.push(file(
+        "/etc/passwd",
+        0o644,
+        b"root:x:0:0:root:/root:/bin/sh\napp:x:1000:50000::/app:/bin/sh\n",
+    ));
+    files.push(file("/tmp", 0o041_777, b""));
+    let config =
+        BuildConfig { cmd: vec!["/bin/sh".into()], env: vec!["FROM=image".into()], ..Default::default() };
+    build(IMAGE, &files, &config).unwrap()
+}
+
+fn pod(dir: &Path, name: &str, options: v1::NamespaceOption) -> v1::PodSandboxConfig {
+    let security = v1::LinuxSandboxSecurityContext { namespace_options: Some(options), ..Default::default() };
+    v1::PodSandboxConfig {
+        metadata: Some(v1::PodSandboxMetadata {
+            name: name.into(),
+            uid: name.into(),
+            namespace: "test".into(),
+            attempt: 0,
+        }),
+        hostname: name.into(),
+        log_directory: dir.join("logs").join(name).display().to_string(),
+        linux: Some(v1::LinuxPodSandboxConfig { security_context: Some(security), ..Default::default() }),
+        ..Default::default()
+    }
+}
+
+fn shell(name: &str, script: &str) -> v1::ContainerConfig {
+    let security = v1::LinuxContainerSecurityContext {
+        seccomp: Some(v1::SecurityProfile::default()),
+        masked_paths: vec!["/proc/kcore".into()],
+        readonly_paths: vec!["/proc/sys".into()],
+        no_new_privs: true,
+        namespace_options: Some(v1::NamespaceOption {
+            pid: v1::NamespaceMode::Container as i32,
+            ..Default::default()
+        }),
+        ..Default::default()
+    };
+    v1::ContainerConfig {
+        metadata: Some(v1::ContainerMetadata { name: name.into(), attempt: 0 }),
+        image: Some(v1::ImageSpec { image: IMAGE.into(), ..Default::default() }),
+        command: ["/bin/sh", "-c", script].map(str::to_owned).to_vec(),
+        log_path: format!("{name}.log"),
+        linux: Some(v1::LinuxContainerConfig { security_context: Some(security), resources: None }),
+        ..Default::default()
+    }
+}
+
+fn own_pids() -> v1::NamespaceOption {
+    v1::NamespaceOption { pid: v1::NamespaceMode::Container as i32, ..Default::default() }
+}
+
+#[tokio::test]
+async fn a_container_runs_logs_answers_and_ends() {
+    let Some(mut engine) = Engine::start("run").await else { return };
+    let began = Instant::now();
+    let sandbox = engine.sandbox("web", own_pids()).await;
+    let id = engine.run(&sandbox, shell("main", "echo out; echo err >&2; exec sleep 100")).await;
+    eprintln!("sandbox and container in {:?}", began.elapsed());
+    assert_eq!(engine.exec(&id, "echo $FROM; hostname; exit 3").await, ("image\nweb\n".to_owned(), 3));
+    let (ids, _) = engine.exec(&id, "echo $$; cat /proc/1/comm").await;
+    assert!(ids.ends_with("sleep\n"), "{ids}");
+    let (refused, code) = engine.exec(&id, "echo 1 > /proc/sys/kernel/domainname").await;
+    assert_ne!(code, 0, "{refused}");
+    let log = std::fs::read_to_string(engine.dir.join("logs/web/main.log")).unwrap();
+    assert!(log.contains(" stdout F out\n") && log.contains(" stderr F err\n"), "{log}");
+    let stop = v1::StopContainerRequest { container_id: id.clone(), timeout: 0 };
+    engine.clients.runtime.stop_container(stop).await.unwrap();
+    let status = engine.exited(&id).await;
+    assert_eq!((status.exit_code, status.reason.as_str()), (137, "Error"));
+    let short = engine.run(&sandbox, shell("short", "exit 7")).await;
+    assert_eq!(engine.exited(&short).await.exit_code, 7);
+    let remove = v1::RemovePodSandboxRequest { pod_sandbox_id: sandbox };
+    engine.clients.runtime.remove_pod_sandbox(remove).await.unwrap();
+    let left = engine.clients.runtime.list_containers(v1::ListContainersRequest::default()).await.unwrap();
+    assert!(left.into_inner().containers.is_empty());
+    engine.finish().await;
+}
+
+#[tokio::test]
+async fn a_killed_engine_leaves_containers_running_and_learns_their_ends() {
+    let Some(mut engine) = Engine::start("crash").await else { return };
+    let sandbox = engine.sandbox("lasting", own_pids()).await;
+    let lasting = engine.run(&sandbox, shell("lasting", "exec sleep 100")).await;
+    let gate = engine.dir.join("gate");
+    std::fs::create_dir(&gate).unwrap();
+    let mut ending = shell("ending", "while [ ! -e /gate/open ]; do sleep 0.01; done; exit 42");
+    ending.mounts.push(v1::Mount {
+        container_path: "/gate".into(),
+        host_path: gate.display().to_string(),
+        ..Default::default()
+    });
+    let ending = engine.run(&sandbox, ending).await;
+    let before = engine.status(&lasting).await;
+    engine.process.kill().unwrap();
+    engine.process.wait().unwrap();
+    std::fs::write(gate.join("open"), "").unwrap();
+    engine.crash().await;
+    let after = engine.status(&lasting).await;
+    assert_eq!(after.state(), v1::ContainerState::ContainerRunning);
+    assert_eq!(after.created_at, before.created_at);
+    assert_eq!(engine.exec(&lasting, "echo alive").await.0, "alive\n");
+    let ended = engine.exited(&ending).await;
+    assert_eq!((ended.exit_code, ended.reason.as_str()), (42, "Error"));
+    engine.crash().await;
+    assert_eq!(engine.exited(&ending).await.exit_code, 42);
+    engine.finish().await;
+}
+
+#[tokio::test]
+async fn a_dead_shim_ends_its_containers_and_its_pod() {
+    let Some(mut engine) = Engine::start("shim").await else { return };
+    let sandbox = engine.sandbox("orphan", own_pids()).await;
+    let id = engine.run(&sandbox, shell("main", "exec sleep 100")).await;
+    let file = engine.dir.join("engine/sandboxes").join(&sandbox).join("shim.pid");
+    let pid: i32 = std::fs::read_to_string(file).unwrap().trim().parse().unwrap();
+    linux::process::kill(pid, 9).unwrap();
+    let status = engine.exited(&id).await;
+    assert_eq!((status.exit_code, status.reason.as_str()), (255, "Unknown"));
+    engine.finish().await;
+}
+
+#[tokio::test]
+async fn users_memory_limits_and_shared_pids_are_as_asked() {
+    let Some(mut engine) = Engine::start("asked").await else { return };
+    let shared = v1::NamespaceOption { network: v1::NamespaceMode::Node as i32, ..Default::default() };
+    let sandbox = engine.sandbox("asked", shared.clone()).await;
+    let mut config = shell("user", "id; cat /proc/1/comm; exec sleep 100");
+    if let Some(security) = config.linux.as_mut().and_then(|linux| linux.security_context.as_mut()) {
+        security.run_as_user = Some(v1::Int64Value { value: 1000 });
+        security.namespace_options = Some(shared.clone());
+    }
+    let id = engine.run(&sandbox, config).await;
+    let (text, _) = engine.exec(&id, "id; cat /proc/1/comm").await;
+    assert!(text.contains("uid=1000") && text.contains("gid=50000"), "{text}");
+    assert!(!text.contains("sleep"), "pid 1 is the pod's: {text}");
+    let mut hungry = shell("hungry", "x=xxxxxxxxxxxxxxxx; while true; do x=$x$x; done");
+    if let Some(linux) = hungry.linux.as_mut() {
+        linux.resources =
+            Some(v1::LinuxContainerResources { memory_limit_in_bytes: 16 << 20, ..Default::default() });
+    }
+    let hungry = engine.run(&sandbox, hungry).await;
+    let status = engine.exited(&hungry).await;
+    assert_eq!((status.exit_code, status.reason.as_str()), (137, "OOMKilled"));
+    engine.finish().await;
+}

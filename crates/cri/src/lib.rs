@@ -1,0 +1,55 @@
+//! CRI messages and services, and how to reach them over a socket.
+//!
+//! The messages are those of [`v1`]; [`connect`] gives a channel that any of its clients can be built on. The
+//! kubelet and the command line are the callers, our own engine or another one is at the far end: nothing in
+//! here knows which.
+
+pub use k8s_cri::v1;
+
+use tonic::transport::{Channel, Endpoint};
+
+/// The largest answer that is accepted: lists of containers on a full node, and outputs of `ExecSync` with
+/// both streams at their cap of 16 MiB.
+// Upstream: staging/src/k8s.io/cri-client/pkg/remote_runtime.go maxMsgSize (16 MiB)
+pub const MAX_MESSAGE_BYTES: usize = 40 << 20;
+
+/// The socket that containerd listens on, for `--container-runtime-endpoint`'s help and for tests.
+pub const CONTAINERD_ENDPOINT: &str = "unix:///run/containerd/containerd.sock";
+
+/// The engine could not be reached.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("container runtime endpoint {endpoint:?} is not of the form unix:///path/to.sock")]
+    Endpoint { endpoint: String },
+    #[error("connect to the container runtime at {endpoint}")]
+    Connect { endpoint: String, source: tonic::transport::Error },
+}
+
+/// A client of each of CRI's two services, over one connection.
+#[derive(Debug, Clone)]
+pub struct Clients {
+    pub runtime: v1::runtime_service_client::RuntimeServiceClient<Channel>,
+    pub image: v1::image_service_client::ImageServiceClient<Channel>,
+}
+
+/// Connects to the engine at `endpoint`, which is `unix:///path` or a plain absolute path.
+pub async fn connect(endpoint: &str) -> Result<Channel, Error> {
+    let path = endpoint.strip_prefix("unix://").unwrap_or(endpoint);
+    if !path.starts_with('/') {
+        return Err(Error::Endpoint { endpoint: endpoint.to_owned() });
+    }
+    let wrong = |source| Error::Connect { endpoint: endpoint.to_owned(), source };
+    Endpoint::from_shared(format!("unix://{path}")).map_err(wrong)?.connect().await.map_err(wrong)
+}
+
+/// Connects to the engine and gives both of its services.
+pub async fn clients(endpoint: &str) -> Result<Clients, Error> {
+    let channel = connect(endpoint).await?;
+    let runtime = v1::runtime_service_client::RuntimeServiceClient::new(channel.clone())
+        .max_decoding_message_size(MAX_MESSAGE_BYTES)
+        .max_encoding_message_size(MAX_MESSAGE_BYTES);
+    let image = v1::image_service_client::ImageServiceClient::new(channel)
+        .max_decoding_message_size(MAX_MESSAGE_BYTES)
+        .max_encoding_message_size(MAX_MESSAGE_BYTES);
+    Ok(Clients { runtime, image })
+}

@@ -1,0 +1,148 @@
+//! The sockets: a question in, the zone's or upstream's answer out.
+
+use std::sync::Arc;
+
+use hickory_proto::op::{Edns, MessageType, Metadata, OpCode, ResponseCode};
+use hickory_proto::rr::{Name, Record, RecordType};
+use hickory_server::net::runtime::Time;
+use hickory_server::server::{Request, RequestHandler, ResponseHandler, ResponseInfo};
+use hickory_server::zone_handler::MessageResponseBuilder;
+use tokio::sync::Semaphore;
+
+use crate::Cluster;
+use crate::forward::Forwarder;
+use crate::zone::{Answer, Zone};
+
+/// Questions that wait for upstream at one time; more are answered SERVFAIL, so that a slow upstream does not
+/// make this server grow.
+const MAX_WAITING: usize = 1024;
+/// Names that lead to names inside the cluster: more than this is a circle.
+const MAX_ALIASES: usize = 8;
+/// What fits a UDP packet on any path; askers may say less.
+const MAX_UDP_PAYLOAD: u16 = 1232;
+
+/// Answers requests.
+pub(crate) struct Handler {
+    pub zone: Zone,
+    pub cluster: Arc<dyn Cluster>,
+    pub forwarder: Forwarder,
+    waiting: Semaphore,
+}
+
+/// The parts of a response.
+struct Response {
+    code: ResponseCode,
+    is_authoritative: bool,
+    answers: Vec<Record>,
+    authorities: Vec<Record>,
+    additional: Vec<Record>,
+}
+
+impl Response {
+    fn code(code: ResponseCode) -> Self {
+        let (answers, authorities, additional) = Default::default();
+        Response { code, is_authoritative: false, answers, authorities, additional }
+    }
+}
+
+impl Handler {
+    pub fn new(zone: Zone, cluster: Arc<dyn Cluster>, forwarder: Forwarder) -> Self {
+        Handler { zone, cluster, forwarder, waiting: Semaphore::new(MAX_WAITING) }
+    }
+
+    async fn respond(&self, request: &Request) -> Response {
+        if request.metadata.message_type != MessageType::Query || request.metadata.op_code != OpCode::Query {
+            return Response::code(ResponseCode::NotImp);
+        }
+        let Ok(info) = request.request_info() else { return Response::code(ResponseCode::FormErr) };
+        let question = info.query.original();
+        self.resolve(question.name().clone(), question.query_type()).await
+    }
+
+    /// Follows aliases inside the cluster, and asks upstream about what is outside.
+    async fn resolve(&self, asked: Name, kind: RecordType) -> Response {
+        let mut response = Response { is_authoritative: true, ..Response::code(ResponseCode::NoError) };
+        let mut name = asked;
+        for _ in 0..MAX_ALIASES {
+            match self.zone.answer(&*self.cluster, &name, kind) {
+                Answer::Records { records, additional } => {
+                    response.answers.extend(records);
+                    response.additional = additional;
+                    return response;
+                }
+                Answer::NoData => {
+                    response.authorities.push(self.zone.soa());
+                    return response;
+                }
+                Answer::NoSuchName => {
+                    response.code = ResponseCode::NXDomain;
+                    response.authorities.push(self.zone.soa());
+                    return response;
+                }
+                Answer::Alias { record, target } => {
+                    response.answers.push(*record);
+                    if kind == RecordType::CNAME {
+                        return response;
+                    }
+                    name = target;
+                }
+                Answer::Elsewhere => {
+                    self.forward(&mut response, &name, kind).await;
+                    return response;
+                }
+            }
+        }
+        Response::code(ResponseCode::ServFail)
+    }
+
+    async fn forward(&self, response: &mut Response, name: &Name, kind: RecordType) {
+        let Ok(_permit) = self.waiting.try_acquire() else {
+            response.code = ResponseCode::ServFail;
+            return;
+        };
+        let forwarded = self.forwarder.ask(name, kind).await;
+        response.is_authoritative = !response.answers.is_empty();
+        response.code = forwarded.code;
+        response.answers.extend(forwarded.answers);
+        response.authorities = forwarded.authorities;
+    }
+}
+
+#[async_trait::async_trait]
+impl RequestHandler for Handler {
+    async fn handle_request<R: ResponseHandler, T: Time>(
+        &self,
+        request: &Request,
+        mut handle: R,
+    ) -> ResponseInfo {
+        let response = self.respond(request).await;
+        let mut metadata = Metadata::response_from_request(&request.metadata);
+        metadata.response_code = response.code;
+        metadata.authoritative = response.is_authoritative;
+        metadata.recursion_available = true;
+        let mut builder = MessageResponseBuilder::from_message_request(request);
+        let edns = request.edns.as_ref().map(|asked| {
+            let mut edns = Edns::new();
+            edns.set_max_payload(asked.max_payload().clamp(512, MAX_UDP_PAYLOAD));
+            edns
+        });
+        if let Some(edns) = &edns {
+            builder.edns(edns);
+        }
+        let message = builder.build(
+            metadata,
+            &response.answers,
+            &response.authorities,
+            std::iter::empty(),
+            &response.additional,
+        );
+        match handle.send_response(message).await {
+            Ok(info) => info,
+            Err(error) => {
+                tracing::debug!(%error, "an answer could not be sent");
+                let header = hickory_proto::op::Header { metadata, counts: Default::default() };
+                ResponseInfo::from(header)
+            }
+        }
+    }
+}

@@ -1,0 +1,35 @@
+//! Images for tests, made of what the machine has: no registry is asked.
+
+use cri_server::images::{BuildConfig, BuildFile, build};
+
+/// Debian's statically linked busybox.
+const BUSYBOX: &str = "/bin/busybox";
+const APPLETS: &[&str] =
+    &["sh", "cat", "echo", "env", "hostname", "httpd", "id", "kill", "ls", "mkdir", "nslookup", "sleep", "wget"];
+/// The mode of a symbolic link.
+const LINK: u32 = 0o120_777;
+
+/// Serves the pod's name and its version, and ends at SIGTERM.
+const START: &str = "#!/bin/sh
+mkdir -p /tmp/www
+echo \"$VERSION from $HOSTNAME\" > /tmp/www/index.html
+echo \"$VERSION serves\"
+exec httpd -f -v -p 8080 -h /tmp/www
+";
+
+/// An image that serves its pod's name and its version on port 8080, and has a shell.
+pub fn web(name: &str, version: &str) -> Vec<u8> {
+    let busybox = std::fs::read(BUSYBOX).expect("busybox-static is installed");
+    let mut files = vec![
+        BuildFile { path: "bin/busybox".into(), mode: 0o755, bytes: busybox },
+        BuildFile { path: "start".into(), mode: 0o755, bytes: START.into() },
+    ];
+    let link = |applet: &&str| BuildFile { path: format!("bin/{applet}"), mode: LINK, bytes: "busybox".into() };
+    files.extend(APPLETS.iter().map(link));
+    let config = BuildConfig {
+        entrypoint: vec!["/start".into()],
+        env: vec!["PATH=/bin".into(), format!("VERSION={version}")],
+        ..Default::default()
+    };
+    build(name, &files, &config).expect("an image can be made of small files")
+}

@@ -1,0 +1,304 @@
+//! End-to-end tests: what a user does, with stock kubectl, on real namespaces, cgroups and nftables.
+//!
+//! [`Cluster`] is one server in a network namespace, cgroup and data directory of its own, so that tests run
+//! beside each other and beside whatever the machine does; what it made is gone when it is dropped. The binary
+//! is the one that `TRIERARCH` names, or the one that was built beside the tests.
+//!
+//! What always holds: a test waits for a condition with a deadline and says what it saw when that passes.
+
+use std::ffi::OsStr;
+use std::io::{BufRead, BufReader, Read};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+pub mod images;
+
+/// How long anything may take.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+pub const NODE_IP: &str = "10.98.0.1";
+pub const NODE_READY: &str = "the node is Ready";
+
+/// The binary under test.
+pub fn binary() -> PathBuf {
+    if let Some(path) = std::env::var_os("TRIERARCH") {
+        return path.into();
+    }
+    let test = std::env::current_exe().expect("a test has a path");
+    let profile = test.ancestors().nth(2).expect("tests are built into deps/ of a profile");
+    let binary = profile.join("trierarch");
+    assert!(binary.is_file(), "{} is not built; run the tests by `cargo xtask test`", binary.display());
+    binary
+}
+
+/// A network namespace, deleted when dropped.
+pub struct Namespace(String);
+
+impl Namespace {
+    /// With an interface `eth0` that has [`NODE_IP`] and a default route, as a machine has.
+    pub fn new() -> Self {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        assert!(rustix::process::geteuid().is_root(), "these tests make namespaces and containers: run them as root");
+        let name = format!("e2e-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
+        succeed(Command::new("ip").args(["netns", "add", &name]));
+        let namespace = Namespace(name);
+        for arguments in [
+            "link set lo up",
+            "link add eth0 type veth peer name uplink",
+            "address add 10.98.0.1/24 dev eth0",
+            "link set eth0 up",
+            "link set uplink up",
+            "route add default dev eth0",
+        ] {
+            succeed(namespace.command("ip").args(arguments.split(' ')));
+        }
+        namespace
+    }
+
+    /// A command inside the namespace.
+    pub fn command(&self, program: impl AsRef<OsStr>) -> Command {
+        let mut command = Command::new("nsenter");
+        // Not `ip netns exec`: that would hide the cgroups.
+        command.arg(format!("--net=/run/netns/{}", self.0)).arg("--").arg(program);
+        command
+    }
+
+    pub fn name(&self) -> &str {
+        &self.0
+    }
+}
+
+impl Default for Namespace {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Drop for Namespace {
+    fn drop(&mut self) {
+        let deleted = Command::new("ip").args(["netns", "delete", &self.0]).status();
+        if !deleted.is_ok_and(|status| status.success()) {
+            eprintln!("cannot delete network namespace {}", self.0);
+        }
+    }
+}
+
+/// One server with its node.
+pub struct Cluster {
+    pub namespace: Namespace,
+    folder: tempfile::TempDir,
+    server: Option<Server>,
+}
+
+struct Server {
+    child: Child,
+    /// The lines that it logs.
+    log: mpsc::Receiver<String>,
+}
+
+impl Cluster {
+    /// Starts a server and waits until its node is Ready.
+    pub fn start() -> Self {
+        let mut cluster = Self::stopped();
+        cluster.start_server();
+        cluster
+    }
+
+    /// A namespace and a folder, no server yet.
+    pub fn stopped() -> Self {
+        let folder = tempfile::Builder::new().prefix("e2e-").tempdir().expect("a temporary folder can be made");
+        Cluster { namespace: Namespace::new(), folder, server: None }
+    }
+
+    pub fn start_server(&mut self) {
+        let mut command = self.trierarch("server");
+        command.args(["--node-name=node-1", "--node-ip", NODE_IP, "--cgroup-root", &self.cgroup()]);
+        let mut child = command.stderr(Stdio::piped()).spawn().expect("the server can be started");
+        let (told, log) = mpsc::channel();
+        let stderr = BufReader::new(child.stderr.take().expect("standard error is piped"));
+        std::thread::spawn(move || {
+            for line in stderr.lines().map_while(Result::ok) {
+                eprintln!("server: {line}");
+                // Nobody may listen any more.
+                let _ = told.send(line);
+            }
+        });
+        let server = Server { child, log };
+        server.wait_for(NODE_READY);
+        self.server = Some(server);
+    }
+
+    /// Kills the server as a power cut would: no signal handler runs.
+    pub fn kill_server(&mut self) {
+        let mut server = self.server.take().expect("the server runs");
+        server.child.kill().expect("the server can be killed");
+        server.child.wait().expect("the server ends");
+    }
+
+    /// Stops the server as an operator would, and checks that it ends well.
+    pub fn stop_server(&mut self) {
+        let mut server = self.server.take().expect("the server runs");
+        let pid = rustix::process::Pid::from_child(&server.child);
+        rustix::process::kill_process(pid, rustix::process::Signal::TERM).expect("the server can be told to end");
+        let status = server.child.wait().expect("the server ends");
+        assert!(status.success(), "the server ended with {status}");
+    }
+
+    pub fn data_dir(&self) -> &Path {
+        self.folder.path()
+    }
+
+    pub fn cgroup(&self) -> String {
+        format!("/{}", self.namespace.name())
+    }
+
+    /// A command of the binary, for this cluster's data directory.
+    pub fn trierarch(&self, command: &str) -> Command {
+        let mut trierarch = self.namespace.command(binary());
+        trierarch.args(command.split(' ')).arg("--data-dir").arg(self.data_dir());
+        trierarch
+    }
+
+    pub fn kubectl(&self, arguments: &str) -> Command {
+        let mut kubectl = self.namespace.command("kubectl");
+        kubectl.arg("--kubeconfig").arg(self.data_dir().join("admin.kubeconfig")).args(arguments.split_whitespace());
+        kubectl
+    }
+
+    /// What kubectl prints; it must succeed.
+    pub fn kubectl_prints(&self, arguments: &str) -> String {
+        succeed(&mut self.kubectl(arguments))
+    }
+
+    pub fn apply(&self, manifest: &str) {
+        let file = self.data_dir().join("manifest.yaml");
+        std::fs::write(&file, manifest).expect("the manifest can be written");
+        succeed(self.kubectl("apply -f").arg(file));
+    }
+
+    /// One object, as JSON.
+    pub fn get(&self, what: &str) -> Value {
+        serde_json::from_str(&self.kubectl_prints(&format!("get {what} -o json"))).expect("kubectl prints JSON")
+    }
+
+    pub fn import(&self, archive: &[u8]) {
+        let file = self.data_dir().join("image.tar");
+        std::fs::write(&file, archive).expect("the archive can be written");
+        succeed(self.trierarch("image import").arg(file));
+    }
+
+    /// The body that this URL answers with, from the node; `None` when nothing answers.
+    pub fn curl(&self, address: &str) -> Option<String> {
+        let output = self.namespace.command("curl").args(["-sS", "--max-time", "3", address]).output();
+        let output = output.expect("curl can be run");
+        output.status.success().then(|| String::from_utf8_lossy(&output.stdout).into_owned())
+    }
+}
+
+impl Server {
+    fn wait_for(&self, words: &str) {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            match self.log.recv_timeout(left) {
+                Ok(line) if line.contains(words) => return,
+                Ok(_) => {}
+                Err(error) => panic!("the server did not say \"{words}\": {error}"),
+            }
+        }
+    }
+}
+
+/// Stops the server and takes everything away.
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        if let Some(mut server) = self.server.take() {
+            let pid = rustix::process::Pid::from_child(&server.child);
+            let told = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
+            if let Err(error) = told.map_err(Into::into).and_then(|()| server.child.wait()) {
+                eprintln!("cannot stop the server: {error}");
+            }
+        }
+        let reset = self.trierarch("reset").args(["--cgroup-root", &self.cgroup()]).status();
+        if !reset.is_ok_and(|status| status.success()) {
+            eprintln!("cannot reset {}", self.data_dir().display());
+        }
+    }
+}
+
+/// Runs a command to its end; it must succeed. What it printed.
+pub fn succeed(command: &mut Command) -> String {
+    let output = command.stdin(Stdio::null()).output().unwrap_or_else(|e| panic!("cannot run {command:?}: {e}"));
+    assert!(output.status.success(), "{command:?} failed:\n{}", said(&output));
+    String::from_utf8(output.stdout).expect("the output is text")
+}
+
+/// Runs a command to its end; it must fail. What it said.
+pub fn fail(command: &mut Command) -> String {
+    let output = command.stdin(Stdio::null()).output().unwrap_or_else(|e| panic!("cannot run {command:?}: {e}"));
+    assert!(!output.status.success(), "{command:?} succeeded:\n{}", said(&output));
+    said(&output)
+}
+
+fn said(output: &Output) -> String {
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    format!("{}{}", text(&output.stdout), text(&output.stderr))
+}
+
+/// Tries until `look` finds what it looks for; it says what it saw instead.
+pub fn eventually<T>(what: &str, mut look: impl FnMut() -> Result<T, String>) -> T {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        match look() {
+            Ok(found) => return found,
+            Err(seen) => assert!(Instant::now() < deadline, "{what}: still {seen}"),
+        }
+        std::thread::sleep(Duration::from_millis(100));
+    }
+}
+
+/// A command that goes on beside the test, ended when dropped.
+pub struct Background {
+    child: Child,
+    lines: mpsc::Receiver<String>,
+}
+
+impl Background {
+    pub fn start(command: &mut Command) -> Self {
+        let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().expect("the command can be started");
+        let (told, lines) = mpsc::channel();
+        let stdout: Box<dyn Read + Send> = Box::new(child.stdout.take().expect("standard output is piped"));
+        std::thread::spawn(move || {
+            for line in BufReader::new(stdout).lines().map_while(Result::ok) {
+                // Nobody may listen any more.
+                let _ = told.send(line);
+            }
+        });
+        Background { child, lines }
+    }
+
+    /// The next line that has these words.
+    pub fn line_with(&self, words: &str) -> String {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            match self.lines.recv_timeout(left) {
+                Ok(line) if line.contains(words) => return line,
+                Ok(_) => {}
+                Err(error) => panic!("no line with {words:?} came: {error}"),
+            }
+        }
+    }
+}
+
+impl Drop for Background {
+    fn drop(&mut self) {
+        // It may have ended by itself.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}

@@ -1,0 +1,85 @@
+//! What a kubelet is told at its start.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use api::core::v1::Taint;
+use controller_runtime::Clock;
+
+/// How the kubelet shows itself to the API server, and whom it answers.
+#[derive(Clone)]
+pub struct ServingTls {
+    /// The certificate, which may change while the kubelet runs.
+    pub certificate: Arc<dyn rustls::server::ResolvesServerCert>,
+    /// PEM of the authorities whose clients may call.
+    pub client_ca: Vec<u8>,
+}
+
+#[derive(Clone)]
+pub struct Config {
+    pub node_name: String,
+    /// The node's addresses; the first counts as its own.
+    pub node_ips: Vec<IpAddr>,
+    pub hostname: String,
+    /// Where pods' directories and volumes live.
+    pub root_dir: PathBuf,
+    /// Where containers' logs live; `/var/log/pods` upstream.
+    pub pod_logs_dir: PathBuf,
+    pub cri_endpoint: String,
+    /// A directory of manifests that run without an API server.
+    pub static_pod_path: Option<PathBuf>,
+    pub cluster_dns: Vec<IpAddr>,
+    pub cluster_domain: String,
+    /// The resolver configuration that pods inherit.
+    pub resolv_conf: PathBuf,
+    pub max_pods: u32,
+    /// Where the kubelet's own API listens. Without [`Config::tls`] it is not served.
+    pub address: IpAddr,
+    pub port: u16,
+    pub tls: Option<ServingTls>,
+    /// The cgroup that `kubepods` lies in: `/` upstream.
+    pub cgroup_root: PathBuf,
+    pub node_labels: BTreeMap<String, String>,
+    pub node_annotations: BTreeMap<String, String>,
+    pub taints: Vec<Taint>,
+    pub provider_id: Option<String>,
+    /// Whether to make the Node object.
+    pub register: bool,
+    /// Percent of the image disk from which unused images are removed, and down to which.
+    pub image_gc_high_percent: u8,
+    pub image_gc_low_percent: u8,
+    pub clock: Clock,
+}
+
+impl Config {
+    /// A kubelet as upstream starts it, below `data_dir`.
+    pub fn new(node_name: &str, node_ip: IpAddr, data_dir: &std::path::Path, clock: Clock) -> Self {
+        Config {
+            node_name: node_name.to_owned(),
+            node_ips: vec![node_ip],
+            hostname: node_name.to_owned(),
+            root_dir: data_dir.join("kubelet"),
+            pod_logs_dir: data_dir.join("logs"),
+            cri_endpoint: format!("unix://{}", data_dir.join("cri.sock").display()),
+            static_pod_path: None,
+            cluster_dns: Vec::new(),
+            cluster_domain: "cluster.local".to_owned(),
+            resolv_conf: PathBuf::from("/etc/resolv.conf"),
+            max_pods: 110,
+            address: IpAddr::from([0, 0, 0, 0]),
+            port: 10250,
+            tls: None,
+            cgroup_root: PathBuf::from("/"),
+            node_labels: BTreeMap::new(),
+            node_annotations: BTreeMap::new(),
+            taints: Vec::new(),
+            provider_id: None,
+            register: true,
+            image_gc_high_percent: 85,
+            image_gc_low_percent: 80,
+            clock,
+        }
+    }
+}

@@ -1,0 +1,267 @@
+//! The configurations that CRI takes for a pod's sandbox and for a container.
+
+use std::collections::{BTreeMap, HashMap};
+
+use api::Object;
+use api::core::v1::{Container, Pod};
+use cri::v1 as pb;
+
+use super::dns::Resolver;
+use super::expansion::expand;
+use super::security::{self, ImageUser};
+use crate::pod::{self, qos};
+use crate::pod_state::annotations;
+use crate::runtime::{CONTAINER_NAME, POD_NAME, POD_NAMESPACE, POD_UID};
+
+/// What a sandbox is made from, beside the pod.
+pub struct SandboxFacts<'a> {
+    pub attempt: u32,
+    pub hostname: &'a str,
+    pub log_directory: &'a str,
+    pub resolver: &'a Resolver,
+    pub cgroup_parent: &'a str,
+    pub seccomp_root: &'a str,
+}
+
+// Upstream: pkg/kubelet/kuberuntime/kuberuntime_sandbox.go generatePodSandboxConfig
+pub fn sandbox(pod: &Pod, facts: &SandboxFacts) -> pb::PodSandboxConfig {
+    let spec = pod.spec.clone().unwrap_or_default();
+    let mut labels: HashMap<String, String> =
+        pod.metadata.labels.clone().unwrap_or_default().into_iter().collect();
+    labels.extend(identity(pod));
+    let port_mappings = if pod::host_network(pod) { Vec::new() } else { port_mappings(pod) };
+    let context = spec.security_context.unwrap_or_default();
+    let sysctls =
+        context.sysctls.unwrap_or_default().into_iter().map(|s| (s.name.replace('/', "."), s.value));
+    pb::PodSandboxConfig {
+        metadata: Some(pb::PodSandboxMetadata {
+            name: pod.name().to_owned(),
+            uid: pod.uid().to_owned(),
+            namespace: pod.namespace().to_owned(),
+            attempt: facts.attempt,
+        }),
+        hostname: if pod::host_network(pod) { String::new() } else { facts.hostname.to_owned() },
+        log_directory: facts.log_directory.to_owned(),
+        dns_config: Some(pb::DnsConfig {
+            servers: facts.resolver.servers.clone(),
+            searches: facts.resolver.searches.clone(),
+            options: facts.resolver.options.clone(),
+        }),
+        port_mappings,
+        labels,
+        annotations: pod.metadata.annotations.clone().unwrap_or_default().into_iter().collect(),
+        linux: Some(pb::LinuxPodSandboxConfig {
+            cgroup_parent: facts.cgroup_parent.to_owned(),
+            security_context: Some(security::of_sandbox(pod, facts.seccomp_root)),
+            sysctls: sysctls.collect(),
+            resources: Some(pod_resources(pod)),
+            overhead: None,
+        }),
+        windows: None,
+    }
+}
+
+fn identity(pod: &Pod) -> [(String, String); 3] {
+    [
+        (POD_NAME.to_owned(), pod.name().to_owned()),
+        (POD_NAMESPACE.to_owned(), pod.namespace().to_owned()),
+        (POD_UID.to_owned(), pod.uid().to_owned()),
+    ]
+}
+
+fn port_mappings(pod: &Pod) -> Vec<pb::PortMapping> {
+    let all =
+        pod::containers(pod).iter().chain(pod::init_containers(pod).iter().filter(|c| pod::is_sidecar(c)));
+    all.flat_map(|c| c.ports.iter().flatten())
+        .map(|port| {
+            let protocol = match port.protocol.as_deref() {
+                Some("UDP") => pb::Protocol::Udp,
+                Some("SCTP") => pb::Protocol::Sctp,
+                _ => pb::Protocol::Tcp,
+            };
+            pb::PortMapping {
+                protocol: protocol as i32,
+                container_port: port.container_port,
+                host_port: port.host_port.unwrap_or(0),
+                host_ip: port.host_ip.clone().unwrap_or_default(),
+            }
+        })
+        .collect()
+}
+
+/// The limits of a pod's cgroup. A limit that not every container has does not hold for the pod.
+pub fn pod_resources(pod: &Pod) -> pb::LinuxContainerResources {
+    let quota = qos::pod_limit(pod, "cpu").map(qos::cpu_quota).filter(|q| *q > 0);
+    pb::LinuxContainerResources {
+        cpu_shares: qos::cpu_shares(qos::pod_request(pod, "cpu")),
+        cpu_quota: quota.unwrap_or(0),
+        cpu_period: if quota.is_some() { qos::CPU_PERIOD } else { 0 },
+        memory_limit_in_bytes: qos::pod_limit(pod, "memory").unwrap_or(0),
+        ..Default::default()
+    }
+}
+
+/// The limits of a container. Requests that are missing are as large as the limits.
+pub fn container_resources(
+    pod: &Pod,
+    container: &Container,
+    memory_capacity: i64,
+) -> pb::LinuxContainerResources {
+    let of = &container.resources;
+    let request = qos::request(of, "cpu").or(qos::limit(of, "cpu")).unwrap_or(0);
+    let quota = qos::limit(of, "cpu").map_or(0, qos::cpu_quota);
+    pb::LinuxContainerResources {
+        cpu_shares: qos::cpu_shares(request),
+        cpu_quota: quota,
+        cpu_period: qos::CPU_PERIOD,
+        memory_limit_in_bytes: qos::limit(of, "memory").unwrap_or(0),
+        oom_score_adj: qos::oom_score_adj(pod, container, memory_capacity),
+        ..Default::default()
+    }
+}
+
+/// What a container is made from, beside the pod.
+pub struct ContainerFacts<'a> {
+    pub restart_count: i32,
+    pub image_ref: &'a str,
+    pub image_user: &'a ImageUser,
+    pub environment: &'a BTreeMap<String, String>,
+    pub mounts: Vec<pb::Mount>,
+    /// The container whose processes an ephemeral one is to see, by id.
+    pub target: Option<&'a str>,
+    pub memory_capacity: i64,
+    pub seccomp_root: &'a str,
+}
+
+// Upstream: pkg/kubelet/kuberuntime/kuberuntime_container.go generateContainerConfig
+pub fn container(pod: &Pod, container: &Container, facts: ContainerFacts) -> pb::ContainerConfig {
+    let expanded = |list: &Option<Vec<String>>| -> Vec<String> {
+        list.iter().flatten().map(|text| expand(text, |name| facts.environment.get(name).cloned())).collect()
+    };
+    let mut labels: HashMap<String, String> = identity(pod).into();
+    labels.insert(CONTAINER_NAME.to_owned(), container.name.clone());
+    let linux = pb::LinuxContainerConfig {
+        resources: Some(container_resources(pod, container, facts.memory_capacity)),
+        security_context: Some(security::of_container(
+            pod,
+            container,
+            facts.image_user,
+            facts.target,
+            facts.seccomp_root,
+        )),
+    };
+    let image = container.image.clone().unwrap_or_default();
+    pb::ContainerConfig {
+        metadata: Some(pb::ContainerMetadata {
+            name: container.name.clone(),
+            attempt: facts.restart_count.max(0) as u32,
+        }),
+        image: Some(pb::ImageSpec {
+            image: facts.image_ref.to_owned(),
+            user_specified_image: image,
+            ..Default::default()
+        }),
+        command: expanded(&container.command),
+        args: expanded(&container.args),
+        working_dir: container.working_dir.clone().unwrap_or_default(),
+        envs: facts
+            .environment
+            .iter()
+            .map(|(key, value)| pb::KeyValue { key: key.clone(), value: value.clone() })
+            .collect(),
+        mounts: facts.mounts,
+        labels,
+        annotations: container_annotations(pod, container, facts.restart_count),
+        log_path: log_path(&container.name, facts.restart_count),
+        stdin: container.stdin.unwrap_or(false),
+        stdin_once: container.stdin_once.unwrap_or(false),
+        tty: container.tty.unwrap_or(false),
+        linux: Some(linux),
+        ..Default::default()
+    }
+}
+
+/// A container's log below its pod's log directory.
+pub fn log_path(container: &str, restart_count: i32) -> String {
+    format!("{container}/{restart_count}.log")
+}
+
+// Upstream: pkg/kubelet/kuberuntime/labels.go newContainerAnnotations
+fn container_annotations(pod: &Pod, container: &Container, restart_count: i32) -> HashMap<String, String> {
+    let mut all = HashMap::new();
+    let mut set = |key: &str, value: String| all.insert(key.to_owned(), value);
+    set(annotations::HASH, pod::container_hash(container));
+    set(annotations::RESTART_COUNT, restart_count.to_string());
+    set(annotations::TERMINATION_MESSAGE_PATH, termination_message_path(container));
+    let policy = container.termination_message_policy.clone().unwrap_or_else(|| "File".into());
+    set(annotations::TERMINATION_MESSAGE_POLICY, policy);
+    if let Some(seconds) = pod.metadata.deletion_grace_period_seconds {
+        set(annotations::DELETION_GRACE_PERIOD, seconds.to_string());
+    }
+    if let Some(seconds) = pod.spec.as_ref().and_then(|s| s.termination_grace_period_seconds) {
+        set(annotations::TERMINATION_GRACE_PERIOD, seconds.to_string());
+    }
+    let json = |value: serde_json::Result<String>| value.unwrap_or_default();
+    if let Some(hook) = container.lifecycle.as_ref().and_then(|l| l.pre_stop.as_ref()) {
+        set(annotations::PRE_STOP, json(serde_json::to_string(hook)));
+    }
+    if let Some(ports) = container.ports.as_ref().filter(|p| !p.is_empty()) {
+        set(annotations::PORTS, json(serde_json::to_string(ports)));
+    }
+    all
+}
+
+pub fn termination_message_path(container: &Container) -> String {
+    container.termination_message_path.clone().unwrap_or_else(|| "/dev/termination-log".into())
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_container_and_its_sandbox() {
+        let object = json!({
+            "metadata": {"name": "p", "namespace": "n", "uid": "u", "labels": {"app": "x"}},
+            "spec": {"containers": [{
+                "name": "c", "image": "img", "command": ["sh", "-c", "echo $(A)"],
+                "ports": [{"containerPort": 80, "hostPort": 8080, "protocol": "UDP"}],
+                "resources": {"limits": {"cpu": "500m", "memory": "64Mi"}},
+            }]},
+        });
+        let pod: Pod = serde_json::from_value(object).unwrap();
+        let facts = SandboxFacts {
+            attempt: 1,
+            hostname: "p",
+            log_directory: "/logs",
+            resolver: &Resolver::default(),
+            cgroup_parent: "/kubepods/podu",
+            seccomp_root: "",
+        };
+        let config = sandbox(&pod, &facts);
+        assert_eq!(config.port_mappings[0].host_port, 8080);
+        assert_eq!(config.port_mappings[0].protocol, pb::Protocol::Udp as i32);
+        assert_eq!((config.labels["app"].as_str(), config.labels[POD_UID].as_str()), ("x", "u"));
+        assert_eq!(config.linux.unwrap().resources.unwrap().memory_limit_in_bytes, 64 << 20);
+
+        let environment = BTreeMap::from([("A".to_owned(), "1".to_owned())]);
+        let facts = ContainerFacts {
+            restart_count: 2,
+            image_ref: "img@sha256:1",
+            image_user: &ImageUser::default(),
+            environment: &environment,
+            mounts: Vec::new(),
+            target: None,
+            memory_capacity: 1 << 30,
+            seccomp_root: "",
+        };
+        let config = container(&pod, &pod.spec.as_ref().unwrap().containers[0], facts);
+        assert_eq!(config.command, ["sh", "-c", "echo 1"]);
+        assert_eq!(config.log_path, "c/2.log");
+        assert_eq!(config.annotations[annotations::RESTART_COUNT], "2");
+        let resources = config.linux.unwrap().resources.unwrap();
+        assert_eq!((resources.cpu_shares, resources.cpu_quota, resources.oom_score_adj), (512, 50_000, -997));
+    }
+}

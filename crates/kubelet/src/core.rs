@@ -1,0 +1,239 @@
+//! What all parts of a kubelet share, and its start and end.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use api::core::v1::{Node, Pod, Service};
+use client::Client;
+use controller_runtime::{EventRecorder, Informer, InformerFactory};
+use tokio::sync::broadcast;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use crate::backoff::Backoff;
+use crate::container::dns::{Resolver, parse_resolv_conf};
+use crate::container::downward::Surroundings;
+use crate::images::Images;
+use crate::node::Machine;
+use crate::objects::{ObjectCache, Wakers};
+use crate::paths::Paths;
+use crate::pod_state::PodState;
+use crate::pods;
+use crate::probe::Tools;
+use crate::runtime::{self, CriRuntime, Runtime};
+use crate::status::publisher::Publisher;
+use crate::volumes::Volumes;
+use crate::{Config, Error, cgroup, node, server};
+
+/// Shared by all parts; nothing in here changes but behind its own lock.
+pub struct Core {
+    pub config: Config,
+    pub client: Client,
+    pub runtime: Arc<dyn Runtime>,
+    pub runtime_name: String,
+    pub runtime_version: String,
+    pub recorder: EventRecorder,
+    pub wakers: Wakers,
+    pub volumes: Volumes,
+    pub images: Images,
+    /// The back-off of restarts, by pod UID, container name and hash.
+    pub restarts: Mutex<Backoff>,
+    pub publisher: Publisher,
+    pub services: Informer<Service>,
+    pub machine: Machine,
+    pub paths: Paths,
+    /// UIDs of pods whose containers changed, for followers of logs.
+    pub changes: broadcast::Sender<String>,
+    pub network_ready: AtomicBool,
+    /// The pods that have workers, by UID, as last seen.
+    pub pods: Mutex<HashMap<String, Arc<Pod>>>,
+    /// The Node as last seen in the API.
+    pub node: Mutex<Option<Arc<Node>>>,
+}
+
+impl Core {
+    pub fn host_ips(&self) -> Vec<String> {
+        self.config.node_ips.iter().map(ToString::to_string).collect()
+    }
+
+    /// The node's own resolver configuration, as it is now.
+    pub fn node_resolver(&self) -> Resolver {
+        parse_resolv_conf(&std::fs::read_to_string(&self.config.resolv_conf).unwrap_or_default())
+    }
+
+    pub fn surroundings(&self, pod: &Pod, state: &PodState) -> Surroundings {
+        let host_ips = self.host_ips();
+        let pod_ips = if crate::pod::host_network(pod) { host_ips.clone() } else { state.ips().to_vec() };
+        Surroundings {
+            pod_ips,
+            host_ips,
+            allocatable_milli_cpu: self.machine.milli_cpu,
+            allocatable_memory: self.machine.memory,
+            allocatable_ephemeral_storage: self.machine.ephemeral_storage,
+        }
+    }
+
+    pub fn probe_tools(&self) -> Tools {
+        Tools {
+            runtime: self.runtime.clone(),
+            recorder: self.recorder.clone(),
+            clock: self.config.clock.clone(),
+        }
+    }
+}
+
+/// Runs a kubelet on the runtime at the configured endpoint until the shutdown. Containers go on running.
+pub async fn run(config: Config, client: Client, shutdown: CancellationToken) -> Result<(), Error> {
+    let mut delay = Duration::from_millis(20);
+    let channel = loop {
+        // The engine may be starting at this moment, in this very process.
+        match cri::connect(&config.cri_endpoint).await {
+            Ok(channel) => break channel,
+            Err(error @ cri::Error::Endpoint { .. }) => return Err(Error::Connect(error)),
+            Err(error) if delay > Duration::from_secs(5) => return Err(Error::Connect(error)),
+            Err(error) => tracing::debug!(%error, "waiting for the container runtime"),
+        }
+        tokio::select! {
+            () = tokio::time::sleep(delay) => delay = delay * 3 / 2,
+            () = shutdown.cancelled() => return Ok(()),
+        }
+    };
+    run_with(config, client, Arc::new(CriRuntime::new(channel)), shutdown).await
+}
+
+/// Runs a kubelet on a runtime of the caller's.
+pub async fn run_with(
+    config: Config,
+    client: Client,
+    runtime: Arc<dyn Runtime>,
+    shutdown: CancellationToken,
+) -> Result<(), Error> {
+    // Everything ends with this, whether we are told to stop or a part fails.
+    let shutdown = shutdown.child_token();
+    let _stop = shutdown.clone().drop_guard();
+    let client = client.named("kubelet/v1.36.2");
+    let paths = Paths::new(&config.root_dir, &config.pod_logs_dir);
+    for dir in [paths.pods(), paths.logs().to_owned(), paths.seccomp()] {
+        let what = format!("the directory {}", dir.display());
+        std::fs::create_dir_all(&dir).map_err(|source| Error::Prepare { what, source })?;
+    }
+    let version = runtime.version().await.map_err(Error::Runtime)?;
+    let machine = Machine::read(&config.root_dir);
+    cgroup::create_classes(&config.cgroup_root, machine.milli_cpu).map_err(Error::Cgroup)?;
+    let clock = config.clock.clone();
+    let (recorder, delivery) =
+        EventRecorder::new(client.clone(), "kubelet", &config.node_name, clock.clone());
+    let informers = InformerFactory::new(client.clone(), shutdown.clone());
+    let services = informers.informer::<Service>();
+    let wakers = Wakers::default();
+    let volumes = Volumes::new(
+        paths.clone(),
+        client.clone(),
+        clock.clone(),
+        ObjectCache::new(client.clone(), wakers.clone(), shutdown.clone()),
+        ObjectCache::new(client.clone(), wakers.clone(), shutdown.clone()),
+    );
+    let core = Arc::new(Core {
+        images: Images::new(runtime.clone(), clock),
+        restarts: Mutex::new(Backoff::new(Duration::from_secs(10), Duration::from_secs(300))),
+        publisher: Publisher::new(client.clone()),
+        runtime_name: version.runtime_name,
+        runtime_version: version.runtime_version,
+        changes: broadcast::Sender::new(256),
+        network_ready: AtomicBool::new(false),
+        pods: Mutex::default(),
+        node: Mutex::default(),
+        config,
+        client,
+        runtime,
+        recorder,
+        wakers,
+        volumes,
+        services,
+        machine,
+        paths,
+    });
+    let mut parts: JoinSet<Result<(), Error>> = JoinSet::new();
+    if let Some(tls) = core.config.tls.clone() {
+        let address = SocketAddr::new(core.config.address, core.config.port);
+        let listener = server::listen(address, &tls).await?;
+        parts.spawn(server::run(core.clone(), listener, shutdown.clone()));
+    }
+    let publisher = core.publisher.clone();
+    let stop = shutdown.clone();
+    parts.spawn(async move {
+        delivery.run(stop).await;
+        Ok(())
+    });
+    let stop = shutdown.clone();
+    parts.spawn(async move {
+        publisher.run(stop).await;
+        Ok(())
+    });
+    parts.spawn(node::run(core.clone(), informers.clone(), shutdown.clone()));
+    parts.spawn(pods::run(core.clone(), informers.clone(), shutdown.clone()));
+    parts.spawn(container_events(core.clone(), shutdown.clone()));
+    informers.start();
+    let mut outcome = Ok(());
+    while let Some(ended) = parts.join_next().await {
+        let result = ended.unwrap_or(Ok(()));
+        if result.is_err() && outcome.is_ok() {
+            outcome = result;
+        }
+        shutdown.cancel();
+    }
+    informers.stopped().await;
+    outcome
+}
+
+/// How often pods look at their containers although no event came.
+const RELIST: Duration = Duration::from_secs(300);
+
+/// Wakes pods when the runtime says that their containers changed.
+// Upstream: pkg/kubelet/pleg/evented.go
+async fn container_events(core: Arc<Core>, shutdown: CancellationToken) -> Result<(), Error> {
+    use futures::StreamExt;
+    let mut delay = Duration::from_millis(100);
+    let mut relist = tokio::time::interval(RELIST);
+    loop {
+        let mut events = tokio::select! {
+            () = shutdown.cancelled() => return Ok(()),
+            opened = core.runtime.events() => match opened {
+                Ok(events) => events,
+                Err(error) => {
+                    tracing::warn!(error = %runtime::describe(&error), "the runtime tells no events");
+                    // Until it does again, everybody looks for himself.
+                    core.wakers.wake_all();
+                    tokio::time::sleep(delay).await;
+                    delay = (delay * 2).min(Duration::from_secs(10));
+                    continue;
+                }
+            },
+        };
+        delay = Duration::from_millis(100);
+        core.wakers.wake_all();
+        loop {
+            tokio::select! {
+                () = shutdown.cancelled() => return Ok(()),
+                _ = relist.tick() => core.wakers.wake_all(),
+                event = events.next() => match event {
+                    Some(Ok(event)) => {
+                        let metadata = event.pod_sandbox_status.and_then(|s| s.metadata);
+                        let Some(uid) = metadata.map(|m| m.uid) else {
+                            // An event of nobody may be anybody's.
+                            core.wakers.wake_all();
+                            continue;
+                        };
+                        core.wakers.wake(&uid);
+                        // Nobody may be listening.
+                        let _ = core.changes.send(uid);
+                    }
+                    Some(Err(_)) | None => break,
+                },
+            }
+        }
+    }
+}

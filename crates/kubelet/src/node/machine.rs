@@ -1,0 +1,69 @@
+//! What the machine is and has.
+
+use std::path::Path;
+
+/// Facts that do not change while it runs.
+#[derive(Clone, Debug, Default)]
+pub struct Machine {
+    pub milli_cpu: i64,
+    pub memory: i64,
+    pub ephemeral_storage: i64,
+    pub machine_id: String,
+    pub system_uuid: String,
+    pub boot_id: String,
+    pub kernel_version: String,
+    pub os_image: String,
+}
+
+impl Machine {
+    /// Reads the machine; what cannot be read stays empty, as in containers that hide it.
+    pub fn read(root_dir: &Path) -> Self {
+        let text = |path: &str| std::fs::read_to_string(path).unwrap_or_default().trim().to_owned();
+        let cpus = std::thread::available_parallelism().map_or(1, usize::from);
+        let disk = rustix::fs::statvfs(root_dir).map(|s| s.f_blocks.saturating_mul(s.f_frsize)).unwrap_or(0);
+        let machine_id = text("/etc/machine-id");
+        let uuid = text("/sys/class/dmi/id/product_uuid");
+        Machine {
+            milli_cpu: i64::try_from(cpus).unwrap_or(1) * 1000,
+            memory: memory_total(&text("/proc/meminfo")),
+            ephemeral_storage: i64::try_from(disk).unwrap_or(i64::MAX),
+            system_uuid: if uuid.is_empty() { machine_id.clone() } else { uuid },
+            machine_id,
+            boot_id: text("/proc/sys/kernel/random/boot_id"),
+            kernel_version: text("/proc/sys/kernel/osrelease"),
+            os_image: pretty_name(&text("/etc/os-release")),
+        }
+    }
+}
+
+fn memory_total(meminfo: &str) -> i64 {
+    let line = meminfo.lines().find_map(|l| l.strip_prefix("MemTotal:")).unwrap_or_default();
+    line.trim().trim_end_matches("kB").trim().parse::<i64>().unwrap_or(0) * 1024
+}
+
+fn pretty_name(os_release: &str) -> String {
+    let name = os_release.lines().find_map(|l| l.strip_prefix("PRETTY_NAME="));
+    name.map_or("Linux".to_owned(), |n| n.trim_matches('"').to_owned())
+}
+
+/// The architecture as Go and images name it.
+pub fn architecture() -> &'static str {
+    match std::env::consts::ARCH {
+        "x86_64" => "amd64",
+        "aarch64" => "arm64",
+        "powerpc64" => "ppc64le",
+        other => other,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_of_the_kernel() {
+        assert_eq!(memory_total("MemTotal:       16384 kB\nMemFree: 1 kB"), 16384 * 1024);
+        assert_eq!(memory_total("garbage"), 0);
+        assert_eq!(pretty_name("NAME=x\nPRETTY_NAME=\"Debian 12\"\n"), "Debian 12");
+    }
+}

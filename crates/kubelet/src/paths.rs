@@ -1,0 +1,56 @@
+//! Where the kubelet keeps things: upstream's layout below its root directory.
+
+use std::path::{Path, PathBuf};
+
+use api::Object;
+use api::core::v1::Pod;
+
+/// The directories of one kubelet.
+#[derive(Clone, Debug)]
+pub struct Paths {
+    root: PathBuf,
+    logs: PathBuf,
+}
+
+impl Paths {
+    pub fn new(root: &Path, logs: &Path) -> Self {
+        Paths { root: root.to_owned(), logs: logs.to_owned() }
+    }
+
+    pub fn pods(&self) -> PathBuf {
+        self.root.join("pods")
+    }
+
+    pub fn pod(&self, uid: &str) -> PathBuf {
+        self.pods().join(uid)
+    }
+
+    pub fn volume(&self, uid: &str, plugin: &str, name: &str) -> PathBuf {
+        self.pod(uid).join("volumes").join(format!("kubernetes.io~{plugin}")).join(name)
+    }
+
+    pub fn subpath(&self, uid: &str, volume: &str, container: &str, index: usize) -> PathBuf {
+        self.pod(uid).join("volume-subpaths").join(volume).join(container).join(index.to_string())
+    }
+
+    pub fn container(&self, uid: &str, container: &str) -> PathBuf {
+        self.pod(uid).join("containers").join(container)
+    }
+
+    pub fn hosts_file(&self, uid: &str) -> PathBuf {
+        self.pod(uid).join("etc-hosts")
+    }
+
+    pub fn seccomp(&self) -> PathBuf {
+        self.root.join("seccomp")
+    }
+
+    pub fn logs(&self) -> &Path {
+        &self.logs
+    }
+
+    /// The logs of a pod's containers.
+    pub fn pod_logs(&self, pod: &Pod) -> PathBuf {
+        self.logs.join(format!("{}_{}_{}", pod.namespace(), pod.name(), pod.uid()))
+    }
+}

@@ -1,0 +1,156 @@
+//! The mounts of a container: its volumes, the hosts file, and the place of its last words.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+
+use api::Object;
+use api::core::v1::{Container, VolumeMount};
+use cri::v1 as pb;
+
+use super::Worker;
+use super::start::MountedVolumes;
+use crate::container::config::termination_message_path;
+use crate::container::{dns, expansion};
+use crate::pod;
+use crate::pod_state::PodState;
+use crate::volumes::subpath;
+
+impl Worker {
+    // Upstream: pkg/kubelet/kubelet_pods.go makeMounts
+    pub(super) fn mounts(
+        &self,
+        container: &Container,
+        restart_count: i32,
+        volumes: &MountedVolumes,
+        environment: &BTreeMap<String, String>,
+        state: &PodState,
+    ) -> Result<Vec<pb::Mount>, String> {
+        let mut mounts = Vec::new();
+        for (index, mount) in container.volume_mounts.iter().flatten().enumerate() {
+            let volume = volumes.get(&mount.name);
+            let volume = volume
+                .ok_or_else(|| format!("cannot find volume {:?} to mount into container", mount.name))?;
+            let host_path = match sub_path(mount, environment)? {
+                None => volume.path.clone(),
+                Some(sub_path) => {
+                    let target = self.core.paths.subpath(self.pod.uid(), &mount.name, &container.name, index);
+                    subpath::bind(&volume.path, &sub_path, &target).map_err(|e| e.to_string())?
+                }
+            };
+            mounts.push(pb::Mount {
+                container_path: absolute(&mount.mount_path),
+                host_path: host_path.to_string_lossy().into_owned(),
+                readonly: mount.read_only == Some(true) || volume.read_only,
+                propagation: propagation(mount) as i32,
+                ..Default::default()
+            });
+        }
+        let has = |mounts: &[pb::Mount], path: &str| mounts.iter().any(|m| m.container_path == path);
+        if !has(&mounts, "/etc/hosts") {
+            mounts.push(self.hosts_mount(state).map_err(|e| format!("cannot write the hosts file: {e}"))?);
+        }
+        let words = termination_message_path(container);
+        if !words.is_empty() && !has(&mounts, &words) {
+            let host_path =
+                self.core.paths.container(self.pod.uid(), &container.name).join(restart_count.to_string());
+            make_writable(&host_path).map_err(|e| format!("cannot make the termination log: {e}"))?;
+            mounts.push(pb::Mount {
+                container_path: words,
+                host_path: host_path.to_string_lossy().into_owned(),
+                ..Default::default()
+            });
+        }
+        Ok(mounts)
+    }
+
+    fn hosts_mount(&self, state: &PodState) -> std::io::Result<pb::Mount> {
+        let path = self.core.paths.hosts_file(self.pod.uid());
+        let aliases = self.pod.spec.as_ref().and_then(|s| s.host_aliases.clone()).unwrap_or_default();
+        let text = if pod::host_network(&self.pod) {
+            dns::host_network_hosts_file(&fs::read_to_string("/etc/hosts")?, &aliases)
+        } else {
+            let (hostname, domain) = dns::hostname(&self.pod, &self.core.config.cluster_domain);
+            dns::hosts_file(state.ips(), &hostname, &domain, &aliases)
+        };
+        fs::write(&path, text)?;
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o644))?;
+        Ok(pb::Mount {
+            container_path: "/etc/hosts".into(),
+            host_path: path.to_string_lossy().into_owned(),
+            ..Default::default()
+        })
+    }
+}
+
+/// A file that the container may write, whoever it runs as.
+fn make_writable(path: &Path) -> std::io::Result<()> {
+    if let Some(parent) = path.parent() {
+        fs::create_dir_all(parent)?;
+    }
+    fs::write(path, b"")?;
+    fs::set_permissions(path, fs::Permissions::from_mode(0o666))
+}
+
+fn absolute(path: &str) -> String {
+    if path.starts_with('/') { path.to_owned() } else { format!("/{path}") }
+}
+
+fn propagation(mount: &VolumeMount) -> pb::MountPropagation {
+    match mount.mount_propagation.as_deref() {
+        Some("HostToContainer") => pb::MountPropagation::PropagationHostToContainer,
+        Some("Bidirectional") => pb::MountPropagation::PropagationBidirectional,
+        _ => pb::MountPropagation::PropagationPrivate,
+    }
+}
+
+/// The part of the volume to mount. An expression must not refer to a variable that does not exist.
+fn sub_path(mount: &VolumeMount, environment: &BTreeMap<String, String>) -> Result<Option<String>, String> {
+    if let Some(expression) = mount.sub_path_expr.as_deref().filter(|e| !e.is_empty()) {
+        let missing = std::cell::Cell::new(false);
+        let expanded = expansion::expand(expression, |name| {
+            let value = environment.get(name).cloned();
+            missing.set(missing.get() || value.is_none());
+            value
+        });
+        if missing.get() {
+            return Err(format!(
+                "failed to expand subPath for volume {:?}: missing value for {expression:?}",
+                mount.name
+            ));
+        }
+        subpath::check(&expanded)?;
+        return Ok(Some(expanded));
+    }
+    let Some(path) = mount.sub_path.as_deref().filter(|p| !p.is_empty()) else { return Ok(None) };
+    subpath::check(path)?;
+    Ok(Some(path.to_owned()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sub_paths() {
+        let environment =
+            BTreeMap::from([("POD".to_owned(), "p".to_owned()), ("BAD".to_owned(), "/abs".to_owned())]);
+        let cases = [
+            (None, None, Ok(None)),
+            (Some("a/b"), None, Ok(Some("a/b"))),
+            (Some("../a"), None, Err(())),
+            (None, Some("logs/$(POD)"), Ok(Some("logs/p"))),
+            (None, Some("$(NONE)"), Err(())),
+            (None, Some("$(BAD)"), Err(())),
+        ];
+        for (path, expression, want) in cases {
+            let mount = VolumeMount {
+                sub_path: path.map(str::to_owned),
+                sub_path_expr: expression.map(str::to_owned),
+                ..Default::default()
+            };
+            assert_eq!(sub_path(&mount, &environment).as_ref().map(Option::as_deref).map_err(|_| ()), want);
+        }
+    }
+}

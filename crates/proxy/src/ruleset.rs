@@ -1,0 +1,345 @@
+//! The whole table: what all Services want of it, and the text that makes the kernel's table so.
+//!
+//! What always holds: an element that several Services want has the value of the first of them by name, and
+//! stays until none wants it; a change is one transaction, so that no packet sees half of it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write;
+
+use crate::element::{Key, Pick, Value};
+
+pub const TABLE: &str = "trierarch-proxy";
+
+/// How many elements one command names. nft reads long lines, but a refused line is quoted whole.
+const ELEMENTS_PER_COMMAND: usize = 500;
+
+/// What the chains say beside the elements: all that does not come from Services.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Frame {
+    /// Where pods are. Traffic from elsewhere to a ClusterIP is masqueraded.
+    pub cluster_cidrs: Vec<String>,
+}
+
+/// Elements and who wants them.
+#[derive(Debug, Default)]
+pub struct Ruleset {
+    frame: Frame,
+    /// By element, by Service.
+    claims: BTreeMap<Key, BTreeMap<String, Value>>,
+    /// By Service, its elements.
+    services: BTreeMap<String, BTreeSet<Key>>,
+    /// How many elements lead to a chain, by family.
+    picks: BTreeMap<(bool, Pick), usize>,
+}
+
+/// What differs between two states of a [`Ruleset`].
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Change {
+    removed: BTreeMap<Key, Value>,
+    added: BTreeMap<Key, Value>,
+    removed_picks: BTreeSet<(bool, Pick)>,
+    added_picks: BTreeSet<(bool, Pick)>,
+}
+
+impl Change {
+    pub fn is_empty(&self) -> bool {
+        self.removed.is_empty() && self.added.is_empty()
+    }
+
+    /// One transaction: first the chains that elements will lead to, last those that none leads to any more.
+    pub fn text(&self) -> String {
+        let mut text = String::new();
+        for (ipv6, pick) in &self.added_picks {
+            add_pick(&mut text, *ipv6, pick);
+        }
+        elements_text(&mut text, "delete", &self.removed);
+        elements_text(&mut text, "add", &self.added);
+        for (ipv6, pick) in &self.removed_picks {
+            let _ = writeln!(text, "delete chain {} {}", on(*ipv6), pick.chain());
+        }
+        text
+    }
+}
+
+impl Ruleset {
+    pub fn new(frame: Frame) -> Self {
+        Ruleset { frame, ..Default::default() }
+    }
+
+    /// Says what a Service wants from now on; nothing, when it is gone.
+    pub fn set(&mut self, changes: &mut Changes, service: &str, elements: BTreeMap<Key, Value>) {
+        let before = self.services.remove(service).unwrap_or_default();
+        for key in before.iter().filter(|key| !elements.contains_key(key)) {
+            self.claim(changes, service, key, None);
+        }
+        if !elements.is_empty() {
+            self.services.insert(service.to_owned(), elements.keys().cloned().collect());
+        }
+        for (key, value) in elements {
+            self.claim(changes, service, &key, Some(value));
+        }
+    }
+
+    fn claim(&mut self, changes: &mut Changes, service: &str, key: &Key, value: Option<Value>) {
+        let claims = self.claims.entry(key.clone()).or_default();
+        let before = claims.values().next().cloned();
+        match value {
+            Some(value) => claims.insert(service.to_owned(), value),
+            None => claims.remove(service),
+        };
+        let after = claims.values().next().cloned();
+        if claims.is_empty() {
+            self.claims.remove(key);
+        }
+        if before != after {
+            changes.before.entry(key.clone()).or_insert(before);
+        }
+    }
+
+    /// Turns what was gathered into a change.
+    pub fn settle(&mut self, changes: Changes) -> Change {
+        let mut change = Change::default();
+        for (key, before) in changes.before {
+            let after = self.claims.get(&key).and_then(|claims| claims.values().next()).cloned();
+            if before == after {
+                continue;
+            }
+            if let Some(before) = before {
+                if let Value::Pick(pick) = &before {
+                    self.count(&mut change, (key.is_ipv6(), *pick), false);
+                }
+                change.removed.insert(key.clone(), before);
+            }
+            if let Some(after) = after {
+                if let Value::Pick(pick) = &after {
+                    self.count(&mut change, (key.is_ipv6(), *pick), true);
+                }
+                change.added.insert(key, after);
+            }
+        }
+        change
+    }
+
+    fn count(&mut self, change: &mut Change, pick: (bool, Pick), more: bool) {
+        let count = self.picks.entry(pick).or_default();
+        if more {
+            *count += 1;
+            if *count == 1 && !change.removed_picks.remove(&pick) {
+                change.added_picks.insert(pick);
+            }
+        } else {
+            *count = count.saturating_sub(1);
+            if *count == 0 {
+                self.picks.remove(&pick);
+                if !change.added_picks.remove(&pick) {
+                    change.removed_picks.insert(pick);
+                }
+            }
+        }
+    }
+
+    /// The whole table of both families anew, in place of whatever is there.
+    pub fn text(&self) -> String {
+        let mut text = String::new();
+        for ipv6 in [false, true] {
+            frame_text(&mut text, &self.frame, ipv6);
+        }
+        for (ipv6, pick) in self.picks.keys() {
+            add_pick(&mut text, *ipv6, pick);
+        }
+        let first = |claims: &BTreeMap<String, Value>| claims.values().next().cloned();
+        let elements =
+            self.claims.iter().filter_map(|(key, claims)| Some((key.clone(), first(claims)?))).collect();
+        elements_text(&mut text, "add", &elements);
+        text
+    }
+}
+
+/// The values before, of elements that changed since a [`Changes`] was begun.
+#[derive(Debug, Default)]
+pub struct Changes {
+    before: BTreeMap<Key, Option<Value>>,
+}
+
+/// The family and name of the table.
+fn on(ipv6: bool) -> String {
+    format!("{} {TABLE}", if ipv6 { "ip6" } else { "ip" })
+}
+
+fn elements_text(text: &mut String, verb: &str, elements: &BTreeMap<Key, Value>) {
+    let mut sets: BTreeMap<(bool, &str), Vec<(&Key, &Value)>> = BTreeMap::new();
+    for (key, value) in elements {
+        sets.entry((key.is_ipv6(), key.set())).or_default().push((key, value));
+    }
+    for ((ipv6, set), elements) in sets {
+        for part in elements.chunks(ELEMENTS_PER_COMMAND) {
+            let _ = write!(text, "{verb} element {} {set} {{ ", on(ipv6));
+            for (index, (key, value)) in part.iter().enumerate() {
+                let _ = write!(text, "{}{key}{value}", if index == 0 { "" } else { ", " });
+            }
+            text.push_str(" }\n");
+        }
+    }
+}
+
+/// Expressions that differ between node ports and addresses.
+struct Lookup {
+    key: String,
+    prefix: &'static str,
+    translate: &'static str,
+    ip: &'static str,
+}
+
+fn lookup(ipv6: bool, node_port: bool) -> Lookup {
+    let ip = if ipv6 { "ip6" } else { "ip" };
+    if node_port {
+        let key = "meta l4proto . th dport".to_owned();
+        Lookup { key, prefix: "node-port-", translate: "translate-port", ip }
+    } else {
+        Lookup {
+            key: format!("{ip} daddr . meta l4proto . th dport"),
+            prefix: "",
+            translate: "translate",
+            ip,
+        }
+    }
+}
+
+/// The chain of a pick. With affinity: a client that came before keeps its endpoint while the endpoint is
+/// there. What it kept is forgotten before another is chosen, since an update leaves the value as it was.
+fn add_pick(text: &mut String, ipv6: bool, pick: &Pick) {
+    let Lookup { key, prefix, translate, ip } = lookup(ipv6, pick.node_port);
+    let (on, chain, first) = (on(ipv6), pick.chain(), pick.first_mark());
+    let choose = match pick.endpoints {
+        1 => format!("meta mark set {first:#x}"),
+        count => format!("meta mark set numgen random mod {count} offset {first:#x}"),
+    };
+    let _ = writeln!(text, "add chain {on} {chain}");
+    if pick.sticky_seconds == 0 {
+        let _ = writeln!(text, "add rule {on} {chain} {choose} goto {translate}");
+        return;
+    }
+    let client = format!("{ip} saddr . {key}");
+    let affinity = format!("{prefix}affinity");
+    let keep = format!("update @{affinity} {{ {client} timeout {}s : meta mark }}", pick.sticky_seconds);
+    let rules = [
+        format!(
+            "meta mark set {client} map @{affinity} {keep} dnat {ip} to {key} . meta mark map @{prefix}endpoints"
+        ),
+        format!("delete @{affinity} {{ {client} : meta mark }}"),
+        choose,
+        format!("meta mark set {key} . meta mark map @{prefix}slots"),
+        keep,
+        format!("goto {translate}"),
+    ];
+    for rule in rules {
+        let _ = writeln!(text, "add rule {on} {chain} {rule}");
+    }
+}
+
+/// The table with its sets, maps and fixed chains, all empty of Services.
+fn frame_text(text: &mut String, frame: &Frame, ipv6: bool) {
+    let on = on(ipv6);
+    let _ = writeln!(text, "add table {on}\ndelete table {on}\nadd table {on}");
+    let address = if ipv6 { "ipv6_addr" } else { "ipv4_addr" };
+    for (prefix, key) in [
+        ("", format!("{address} . inet_proto . inet_service")),
+        ("node-port-", "inet_proto . inet_service".into()),
+    ] {
+        let verdicts = match prefix {
+            "" => ["services", "services-from-outside", "refused-services"],
+            _ => ["node-ports", "node-ports-from-outside", "refused-node-ports"],
+        };
+        for map in verdicts {
+            let _ = writeln!(text, "add map {on} {map} {{ type {key} : verdict; }}");
+        }
+        let _ = writeln!(
+            text,
+            "add map {on} {prefix}endpoints {{ type {key} . mark : {address} . inet_service; }}"
+        );
+        let _ = writeln!(text, "add map {on} {prefix}slots {{ type {key} . mark : mark; }}");
+        let _ = writeln!(
+            text,
+            "add map {on} {prefix}affinity {{ type {address} . {key} : mark; size 65535; flags dynamic,timeout; timeout 3h; }}"
+        );
+    }
+    let frontend = format!("{address} . inet_proto . inet_service");
+    let _ = writeln!(text, "add set {on} cluster-ips {{ type {address}; }}");
+    let _ = writeln!(text, "add set {on} hairpin {{ type {address} . {address}; }}");
+    let _ = writeln!(text, "add set {on} guarded {{ type {frontend}; }}");
+    let _ = writeln!(text, "add set {on} allowed {{ type {frontend} . {address}; flags interval; }}");
+    for (chain, hook) in CHAINS {
+        let body = if hook.is_empty() { String::new() } else { format!(" {{ {hook} }}") };
+        let _ = writeln!(text, "add chain {on} {chain}{body}");
+    }
+    for (chain, rule) in rules(frame, ipv6) {
+        let _ = writeln!(text, "add rule {on} {chain} {rule}");
+    }
+}
+
+/// The fixed chains. Translation is at the usual priority of destination NAT, -100; the guard comes before it,
+/// what was not translated is refused after it.
+const CHAINS: [(&str, &str); 13] = [
+    ("guard", "type filter hook prerouting priority -110;"),
+    ("prerouting", "type nat hook prerouting priority -100;"),
+    ("output", "type nat hook output priority -100;"),
+    ("forget-choice", "type filter hook prerouting priority -99;"),
+    ("refuse-input", "type filter hook input priority -90;"),
+    ("refuse-forward", "type filter hook forward priority -90;"),
+    ("refuse-output", "type filter hook output priority -90;"),
+    ("postrouting", "type nat hook postrouting priority 100;"),
+    ("services", ""),
+    ("from-outside", ""),
+    ("translate", ""),
+    ("translate-port", ""),
+    ("refuse", ""),
+];
+
+fn rules(frame: &Frame, ipv6: bool) -> Vec<(&'static str, String)> {
+    let Lookup { key: to, ip, .. } = lookup(ipv6, false);
+    let port = lookup(ipv6, true).key;
+    let loopback = if ipv6 { "::1/128" } else { "127.0.0.0/8" };
+    let to_node = format!("fib daddr type local {ip} daddr != {loopback} {port}");
+    let ranges: Vec<&str> =
+        frame.cluster_cidrs.iter().map(String::as_str).filter(|range| range.contains(':') == ipv6).collect();
+    let from_elsewhere = (!ranges.is_empty()).then(|| format!("{ip} saddr != {{ {} }} ", ranges.join(", ")));
+    let from_outside = from_elsewhere.as_deref().unwrap_or_default();
+
+    let mut rules = vec![
+        ("guard", format!("ct state new {to} @guarded {to} . {ip} saddr != @allowed drop")),
+        ("prerouting", format!("{from_outside}jump from-outside")),
+        ("prerouting", "jump services".to_owned()),
+        ("output", "jump services".to_owned()),
+        ("from-outside", format!("{to} vmap @services-from-outside")),
+        ("from-outside", format!("{to_node} vmap @node-ports-from-outside")),
+        ("services", format!("{to} vmap @services")),
+        ("services", format!("{to_node} vmap @node-ports")),
+        ("translate", format!("dnat {ip} to {to} . meta mark map @endpoints")),
+        ("translate-port", format!("dnat {ip} to {port} . meta mark map @node-port-endpoints")),
+        // Routing must not take the choice for a mark that somebody's rules know.
+        ("forget-choice", "ct state new ct status dnat meta mark set meta mark & 0x40000000".to_owned()),
+        // An ICMP error would reach a connect() on this very node while it still holds its socket, and be lost.
+        ("refuse", "meta l4proto tcp reject with tcp reset".to_owned()),
+        ("refuse", "reject".to_owned()),
+        ("postrouting", format!("ct status dnat {ip} saddr . {ip} daddr @hairpin masquerade fully-random")),
+        ("postrouting", "ct status dnat meta mark & 0x40000000 != 0 masquerade fully-random".to_owned()),
+        ("postrouting", "ct status dnat fib saddr type local masquerade fully-random".to_owned()),
+    ];
+    for chain in ["refuse-input", "refuse-forward", "refuse-output"] {
+        rules.push((chain, format!("ct state new {to} vmap @refused-services")));
+        rules.push((chain, format!("ct state new {to_node} vmap @refused-node-ports")));
+        // A port that the Service does not have.
+        rules.push((chain, format!("ct state new {ip} daddr @cluster-ips goto refuse")));
+    }
+    if let Some(from_elsewhere) = from_elsewhere {
+        let masquerade = "masquerade fully-random";
+        rules.push((
+            "postrouting",
+            format!("ct status dnat {from_elsewhere}ct original {ip} daddr @cluster-ips {masquerade}"),
+        ));
+    }
+    rules
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,353 @@
+//! Services in the kernel: a node and its pods as network namespaces, real connections through the table.
+
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::collections::BTreeSet;
+use std::io::{Read, Write};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::os::fd::AsFd;
+use std::time::Duration;
+
+use api::Object;
+use api::core::v1::Service;
+use api::discovery::v1::EndpointSlice;
+use linux::netlink::{Netlink, Route, VethPair};
+use linux::netns::NetNs;
+use proxy::endpoints::Here;
+use proxy::ruleset::{Changes, Frame, Ruleset, TABLE};
+use serde_json::{Value, json};
+
+const PATIENCE: Duration = Duration::from_secs(5);
+const NODE: &str = "192.0.2.1";
+
+/// A namespace with a veth to the node, and the address it has there.
+struct Host {
+    namespace: NetNs,
+    address: IpAddr,
+}
+
+/// A node whose pods are 10.42.0.1 and up, and a machine outside the cluster.
+struct Node {
+    namespace: NetNs,
+    pods: Vec<Host>,
+    outside: Host,
+    ruleset: Ruleset,
+}
+
+fn block_on<T>(work: impl Future<Output = T>) -> T {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(work)
+}
+
+async fn up(netlink: &Netlink, name: &str) -> u32 {
+    let index = netlink.link(name).await.unwrap().unwrap().index;
+    netlink.set_up(index).await.unwrap();
+    index
+}
+
+fn join(node: &NetNs, number: u8, address: &str) -> Host {
+    let host = Host { namespace: NetNs::anonymous().unwrap(), address: address.parse().unwrap() };
+    let gateway: IpAddr = "169.254.1.1".parse().unwrap();
+    let name = format!("veth{number}");
+    let (near_mac, far_mac) = ([2, 0, 0, 0, 1, number], [2, 0, 0, 0, 2, number]);
+    let make = async {
+        let netlink = Netlink::open().unwrap();
+        let peer_namespace = host.namespace.as_fd();
+        let pair = VethPair {
+            name: &name,
+            mac: near_mac,
+            peer_name: "eth0",
+            peer_mac: far_mac,
+            peer_namespace,
+            mtu: None,
+        };
+        netlink.create_veth(&pair).await.unwrap();
+        let link = up(&netlink, &name).await;
+        netlink.add_permanent_neighbour(link, host.address, far_mac).await.unwrap();
+    };
+    node.run(|| block_on(make)).unwrap();
+    let inside = async {
+        let netlink = Netlink::open().unwrap();
+        up(&netlink, "lo").await;
+        let link = up(&netlink, "eth0").await;
+        netlink.add_address(link, host.address, 32).await.unwrap();
+        netlink.add_permanent_neighbour(link, gateway, near_mac).await.unwrap();
+        netlink
+            .add_route(&Route { destination: gateway, prefix_length: 32, gateway: None, link })
+            .await
+            .unwrap();
+        let everywhere = "0.0.0.0".parse().unwrap();
+        let default = Route { destination: everywhere, prefix_length: 0, gateway: Some(gateway), link };
+        netlink.add_route(&default).await.unwrap();
+    };
+    host.namespace.run(|| block_on(inside)).unwrap();
+    let route = async {
+        let netlink = Netlink::open().unwrap();
+        let link = up(&netlink, &name).await;
+        netlink
+            .add_route(&Route { destination: host.address, prefix_length: 32, gateway: None, link })
+            .await
+            .unwrap();
+    };
+    node.run(|| block_on(route)).unwrap();
+    host
+}
+
+impl Node {
+    fn new(pods: u8) -> Self {
+        let namespace = NetNs::anonymous().expect("making a network namespace needs root");
+        namespace
+            .run(|| {
+                std::fs::write("/proc/sys/net/ipv4/ip_forward", "1").unwrap();
+                block_on(async {
+                    let netlink = Netlink::open().unwrap();
+                    let lo = up(&netlink, "lo").await;
+                    netlink.add_address(lo, NODE.parse().unwrap(), 32).await.unwrap();
+                });
+            })
+            .unwrap();
+        let joined =
+            (1..=pods).map(|number| join(&namespace, number, &format!("10.42.0.{number}"))).collect();
+        let outside = join(&namespace, 200, "198.51.100.7");
+        // As on a node with a default route: Services are somewhere outside.
+        let route = async {
+            let netlink = Netlink::open().unwrap();
+            let link = up(&netlink, "veth200").await;
+            let destination = "10.43.0.0".parse().unwrap();
+            netlink.add_route(&Route { destination, prefix_length: 16, gateway: None, link }).await.unwrap();
+        };
+        namespace.run(|| block_on(route)).unwrap();
+        let ruleset = Ruleset::new(Frame { cluster_cidrs: vec!["10.42.0.0/16".to_owned()] });
+        let node = Node { namespace, pods: joined, outside, ruleset };
+        node.apply(&node.ruleset.text());
+        node
+    }
+
+    fn apply(&self, text: &str) {
+        self.namespace
+            .run(|| linux::nft::apply(text))
+            .unwrap()
+            .unwrap_or_else(|error| panic!("{error}\n{text}"));
+    }
+
+    /// Changes the Service `shop/web` by one transaction, as the proxy does.
+    fn set(&mut self, spec: &Value, endpoints: &Value) {
+        let service: Service =
+            Object::from_value(json!({"metadata": {"name": "web", "namespace": "shop"}, "spec": spec,
+                "status": {"loadBalancer": {"ingress": [{"ip": "203.0.113.9"}]}}}))
+            .unwrap();
+        let protocol = spec["ports"][0]["protocol"].clone();
+        let slice: EndpointSlice = Object::from_value(json!({"addressType": "IPv4",
+            "ports": [{"name": "http", "port": 8080, "protocol": protocol}], "endpoints": endpoints}))
+        .unwrap();
+        let here = Here { node: "here".to_owned(), zone: None };
+        let wanted = proxy::service::wanted(&service, &[&slice], &here);
+        let mut changes = Changes::default();
+        self.ruleset.set(&mut changes, "shop/web", wanted.elements);
+        let change = self.ruleset.settle(changes);
+        self.apply(&change.text());
+    }
+
+    fn remove(&mut self) {
+        let mut changes = Changes::default();
+        self.ruleset.set(&mut changes, "shop/web", Default::default());
+        let change = self.ruleset.settle(changes);
+        self.apply(&change.text());
+    }
+
+    /// Servers that say which pod they are and whom they see, in every pod.
+    fn serve(&self) {
+        for (number, pod) in self.pods.iter().enumerate() {
+            let listener = pod.namespace.run(|| TcpListener::bind("0.0.0.0:8080").unwrap()).unwrap();
+            std::thread::spawn(move || {
+                for stream in listener.incoming().flatten() {
+                    let mut stream: TcpStream = stream;
+                    let _ = write!(stream, "{} {}", number + 1, stream.peer_addr().unwrap().ip());
+                }
+            });
+        }
+    }
+}
+
+/// Which pod answered, and whom it saw.
+fn ask(from: &NetNs, target: &str) -> Result<(u8, String), std::io::ErrorKind> {
+    let target: SocketAddr = target.parse().unwrap();
+    from.run(|| {
+        let patience = if cfg!(debug_assertions) { Duration::from_secs(1) } else { PATIENCE };
+        let mut stream = TcpStream::connect_timeout(&target, patience).map_err(|error| error.kind())?;
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        let mut text = String::new();
+        stream.read_to_string(&mut text).map_err(|error| error.kind())?;
+        let (pod, peer) = text.split_once(' ').unwrap();
+        Ok((pod.parse().unwrap(), peer.to_owned()))
+    })
+    .unwrap()
+}
+
+/// The pods that answer over many connections.
+fn answering(from: &NetNs, target: &str) -> BTreeSet<u8> {
+    (0..40).map(|_| ask(from, target).unwrap_or_else(|error| panic!("{target}: {error}")).0).collect()
+}
+
+fn spec(more: &Value) -> Value {
+    let mut spec = json!({"type": "ClusterIP", "clusterIP": "10.43.0.7", "clusterIPs": ["10.43.0.7"],
+        "ports": [{"name": "http", "port": 80, "protocol": "TCP"}]});
+    spec.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+    spec
+}
+
+/// Endpoints by pod number: `1` here, `-1` on another node, both ready.
+fn endpoints(pods: &[i8]) -> Value {
+    let endpoint = |pod: &i8| {
+        let node = if *pod > 0 { "here" } else { "elsewhere" };
+        json!({"addresses": [format!("10.42.0.{}", pod.abs())], "nodeName": node, "conditions": {"ready": true}})
+    };
+    pods.iter().map(endpoint).collect()
+}
+
+const CLUSTER_IP: &str = "10.43.0.7:80";
+
+#[test]
+fn a_cluster_ip_leads_to_every_endpoint_and_follows_changes() {
+    let mut node = Node::new(3);
+    node.serve();
+    node.set(&spec(&json!({})), &endpoints(&[1, 2]));
+    let client = node.pods[2].namespace.try_clone().unwrap();
+    assert_eq!(answering(&client, CLUSTER_IP), [1, 2].into());
+    assert_eq!(ask(&client, CLUSTER_IP).unwrap().1, "10.42.0.3", "pods are seen as themselves");
+    assert_eq!(answering(&node.namespace, CLUSTER_IP), [1, 2].into());
+    // A pod reaches itself through the Service.
+    node.set(&spec(&json!({})), &endpoints(&[1]));
+    assert_eq!(answering(&node.pods[0].namespace, CLUSTER_IP), [1].into());
+    node.set(&spec(&json!({})), &endpoints(&[2, 3]));
+    assert_eq!(answering(&client, CLUSTER_IP), [2, 3].into());
+    // From outside the cluster the answer has to come back through the node.
+    assert_eq!(ask(&node.outside.namespace, CLUSTER_IP).unwrap().1, NODE);
+
+    node.set(&spec(&json!({})), &endpoints(&[]));
+    assert_eq!(ask(&client, CLUSTER_IP), Err(std::io::ErrorKind::ConnectionRefused));
+    assert_eq!(ask(&node.namespace, CLUSTER_IP), Err(std::io::ErrorKind::ConnectionRefused));
+    node.set(&spec(&json!({})), &endpoints(&[3]));
+    assert_eq!(
+        ask(&client, "10.43.0.7:81"),
+        Err(std::io::ErrorKind::ConnectionRefused),
+        "a port it does not have"
+    );
+    node.remove();
+    let listed = node.namespace.run(|| linux::nft::list_table_text("ip", TABLE).unwrap()).unwrap();
+    assert!(!listed.contains("10.43.0.7") && !listed.contains("pick-"), "{listed}");
+}
+
+#[test]
+fn a_node_port_masquerades_or_keeps_the_source_by_policy() {
+    let mut node = Node::new(3);
+    node.serve();
+    let ports = json!([{"name": "http", "port": 80, "nodePort": 30080, "protocol": "TCP"}]);
+    let target = format!("{NODE}:30080");
+    node.set(&spec(&json!({"type": "NodePort", "ports": ports})), &endpoints(&[1, -2]));
+    assert_eq!(answering(&node.outside.namespace, &target), [1, 2].into());
+    assert_eq!(ask(&node.outside.namespace, &target).unwrap().1, NODE);
+    assert_eq!(answering(&node.namespace, &target), [1, 2].into());
+    assert_eq!(answering(&node.pods[2].namespace, &target), [1, 2].into());
+
+    let local = json!({"type": "NodePort", "ports": ports, "externalTrafficPolicy": "Local"});
+    node.set(&spec(&local), &endpoints(&[1, -2]));
+    assert_eq!(answering(&node.outside.namespace, &target), [1].into());
+    assert_eq!(ask(&node.outside.namespace, &target).unwrap().1, "198.51.100.7");
+    assert_eq!(answering(&node.pods[2].namespace, &target), [1, 2].into(), "inside, any endpoint will do");
+    node.set(&spec(&local), &endpoints(&[-2]));
+    assert_eq!(
+        ask(&node.outside.namespace, &target),
+        Err(std::io::ErrorKind::TimedOut),
+        "dropped, not refused"
+    );
+    assert_eq!(answering(&node.pods[2].namespace, &target), [2].into());
+    node.set(&spec(&local), &endpoints(&[]));
+    assert_eq!(ask(&node.outside.namespace, &target), Err(std::io::ErrorKind::ConnectionRefused));
+}
+
+#[test]
+fn affinity_keeps_a_client_at_its_endpoint_until_the_endpoint_goes() {
+    let mut node = Node::new(4);
+    node.serve();
+    let sticky = spec(&json!({"sessionAffinity": "ClientIP",
+        "sessionAffinityConfig": {"clientIP": {"timeoutSeconds": 600}}}));
+    node.set(&sticky, &endpoints(&[1, 2, 3]));
+    let client = node.pods[3].namespace.try_clone().unwrap();
+    let first = answering(&client, CLUSTER_IP);
+    assert_eq!(first.len(), 1, "{first:?}");
+    let kept = *first.first().unwrap();
+    // Others may go: the client stays.
+    let fewer: Vec<i8> = [1, 2, 3].into_iter().filter(|pod| *pod == kept as i8 || *pod % 2 == 0).collect();
+    node.set(&sticky, &endpoints(&fewer));
+    assert_eq!(answering(&client, CLUSTER_IP), first);
+    // Its endpoint goes: it moves, and stays there.
+    let others: Vec<i8> = [1, 2, 3].into_iter().filter(|pod| *pod != kept as i8).collect();
+    node.set(&sticky, &endpoints(&others));
+    let second = answering(&client, CLUSTER_IP);
+    assert_eq!(second.len(), 1, "{second:?}");
+    assert_ne!(first, second);
+    node.set(&sticky, &endpoints(&[1, 2, 3]));
+    assert_eq!(answering(&client, CLUSTER_IP), second);
+}
+
+#[test]
+fn a_load_balancer_address_admits_only_its_source_ranges() {
+    let mut node = Node::new(2);
+    node.serve();
+    let target = "203.0.113.9:80";
+    let open = spec(&json!({"type": "LoadBalancer", "externalIPs": ["203.0.113.10"]}));
+    node.set(&open, &endpoints(&[1]));
+    assert_eq!(ask(&node.outside.namespace, target).unwrap(), (1, NODE.to_owned()));
+    assert_eq!(ask(&node.outside.namespace, "203.0.113.10:80").unwrap().0, 1);
+    let closed = spec(&json!({"type": "LoadBalancer", "loadBalancerSourceRanges": ["10.0.0.0/8"]}));
+    node.set(&closed, &endpoints(&[1]));
+    assert_eq!(ask(&node.outside.namespace, target), Err(std::io::ErrorKind::TimedOut));
+    assert_eq!(ask(&node.pods[1].namespace, target).unwrap().0, 1);
+    let admitted = spec(&json!({"type": "LoadBalancer", "loadBalancerSourceRanges": ["198.51.100.0/24"]}));
+    node.set(&admitted, &endpoints(&[1]));
+    assert_eq!(ask(&node.outside.namespace, target).unwrap().0, 1);
+}
+
+#[test]
+fn udp_is_translated_too() {
+    let mut node = Node::new(2);
+    let udp = spec(&json!({"ports": [{"name": "http", "port": 53, "protocol": "UDP"}]}));
+    node.set(&udp, &endpoints(&[1]));
+    let server = node.pods[0].namespace.run(|| UdpSocket::bind("0.0.0.0:8080").unwrap()).unwrap();
+    let client = node.pods[1].namespace.run(|| UdpSocket::bind("0.0.0.0:0").unwrap()).unwrap();
+    server.set_read_timeout(Some(PATIENCE)).unwrap();
+    client.set_read_timeout(Some(PATIENCE)).unwrap();
+    client.send_to(b"question", "10.43.0.7:53").unwrap();
+    let mut buffer = [0; 64];
+    let (_, from) = server.recv_from(&mut buffer).unwrap();
+    assert_eq!(from.ip(), node.pods[1].address);
+    server.send_to(b"answer", from).unwrap();
+    assert_eq!(client.recv_from(&mut buffer).unwrap().1.to_string(), "10.43.0.7:53");
+}
+
+#[test]
+fn ten_thousand_services_load_and_change_quickly() {
+    let mut node = Node::new(0);
+    let here = Here { node: "here".to_owned(), zone: None };
+    let mut changes = Changes::default();
+    for number in 0..10_000u32 {
+        let ip = format!("10.{}.{}.{}", 43 + number / 60_000, number / 250, number % 250 + 1);
+        let service: Service = Object::from_value(json!({"metadata": {"name": "s", "namespace": "n"},
+            "spec": spec(&json!({"clusterIP": ip, "clusterIPs": [ip]}))}))
+        .unwrap();
+        let slice: EndpointSlice = Object::from_value(json!({"addressType": "IPv4",
+            "ports": [{"name": "http", "port": 8080, "protocol": "TCP"}], "endpoints": endpoints(&[1, -2])}))
+        .unwrap();
+        let wanted = proxy::service::wanted(&service, &[&slice], &here);
+        node.ruleset.set(&mut changes, &number.to_string(), wanted.elements);
+    }
+    node.ruleset.settle(changes);
+    let started = std::time::Instant::now();
+    node.apply(&node.ruleset.text());
+    let loaded = started.elapsed();
+    let started = std::time::Instant::now();
+    node.set(&spec(&json!({"clusterIP": "10.43.200.1", "clusterIPs": ["10.43.200.1"]})), &endpoints(&[1]));
+    let changed = started.elapsed();
+    eprintln!("10,000 Services load in {loaded:?}, one more takes {changed:?}");
+    assert!(loaded < Duration::from_secs(30) && changed < Duration::from_secs(1), "{loaded:?} {changed:?}");
+}

@@ -1,0 +1,3 @@
+//! Group versions served elsewhere.
+
+pub mod apiservices;

@@ -1,0 +1,115 @@
+//! DaemonSet: a pod on every node.
+
+use super::validate_selector;
+use crate::podspec;
+use crate::prelude::*;
+use crate::validate::{immutable, int_or_percent, int_or_percent_value, non_negative};
+
+pub fn row() -> Arc<ResourceDef> {
+    Row::namespaced("apps/v1", "DaemonSet", "daemonsets")
+        .short(&["ds"])
+        .category("all")
+        .status()
+        .columns(
+            "Name,Desired:integer,Current:integer,Ready:integer,Up-to-date:integer,Available:integer,Node Selector,\
+             Age,+Containers,+Images,+Selector",
+            cells,
+        )
+        .strategy(Rules {
+            default,
+            validate,
+            validate_update: |o, old| immutable(o, old, "spec.selector"),
+            validate_status,
+            generation: true,
+            warnings: podspec::template_warnings,
+            ..Rules::PLAIN
+        })
+        .build()
+}
+
+fn cells(set: &Value, now: i64) -> Vec<Cell> {
+    let (names, images) = print::containers(set, "spec.template.spec");
+    cells![
+        get::name(set),
+        count(set, "status.desiredNumberScheduled"),
+        count(set, "status.currentNumberScheduled"),
+        count(set, "status.numberReady"),
+        count(set, "status.updatedNumberScheduled"),
+        count(set, "status.numberAvailable"),
+        print::labels(set, "spec.template.spec.nodeSelector"),
+        age(set, now),
+        names,
+        images,
+        print::selector(set, "spec.selector"),
+    ]
+}
+
+/// Upstream: pkg/apis/apps/v1/defaults.go SetDefaults_DaemonSet
+fn default(set: &mut Value) {
+    podspec::default_template(set, "spec.template");
+    get::default(set, "spec.updateStrategy.type", "RollingUpdate");
+    if text(set, "spec.updateStrategy.type") == "RollingUpdate" {
+        get::default(set, "spec.updateStrategy.rollingUpdate.maxUnavailable", 1);
+        get::default(set, "spec.updateStrategy.rollingUpdate.maxSurge", 0);
+    }
+    get::default(set, "spec.revisionHistoryLimit", 10);
+}
+
+/// Upstream: pkg/apis/apps/validation/validation.go ValidateDaemonSetSpec
+fn validate(set: &Value) -> Errors {
+    let mut errors = validate_selector(set, "daemonset");
+    errors.extend(podspec::validate_workload_template(set, "DaemonSet"));
+    errors.extend(non_negative(set, "spec.minReadySeconds"));
+    errors.extend(non_negative(set, "spec.revisionHistoryLimit"));
+    let strategy = path("spec.updateStrategy");
+    match text(set, "spec.updateStrategy.type") {
+        "OnDelete" => {}
+        "RollingUpdate" => errors.extend(validate_rolling_update(set, &strategy.child("rollingUpdate"))),
+        _ => {
+            let value = at(set, "spec.updateStrategy").cloned().unwrap_or_default();
+            errors.push(Error::not_supported(&strategy, value, &["RollingUpdate", "OnDelete"]));
+        }
+    }
+    errors
+}
+
+fn validate_rolling_update(set: &Value, rolling: &Path) -> Errors {
+    let mut errors = Errors::new();
+    let zero = Value::from(0);
+    let value = |field: &str| at(set, &format!("spec.updateStrategy.rollingUpdate.{field}")).unwrap_or(&zero);
+    let (unavailable, surge) = (value("maxUnavailable"), value("maxSurge"));
+    errors.extend(int_or_percent(unavailable, &rolling.child("maxUnavailable"), true));
+    errors.extend(int_or_percent(surge, &rolling.child("maxSurge"), true));
+    match (int_or_percent_value(unavailable) != 0, int_or_percent_value(surge) != 0) {
+        (true, true) => {
+            let detail = "may not be set when maxUnavailable is non-zero";
+            errors.push(Error::invalid(&rolling.child("maxSurge"), surge.clone(), detail));
+        }
+        (false, false) => {
+            let detail = "cannot be 0 when maxSurge is 0";
+            errors.push(Error::required(&rolling.child("maxUnavailable"), detail));
+        }
+        _ => {}
+    }
+    errors
+}
+
+fn validate_status(set: &Value, old: &Value) -> Errors {
+    const COUNTS: &[&str] = &[
+        "currentNumberScheduled",
+        "numberMisscheduled",
+        "desiredNumberScheduled",
+        "numberReady",
+        "observedGeneration",
+        "updatedNumberScheduled",
+        "numberAvailable",
+        "numberUnavailable",
+    ];
+    let mut errors: Errors =
+        COUNTS.iter().flat_map(|field| non_negative(set, &format!("status.{field}"))).collect();
+    let collisions = number(set, "status.collisionCount");
+    if collisions < number(old, "status.collisionCount") {
+        errors.push(Error::invalid(&path("status.collisionCount"), collisions, "cannot be decremented"));
+    }
+    errors
+}

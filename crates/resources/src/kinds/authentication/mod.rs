@@ -1,0 +1,4 @@
+//! Questions about who someone is: created, answered, never stored.
+
+pub mod selfsubjectreviews;
+pub mod tokenreviews;

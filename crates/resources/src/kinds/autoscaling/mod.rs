@@ -1,0 +1,3 @@
+//! Replicas by load.
+
+pub mod horizontalpodautoscalers;

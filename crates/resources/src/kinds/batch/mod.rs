@@ -1,0 +1,4 @@
+//! Work that finishes.
+
+pub mod cronjobs;
+pub mod jobs;

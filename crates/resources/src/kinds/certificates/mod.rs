@@ -1,0 +1,3 @@
+//! Certificates on request.
+
+pub mod certificatesigningrequests;

@@ -1,0 +1,161 @@
+//! Node: a machine that runs pods. Its kubelet makes it, status and all.
+
+use crate::prelude::*;
+use crate::strategy::{Context, Strategy, carry_over};
+use crate::validate::{cidr, each, quantities, same, taint_effect};
+
+pub fn row() -> Arc<ResourceDef> {
+    const PROXY: &[Verb] = &[Verb::Create, Verb::Delete, Verb::Get, Verb::Patch, Verb::Update];
+    Row::cluster("v1", "Node", "nodes")
+        .short(&["no"])
+        .prefix("minions")
+        .subresource("proxy", "v1", "NodeProxyOptions", PROXY)
+        .status()
+        .columns(
+            "Name,Status,Roles,Age,Version,+Internal-IP,+External-IP,+OS-Image,+Kernel-Version,+Container-Runtime",
+            cells,
+        )
+        .field("spec.unschedulable", |o| is_true(o, "spec.unschedulable").to_string())
+        .strategy(Nodes)
+        .build()
+}
+
+fn cells(node: &Value, now: i64) -> Vec<Cell> {
+    let ready = list(node, "status.conditions").iter().rev().find(|c| text(c, "type") == "Ready");
+    let mut status = match ready {
+        None => "Unknown".to_owned(),
+        Some(c) if text(c, "status") == "True" => "Ready".to_owned(),
+        Some(_) => "NotReady".to_owned(),
+    };
+    if is_true(node, "spec.unschedulable") {
+        status.push_str(",SchedulingDisabled");
+    }
+    let address = |kind: &str| {
+        let found = list(node, "status.addresses").iter().find(|a| text(a, "type") == kind);
+        found.map_or("<none>", |a| text(a, "address"))
+    };
+    let mut kernel = print::or(node, "status.nodeInfo.kernelVersion", "<unknown>").to_owned();
+    let architecture = text(node, "status.nodeInfo.architecture");
+    if !architecture.is_empty() {
+        kernel = format!("{kernel} ({architecture})");
+    }
+    cells![
+        get::name(node),
+        status,
+        roles(node),
+        age(node, now),
+        text(node, "status.nodeInfo.kubeletVersion"),
+        address("InternalIP"),
+        address("ExternalIP"),
+        print::or(node, "status.nodeInfo.osImage", "<unknown>"),
+        kernel,
+        print::or(node, "status.nodeInfo.containerRuntimeVersion", "<unknown>"),
+    ]
+}
+
+/// Upstream: pkg/printers/internalversion/printers.go findNodeRoles
+fn roles(node: &Value) -> String {
+    let mut roles: Vec<&str> = get::entries(node, "metadata.labels")
+        .filter_map(|(key, value)| match key.strip_prefix("node-role.kubernetes.io/") {
+            Some(role) => Some(role),
+            None if key == "kubernetes.io/role" => value.as_str(),
+            None => None,
+        })
+        .filter(|role| !role.is_empty())
+        .collect();
+    roles.sort_unstable();
+    roles.dedup();
+    if roles.is_empty() { "<none>".to_owned() } else { roles.join(",") }
+}
+
+struct Nodes;
+
+impl Strategy for Nodes {
+    fn default(&self, node: &mut Value) {
+        if let Some(capacity) = at(node, "status.capacity").cloned() {
+            get::default(node, "status.allocatable", capacity);
+        }
+        // The single and the plural form of the pod range are one field.
+        let single = text(node, "spec.podCIDR").to_owned();
+        let plural = list(node, "spec.podCIDRs").first().and_then(Value::as_str).map(str::to_owned);
+        match (single.is_empty(), plural) {
+            (false, None) => set(node, "spec.podCIDRs", json!([single])),
+            (true, Some(first)) => set(node, "spec.podCIDR", first),
+            _ => {}
+        }
+    }
+
+    /// The kubelet registers its node together with its status.
+    fn prepare_create(&self, _context: &Context, _node: &mut Value) {}
+
+    fn validate(&self, node: &Value) -> Errors {
+        let mut errors = validate_taints(node);
+        for field in ["status.capacity", "status.allocatable"] {
+            for (name, value) in get::entries(node, field) {
+                errors.extend(quantities::non_negative(value, &path(field).key(name)));
+            }
+        }
+        for (range, at) in get::items(node, "spec.podCIDRs", &path("spec.podCIDRs")) {
+            errors.extend(cidr(range.as_str().unwrap_or_default(), &at));
+        }
+        errors
+    }
+
+    fn prepare_update(&self, _context: &Context, node: &mut Value, old: &Value) {
+        carry_over(node, old, "status");
+    }
+
+    /// Upstream: pkg/apis/core/validation/validation.go ValidateNodeUpdate
+    fn validate_update(&self, node: &Value, old: &Value) -> Errors {
+        let mut errors = self.validate(node);
+        let had_range = !list(old, "spec.podCIDRs").is_empty();
+        if had_range && at(node, "spec.podCIDRs") != at(old, "spec.podCIDRs") {
+            let detail = "node updates may not change podCIDR except from \"\" to valid";
+            errors.push(Error::forbidden(&path("spec.podCIDRs"), detail));
+        }
+        let provider = text(old, "spec.providerID");
+        if !provider.is_empty() && provider != text(node, "spec.providerID") {
+            let detail = "node updates may not change providerID except from \"\" to valid";
+            errors.push(Error::forbidden(&path("spec.providerID"), detail));
+        }
+        let fixed = |value: &Value| {
+            let mut spec = at(value, "spec").cloned().unwrap_or_default();
+            for field in ["podCIDR", "podCIDRs", "providerID", "taints", "unschedulable", "configSource"] {
+                get::remove(&mut spec, field);
+            }
+            spec
+        };
+        if !same(Some(&fixed(node)), Some(&fixed(old))) {
+            let detail = "node updates may only change labels, taints, or capacity (or configSource, if the \
+                          DynamicKubeletConfig feature gate is enabled)";
+            errors.push(Error::forbidden(&path("spec"), detail));
+        }
+        errors
+    }
+}
+
+/// Upstream: pkg/apis/core/validation/validation.go validateNodeTaints, whose path says metadata
+fn validate_taints(node: &Value) -> Errors {
+    let mut errors = Errors::new();
+    let mut seen = Vec::new();
+    for (taint, at) in get::items(node, "spec.taints", &path("metadata.taints")) {
+        let (key, effect) = (text(taint, "key"), text(taint, "effect"));
+        errors.extend(each(names::qualified_name(key), &at.child("key"), key));
+        let messages = names::label_value(text(taint, "value"));
+        if !messages.is_empty() {
+            errors.push(Error::invalid(&at.child("value"), text(taint, "value"), messages.join(";")));
+        }
+        if effect.is_empty() {
+            errors.push(Error::required(&at.child("effect"), ""));
+        } else {
+            errors.extend(taint_effect(effect, &at.child("effect")));
+        }
+        if seen.contains(&(key, effect)) {
+            let mut duplicate = Error::duplicate(&at, taint.clone());
+            duplicate.detail = "taints must be unique by key and effect pair".to_owned();
+            errors.push(duplicate);
+        }
+        seen.push((key, effect));
+    }
+    errors
+}

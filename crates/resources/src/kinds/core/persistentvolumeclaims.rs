@@ -1,0 +1,112 @@
+//! PersistentVolumeClaim: storage that a pod wants.
+
+use crate::prelude::*;
+use crate::validate::{one_of, quantities, required, selector};
+
+pub fn row() -> Arc<ResourceDef> {
+    Row::namespaced("v1", "PersistentVolumeClaim", "persistentvolumeclaims")
+        .short(&["pvc"])
+        .status()
+        .columns(
+            "Name,Status,Volume,Capacity,Access Modes,StorageClass,VolumeAttributesClass,Age,+VolumeMode",
+            cells,
+        )
+        .strategy(Rules {
+            default: |o| {
+                get::default(o, "status.phase", "Pending");
+                default_spec(o, "spec");
+            },
+            prepare_create: |_, o| set(o, "status.phase", "Pending"),
+            validate: |o| validate_spec(o, &path("spec")),
+            validate_update,
+            ..Rules::PLAIN
+        })
+        .build()
+}
+
+fn cells(claim: &Value, now: i64) -> Vec<Cell> {
+    let deleting = has(claim, "metadata.deletionTimestamp");
+    let status = if deleting { "Terminating" } else { text(claim, "status.phase") };
+    let bound = !text(claim, "spec.volumeName").is_empty();
+    let capacity = if bound { print::plain_or(claim, "status.capacity.storage", "0") } else { String::new() };
+    let modes = if bound { print::access_modes(claim, "status.accessModes") } else { String::new() };
+    cells![
+        get::name(claim),
+        status,
+        text(claim, "spec.volumeName"),
+        capacity,
+        modes,
+        text(claim, "spec.storageClassName"),
+        print::or(claim, "spec.volumeAttributesClassName", "<unset>"),
+        age(claim, now),
+        print::or(claim, "spec.volumeMode", "<unset>"),
+    ]
+}
+
+/// The defaults of a claim's spec, in a claim or a template of claims.
+pub fn default_spec(object: &mut Value, spec: &str) {
+    get::default(object, &format!("{spec}.volumeMode"), "Filesystem");
+}
+
+/// Upstream: pkg/apis/core/validation/validation.go ValidatePersistentVolumeClaimSpec
+pub fn validate_spec(object: &Value, spec: &Path) -> Errors {
+    let mut errors = Errors::new();
+    errors.extend(
+        required(object, "spec.accessModes")
+            .into_iter()
+            .map(|_| Error::required(&spec.child("accessModes"), "at least 1 access mode is required")),
+    );
+    let selector_value = at(object, "spec.selector");
+    errors.extend(selector_value.map_or_else(Errors::new, |s| selector(s, &spec.child("selector"))));
+    const MODES: &[&str] = &["ReadOnlyMany", "ReadWriteMany", "ReadWriteOnce", "ReadWriteOncePod"];
+    for (mode, at) in get::items(object, "spec.accessModes", &spec.child("accessModes")) {
+        errors.extend(one_of(mode.as_str().unwrap_or_default(), &at, MODES));
+    }
+    let storage = spec.child("resources").key("storage");
+    match at(object, "spec.resources.requests.storage") {
+        None => errors.push(Error::required(&storage, "")),
+        Some(value) => errors.extend(quantities::positive(value, &storage)),
+    }
+    for message in names::dns1123_subdomain(text(object, "spec.storageClassName")) {
+        if !text(object, "spec.storageClassName").is_empty() {
+            let value = text(object, "spec.storageClassName");
+            errors.push(Error::invalid(&spec.child("storageClassName"), value, message));
+        }
+    }
+    errors.extend(one_of(
+        text(object, "spec.volumeMode"),
+        &spec.child("volumeMode"),
+        &["Block", "Filesystem"],
+    ));
+    errors
+}
+
+/// Upstream: pkg/apis/core/validation/validation.go ValidatePersistentVolumeClaimUpdate
+fn validate_update(claim: &Value, old: &Value) -> Errors {
+    let fixed = |value: &Value| {
+        let mut spec = at(value, "spec").cloned().unwrap_or_default();
+        get::remove(&mut spec, "resources");
+        get::remove(&mut spec, "volumeAttributesClassName");
+        if text(old, "spec.volumeName").is_empty() {
+            get::remove(&mut spec, "volumeName");
+        }
+        if text(old, "spec.storageClassName").is_empty() {
+            get::remove(&mut spec, "storageClassName");
+        }
+        spec
+    };
+    let mut errors = Errors::new();
+    if fixed(claim) != fixed(old) {
+        let detail = "spec is immutable after creation except resources.requests and volumeAttributesClassName for \
+                      bound claims";
+        errors.push(Error::forbidden(&path("spec"), detail));
+    }
+    let size = |value: &Value| at(value, "spec.resources.requests.storage").and_then(quantities::read);
+    if let (Some(new), Some(old)) = (size(claim), size(old))
+        && new < old
+    {
+        let detail = "field can not be less than previous value";
+        errors.push(Error::forbidden(&path("spec.resources.requests.storage"), detail));
+    }
+    errors
+}

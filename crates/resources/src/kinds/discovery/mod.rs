@@ -1,0 +1,3 @@
+//! Addresses behind Services.
+
+pub mod endpointslices;

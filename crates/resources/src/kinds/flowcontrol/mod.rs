@@ -1,0 +1,4 @@
+//! Fairness between requests.
+
+pub mod flowschemas;
+pub mod prioritylevelconfigurations;

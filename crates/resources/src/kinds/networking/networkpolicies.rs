@@ -1,0 +1,123 @@
+//! NetworkPolicy: which traffic reaches and leaves pods.
+
+use crate::prelude::*;
+use crate::validate::{one_of, selector};
+
+pub fn row() -> Arc<ResourceDef> {
+    Row::namespaced("networking.k8s.io/v1", "NetworkPolicy", "networkpolicies")
+        .short(&["netpol"])
+        .columns("Name,Pod-Selector,Age", |o, now| {
+            cells![get::name(o), print::selector(o, "spec.podSelector"), age(o, now)]
+        })
+        .strategy(Rules { default, validate, generation: true, ..Rules::PLAIN })
+        .build()
+}
+
+/// Upstream: pkg/apis/networking/v1/defaults.go
+fn default(policy: &mut Value) {
+    if list(policy, "spec.policyTypes").is_empty() {
+        let egress = !list(policy, "spec.egress").is_empty();
+        let types = if egress { json!(["Ingress", "Egress"]) } else { json!(["Ingress"]) };
+        set(policy, "spec.policyTypes", types);
+    }
+    for direction in ["spec.ingress", "spec.egress"] {
+        for rule in get::list_mut(policy, direction) {
+            get::list_mut(rule, "ports").for_each(|port| get::default(port, "protocol", "TCP"));
+        }
+    }
+}
+
+/// Upstream: pkg/apis/networking/validation/validation.go ValidateNetworkPolicySpec
+fn validate(policy: &Value) -> Errors {
+    let mut errors = Errors::new();
+    let spec = path("spec");
+    if let Some(value) = at(policy, "spec.podSelector") {
+        errors.extend(selector(value, &spec.child("podSelector")));
+    }
+    for (direction, peers) in [("ingress", "from"), ("egress", "to")] {
+        for (rule, at) in get::items(policy, &format!("spec.{direction}"), &spec.child(direction)) {
+            for (port, at) in get::items(rule, "ports", &at.child("ports")) {
+                errors.extend(validate_port(port, &at));
+            }
+            for (peer, at) in get::items(rule, peers, &at.child(peers)) {
+                errors.extend(validate_peer(peer, &at));
+            }
+        }
+    }
+    let types = get::items(policy, "spec.policyTypes", &spec.child("policyTypes"));
+    if types.len() > 2 {
+        let value = at(policy, "spec.policyTypes").cloned().unwrap_or_default();
+        let detail = "may not specify more than two policyTypes";
+        errors.push(Error::invalid(&spec.child("policyTypes"), value, detail));
+        return errors;
+    }
+    for (value, at) in types {
+        errors.extend(one_of(value.as_str().unwrap_or_default(), &at, &["Egress", "Ingress"]));
+    }
+    errors
+}
+
+fn validate_port(port: &Value, at: &Path) -> Errors {
+    let protocol = text(port, "protocol");
+    let mut errors = one_of(protocol, &at.child("protocol"), &["SCTP", "TCP", "UDP"]);
+    match port.get("port") {
+        Some(Value::Number(n)) => {
+            let messages = names::port_number(n.as_i64().unwrap_or(0));
+            errors.extend(messages.into_iter().map(|m| Error::invalid(&at.child("port"), n.as_i64(), m)));
+        }
+        Some(Value::String(name)) => {
+            let messages = names::port_name(name);
+            errors.extend(messages.into_iter().map(|m| Error::invalid(&at.child("port"), name.as_str(), m)));
+        }
+        _ => {}
+    }
+    if let Some(end) = get::int(port, "endPort") {
+        match port.get("port").and_then(Value::as_i64) {
+            None => errors.push(Error::required(
+                &at.child("endPort"),
+                "may not be specified when `port` is not specified",
+            )),
+            Some(start) if end < start => {
+                let detail = "must be greater than or equal to `port`";
+                errors.push(Error::invalid(&at.child("endPort"), end, detail));
+            }
+            Some(_) => {
+                let messages = names::port_number(end);
+                errors.extend(messages.into_iter().map(|m| Error::invalid(&at.child("endPort"), end, m)));
+            }
+        }
+    }
+    errors
+}
+
+fn validate_peer(peer: &Value, at: &Path) -> Errors {
+    let mut errors = Errors::new();
+    let mut peers = 0;
+    for field in ["podSelector", "namespaceSelector"] {
+        if let Some(value) = peer.get(field).filter(|v| !v.is_null()) {
+            peers += 1;
+            errors.extend(selector(value, &at.child(field)));
+        }
+    }
+    if let Some(block) = peer.get("ipBlock").filter(|v| !v.is_null()) {
+        let at_block = at.child("ipBlock");
+        if peers > 0 {
+            let detail = "may not specify both ipBlock and another peer";
+            errors.push(Error::forbidden(at, detail));
+        }
+        peers += 1;
+        let cidr = text(block, "cidr");
+        if cidr.is_empty() {
+            errors.push(Error::required(&at_block.child("cidr"), ""));
+        } else {
+            errors.extend(crate::validate::cidr(cidr, &at_block.child("cidr")));
+        }
+        for (except, at) in get::items(block, "except", &at_block.child("except")) {
+            errors.extend(crate::validate::cidr(except.as_str().unwrap_or_default(), &at));
+        }
+    }
+    if peers == 0 {
+        errors.push(Error::required(at, "must specify a peer"));
+    }
+    errors
+}

@@ -1,0 +1,3 @@
+//! What disruptions are allowed.
+
+pub mod poddisruptionbudgets;

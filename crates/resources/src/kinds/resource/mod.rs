@@ -1,0 +1,6 @@
+//! Devices for pods.
+
+pub mod deviceclasses;
+pub mod resourceclaims;
+pub mod resourceclaimtemplates;
+pub mod resourceslices;

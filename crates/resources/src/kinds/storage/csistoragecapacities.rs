@@ -1,0 +1,24 @@
+//! CSIStorageCapacity: how much a driver has left, and where.
+
+use crate::prelude::*;
+
+pub fn row() -> Arc<ResourceDef> {
+    Row::namespaced("storage.k8s.io/v1", "CSIStorageCapacity", "csistoragecapacities")
+        .columns("Name,StorageClassName,Capacity", |o, _| {
+            cells![get::name(o), text(o, "storageClassName"), print::plain_or(o, "capacity", "<unset>")]
+        })
+        .strategy(Rules { validate, validate_update, unconditional_update: false, ..Rules::PLAIN })
+        .build()
+}
+
+fn validate(capacity: &Value) -> Errors {
+    let class = text(capacity, "storageClassName");
+    let messages = names::dns1123_subdomain(class);
+    messages.into_iter().map(|m| Error::invalid(&path("storageClassName"), class, m)).collect()
+}
+
+fn validate_update(capacity: &Value, old: &Value) -> Errors {
+    let mut errors = crate::validate::immutable(capacity, old, "nodeTopology");
+    errors.extend(crate::validate::immutable(capacity, old, "storageClassName"));
+    errors
+}

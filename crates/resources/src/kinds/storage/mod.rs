@@ -1,0 +1,8 @@
+//! Classes, drivers and attachments of storage.
+
+pub mod csidrivers;
+pub mod csinodes;
+pub mod csistoragecapacities;
+pub mod storageclasses;
+pub mod volumeattachments;
+pub mod volumeattributesclasses;

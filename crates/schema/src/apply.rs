@@ -1,0 +1,350 @@
+//! Server-side apply, and the tracking of who wrote which field.
+//!
+//! Every write goes through [`track_update`], every apply through [`apply`]. Both work on any [`Schema`]:
+//! [`Typed`] is the tables', and custom resources bring their own.
+//!
+//! Managers that wrote in another version of the kind are compared by the paths of the version at hand, which
+//! is exact as long as the versions name their fields alike.
+//!
+//! Upstream: apimachinery/pkg/util/managedfields, sigs.k8s.io/structured-merge-diff
+
+mod managers;
+mod set;
+mod typed;
+mod walk;
+
+use apimachinery::status::{Cause, Details, Status};
+use apimachinery::{GroupVersion, time};
+use serde_json::{Map, Value};
+
+use managers::Entry;
+use set::Set;
+pub use typed::{Schema, Shape, Typed};
+
+const LAST_APPLIED: &str = "kubectl.kubernetes.io/last-applied-configuration";
+const BEFORE_FIRST_APPLY: &str = "before-first-apply";
+
+/// What no manager owns.
+const STRIPPED: &[&[&str]] = &[
+    &["f:apiVersion"],
+    &["f:kind"],
+    &["f:metadata"],
+    &["f:metadata", "f:name"],
+    &["f:metadata", "f:namespace"],
+    &["f:metadata", "f:creationTimestamp"],
+    &["f:metadata", "f:selfLink"],
+    &["f:metadata", "f:uid"],
+    &["f:metadata", "f:clusterName"],
+    &["f:metadata", "f:generation"],
+    &["f:metadata", "f:managedFields"],
+    &["f:metadata", "f:resourceVersion"],
+];
+
+/// Who writes, and how.
+#[derive(Clone, Copy, Debug)]
+pub struct Writer<'a> {
+    /// The `fieldManager` of the request, or [`manager_of_user_agent`].
+    pub manager: &'a str,
+    /// Empty for the resource itself.
+    pub subresource: &'a str,
+    /// The version that the request is in.
+    pub api_version: &'a str,
+    /// Seconds since the epoch.
+    pub now: i64,
+    /// The fields that this endpoint resets, by their JSON names: nobody owns them through it.
+    pub resets: &'a [&'a [&'a str]],
+}
+
+/// The manager of a write that names none: the user agent up to its first slash.
+// Upstream: apiserver/pkg/endpoints/handlers/create.go managerOrUserAgent
+pub fn manager_of_user_agent(user_agent: &str) -> String {
+    let prefix = user_agent.split('/').next().unwrap_or_default();
+    prefix.chars().take_while(|c| !c.is_control()).take(128).collect()
+}
+
+/// Notes in `new` who owns what, after a write other than apply made it of `live` (`None`: it is created).
+///
+/// When nothing changed, the managers of `live` stay as they are, so that the write is no write.
+pub fn track_update<S: Schema>(schema: &S, live: Option<&Value>, new: &mut Value, writer: &Writer<'_>) {
+    let empty = Value::Object(Map::new());
+    let mut entries = managers_of(live, new, writer);
+    remove_managed_fields(new);
+    let old = live.unwrap_or(&empty);
+    let has_uid = live.is_some_and(|l| l.pointer("/metadata/uid").is_some());
+    if entries.is_empty() && has_uid {
+        return;
+    }
+    update(schema, old, new, &mut entries, writer);
+    managers::cap(&mut entries);
+    managers::encode(new, entries);
+}
+
+/// Applies what a manager wants of an object. `patch` is the tree as it was sent; what comes back has yet to be
+/// decoded ([`crate::decode::value`]) and defaulted.
+pub fn apply<S: Schema>(
+    schema: &S,
+    live: Option<&Value>,
+    patch: &Value,
+    writer: &Writer<'_>,
+    force: bool,
+) -> Result<Value, Status> {
+    check_patch(schema, patch, writer)?;
+    let empty = Value::Object(Map::new());
+    let old = live.map_or_else(|| empty.clone(), without_managed_fields);
+    let mut entries = live.map_or_else(|| Some(Vec::new()), managers::decode).ok_or_else(|| {
+        Status::failure(500, "", "failed to decode managed fields: unable to decode managedFields".to_owned())
+    })?;
+    if entries.is_empty() && live.is_some() {
+        let before = Writer { manager: BEFORE_FIRST_APPLY, resets: &[], ..*writer };
+        update(schema, &empty, &old, &mut entries, &before);
+    }
+    let outcome = match try_apply(schema, &old, patch, entries.clone(), writer, force) {
+        Err(conflicts) if writer.manager == "kubectl" => {
+            let allowed = last_applied_set(schema, &old, writer.api_version);
+            let left: Vec<Conflict> =
+                conflicts.into_iter().filter(|c| !set::has(&allowed, &c.path)).collect();
+            if left.is_empty() { try_apply(schema, &old, patch, entries, writer, true) } else { Err(left) }
+        }
+        outcome => outcome,
+    };
+    let (mut new, entries) = outcome.map_err(|conflicts| conflict_status(&conflicts))?;
+    update_last_applied(&mut new, patch, writer);
+    managers::encode(&mut new, entries);
+    Ok(new)
+}
+
+/// The managers to begin with: those that the writer sent, or those of the live object.
+fn managers_of(live: Option<&Value>, new: &Value, writer: &Writer<'_>) -> Vec<Entry> {
+    let of_live = || live.and_then(managers::decode).unwrap_or_default();
+    if !writer.subresource.is_empty() {
+        return of_live();
+    }
+    if managers::is_reset(new) {
+        return Vec::new();
+    }
+    match managers::decode(new) {
+        Some(entries) if !entries.is_empty() => entries,
+        _ => of_live(),
+    }
+}
+
+fn entry_of(writer: &Writer<'_>, applied: bool) -> Entry {
+    Entry {
+        manager: if writer.manager.is_empty() { "unknown".into() } else { writer.manager.into() },
+        applied,
+        api_version: writer.api_version.into(),
+        subresource: writer.subresource.into(),
+        time: Some(time::rfc3339(writer.now)),
+        fields: Set::new(),
+    }
+}
+
+fn update<S: Schema>(schema: &S, old: &Value, new: &Value, entries: &mut Vec<Entry>, writer: &Writer<'_>) {
+    let (changed, removed) = changes(schema, old, new, writer);
+    for entry in entries.iter_mut() {
+        set::difference(&mut entry.fields, &removed);
+    }
+    let mut own = entry_of(writer, false);
+    own.fields = changed;
+    strip(&mut own.fields);
+    for entry in entries.iter_mut().filter(|e| !e.is_same_manager(&own)) {
+        set::difference(&mut entry.fields, &own.fields);
+    }
+    if !own.fields.is_empty() {
+        match entries.iter_mut().find(|e| e.is_same_manager(&own)) {
+            Some(entry) => {
+                set::union(&mut entry.fields, &own.fields);
+                entry.time = own.time;
+            }
+            None => entries.push(own),
+        }
+    }
+    entries.retain(|e| !e.fields.is_empty());
+}
+
+/// What was added or modified, and what was removed, less what the endpoint resets.
+fn changes<S: Schema>(schema: &S, old: &Value, new: &Value, writer: &Writer<'_>) -> (Set, Set) {
+    let comparison = walk::compare(schema, old, new);
+    let mut changed = comparison.modified.finish();
+    set::union(&mut changed, &comparison.added.finish());
+    let mut removed = comparison.removed.finish();
+    for set in [&mut changed, &mut removed] {
+        ignore(set, writer);
+    }
+    (changed, removed)
+}
+
+fn ignore(set: &mut Set, writer: &Writer<'_>) {
+    for path in writer.resets {
+        let path: Vec<String> = path.iter().map(|name| format!("f:{name}")).collect();
+        let path: Vec<&str> = path.iter().map(String::as_str).collect();
+        set::remove_under(set, &path);
+    }
+}
+
+fn strip(set: &mut Set) {
+    STRIPPED.iter().for_each(|path| set::remove_member(set, path));
+}
+
+struct Conflict {
+    manager: String,
+    path: Vec<String>,
+    words: String,
+}
+
+fn try_apply<S: Schema>(
+    schema: &S,
+    old: &Value,
+    patch: &Value,
+    mut entries: Vec<Entry>,
+    writer: &Writer<'_>,
+    force: bool,
+) -> Result<(Value, Vec<Entry>), Vec<Conflict>> {
+    let mut own = entry_of(writer, true);
+    own.fields = walk::field_set(schema, patch);
+    ignore(&mut own.fields, writer);
+    let last = entries.iter().position(|e| e.is_same_manager(&own)).map(|at| entries.swap_remove(at));
+
+    let mut new = walk::merge(schema, old, patch);
+    if let Some(last) = &last {
+        let mut held = own.fields.clone();
+        entries.iter().for_each(|e| set::union(&mut held, &e.fields));
+        walk::prune(schema, &mut new, &last.fields, &held);
+    }
+    let (changed, removed) = changes(schema, old, &new, writer);
+    let mut conflicts = Vec::new();
+    for entry in &mut entries {
+        let taken = set::intersection(&entry.fields, &changed);
+        conflicts.extend(set::paths(&taken).into_iter().map(|(path, words)| Conflict {
+            manager: entry.words(),
+            path,
+            words,
+        }));
+        set::difference(&mut entry.fields, &taken);
+        set::difference(&mut entry.fields, &removed);
+    }
+    if !force && !conflicts.is_empty() {
+        return Err(conflicts);
+    }
+    strip(&mut own.fields);
+    if new == *old {
+        // Nothing was written, so the time of the last write stays.
+        own.time = last.and_then(|l| l.time);
+    }
+    entries.push(own);
+    Ok((new, entries))
+}
+
+fn check_patch<S: Schema>(schema: &S, patch: &Value, writer: &Writer<'_>) -> Result<(), Status> {
+    let text = |path: &str| patch.pointer(path).and_then(Value::as_str).unwrap_or_default();
+    if text("/apiVersion") != writer.api_version {
+        return Err(Status::bad_request(format!(
+            "Incorrect version specified in apply patch. Specified patch version: {}, expected: {}",
+            text("/apiVersion"),
+            writer.api_version
+        )));
+    }
+    if patch.pointer("/metadata/managedFields").is_some_and(|m| !m.is_null()) {
+        return Err(Status::bad_request("metadata.managedFields must be nil"));
+    }
+    let mut errors = Vec::new();
+    walk::validate(schema, patch, "", &mut errors);
+    if errors.is_empty() {
+        return Ok(());
+    }
+    errors.truncate(100);
+    let version = GroupVersion::parse(writer.api_version).unwrap_or_default();
+    let listed = match errors.as_slice() {
+        [one] => one.clone(),
+        several => format!("errors:\n  {}", several.join("\n  ")),
+    };
+    Err(Status::failure(
+        500,
+        "",
+        format!(
+            "failed to create typed patch object ({}/{}; {version}, Kind={}): {listed}",
+            text("/metadata/namespace"),
+            text("/metadata/name"),
+            text("/kind")
+        ),
+    ))
+}
+
+/// Upstream: apimachinery/pkg/util/managedfields/internal/conflict.go NewConflictError
+fn conflict_status(conflicts: &[Conflict]) -> Status {
+    let message = match conflicts {
+        [one] => format!("Apply failed with 1 conflict: conflict with {}: {}", one.manager, one.words),
+        several => {
+            let mut managers: Vec<&str> = several.iter().map(|c| c.manager.as_str()).collect();
+            managers.sort_unstable();
+            managers.dedup();
+            let mut lines = Vec::new();
+            for manager in managers {
+                lines.push(format!("conflicts with {manager}:"));
+                lines.extend(
+                    several.iter().filter(|c| c.manager == manager).map(|c| format!("- {}", c.words)),
+                );
+            }
+            format!("Apply failed with {} conflicts: {}", several.len(), lines.join("\n"))
+        }
+    };
+    let causes = conflicts
+        .iter()
+        .map(|c| Cause {
+            reason: "FieldManagerConflict".into(),
+            message: format!("conflict with {}", c.manager),
+            field: c.words.clone(),
+        })
+        .collect();
+    Status::failure(409, "Conflict", message).with_details(Details { causes, ..Details::default() })
+}
+
+/// What kubectl's client-side apply last wrote and nobody changed since: kubectl may take that over.
+// Upstream: apimachinery/pkg/util/managedfields/internal/lastappliedmanager.go allowedConflictsFromLastApplied
+fn last_applied_set<S: Schema>(schema: &S, live: &Value, api_version: &str) -> Set {
+    let annotation =
+        live.pointer("/metadata/annotations").and_then(|a| a.get(LAST_APPLIED)).and_then(Value::as_str);
+    let Some(applied) = annotation.and_then(|text| serde_json::from_str::<Value>(text).ok()) else {
+        return Set::new();
+    };
+    if applied.get("apiVersion").and_then(Value::as_str) != Some(api_version) {
+        return Set::new();
+    }
+    let mut fields = walk::field_set(schema, &applied);
+    let comparison = walk::compare(schema, &applied, live);
+    for changed in [comparison.modified, comparison.added, comparison.removed] {
+        set::difference(&mut fields, &changed.finish());
+    }
+    fields
+}
+
+/// Keeps kubectl's annotation up to date where there is one, so that client-side apply can go on.
+fn update_last_applied(new: &mut Value, patch: &Value, writer: &Writer<'_>) {
+    if writer.manager != "kubectl" {
+        return;
+    }
+    let Some(annotation) = new.pointer_mut("/metadata/annotations").and_then(|a| a.get_mut(LAST_APPLIED))
+    else {
+        return;
+    };
+    let mut applied = patch.clone();
+    if let Some(Value::Object(annotations)) = applied.pointer_mut("/metadata/annotations") {
+        annotations.remove(LAST_APPLIED);
+    }
+    *annotation = format!("{applied}\n").into();
+}
+
+fn remove_managed_fields(object: &mut Value) {
+    if let Some(Value::Object(metadata)) = object.get_mut("metadata") {
+        metadata.remove("managedFields");
+    }
+}
+
+fn without_managed_fields(object: &Value) -> Value {
+    let mut object = object.clone();
+    remove_managed_fields(&mut object);
+    object
+}
+
+#[cfg(test)]
+mod tests;

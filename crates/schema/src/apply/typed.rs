@@ -1,0 +1,185 @@
+//! [`Schema`]: what apply must know of a type, and the tables as one.
+
+use api::tables::{self, Definition, DefinitionId, Field, ListType, Type};
+use serde_json::{Map, Value};
+
+/// How apply sees a value.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Shape {
+    /// Owned as a whole, whatever it holds.
+    Leaf,
+    /// An object of known fields.
+    Struct,
+    /// An object of any keys, each owned alone.
+    Map,
+    /// A list of scalars, each owned alone.
+    Set,
+    /// A list of objects, each named by its keys and owned field by field.
+    Keyed,
+    /// Of no declared type: objects are maps, lists and scalars are leaves.
+    Deduced,
+}
+
+/// A type, as server-side apply looks at it. The tables are one; the schema of a custom resource is another.
+pub trait Schema: Clone {
+    fn shape(&self) -> Shape;
+    /// The type of a field of a [`Shape::Struct`]; `None` when there is none such.
+    fn field(&self, name: &str) -> Option<Self>;
+    /// The type of what a map or a list holds.
+    fn element(&self) -> Self;
+    /// The keys of a [`Shape::Keyed`] list and their defaults.
+    fn keys(&self) -> Vec<(String, Option<Value>)>;
+    /// Why the value cannot be of this type, in upstream's words. Looks at this level only.
+    fn check(&self, value: &Value) -> Result<(), String>;
+}
+
+/// A type of the tables.
+#[derive(Clone, Copy, Debug)]
+pub struct Typed {
+    ty: Type,
+    field: Option<&'static Field>,
+}
+
+impl Typed {
+    pub fn of(definition: &'static Definition) -> Self {
+        Typed { ty: Type::Object(tables::id_of(definition)), field: None }
+    }
+
+    fn definition(&self) -> Option<DefinitionId> {
+        match self.ty {
+            Type::Object(id) => Some(id),
+            _ => None,
+        }
+    }
+}
+
+impl Schema for Typed {
+    fn shape(&self) -> Shape {
+        let atomic = self.field.is_some_and(Field::atomic_map);
+        let granular = self.field.is_some_and(Field::granular_map);
+        match self.ty {
+            Type::Object(id) if atomic || (id.get().atomic && !granular) => Shape::Leaf,
+            Type::Object(_) => Shape::Struct,
+            Type::Map(_) if atomic => Shape::Leaf,
+            Type::Map(_) => Shape::Map,
+            Type::List(_) | Type::Strings => match self.field.map_or(ListType::Atomic, |f| f.list_type) {
+                ListType::Atomic => Shape::Leaf,
+                ListType::Set => Shape::Set,
+                ListType::Map => Shape::Keyed,
+            },
+            Type::Raw | Type::Json | Type::FieldsV1 => Shape::Deduced,
+            Type::SchemaOrArray | Type::SchemaOrBool | Type::SchemaOrStrings => Shape::Deduced,
+            _ => Shape::Leaf,
+        }
+    }
+
+    fn field(&self, name: &str) -> Option<Self> {
+        let field = self.definition()?.get().field(name)?;
+        Some(Typed { ty: field.ty, field: Some(field) })
+    }
+
+    fn element(&self) -> Self {
+        let ty = match self.ty {
+            Type::List(of) | Type::Map(of) => *of,
+            Type::Strings => Type::String,
+            other => other,
+        };
+        Typed { ty, field: None }
+    }
+
+    fn keys(&self) -> Vec<(String, Option<Value>)> {
+        let element = self.element();
+        let default = |key: &str| {
+            let field = element.definition()?.get().field(key)?;
+            serde_json::from_str(field.default).ok()
+        };
+        let keys = self.field.map_or(&[][..], |f| f.map_keys);
+        keys.iter().map(|key| ((*key).to_owned(), default(key))).collect()
+    }
+
+    fn check(&self, value: &Value) -> Result<(), String> {
+        let fits = match self.ty {
+            Type::Object(_) | Type::Map(_) => value.is_object(),
+            Type::List(_) | Type::Strings => value.is_array(),
+            Type::String | Type::Bytes | Type::Time | Type::MicroTime => value.is_string(),
+            Type::Bool => value.is_boolean(),
+            Type::Int32 | Type::Int64 | Type::Double => value.is_number(),
+            Type::Quantity | Type::IntOrString => !value.is_object() && !value.is_array(),
+            _ => true,
+        };
+        if fits || value.is_null() {
+            return Ok(());
+        }
+        let shown = go_value(value);
+        Err(match self.ty {
+            Type::Object(_) | Type::Map(_) => format!("expected map, got {shown}"),
+            Type::List(_) | Type::Strings => format!("expected list, got {shown}"),
+            Type::Bool => format!("expected boolean, got {shown}"),
+            Type::Int32 | Type::Int64 | Type::Double => {
+                format!("expected numeric (int or float), got {}", go_kind(value))
+            }
+            Type::Quantity | Type::IntOrString => format!("expected any scalar, got {shown}"),
+            _ => format!("expected string, got {shown}"),
+        })
+    }
+}
+
+fn go_kind(value: &Value) -> &'static str {
+    match value {
+        Value::String(_) => "string",
+        Value::Bool(_) => "bool",
+        Value::Array(_) => "[]interface {}",
+        Value::Object(_) => "map[string]interface {}",
+        _ => "float64",
+    }
+}
+
+/// As upstream's values print themselves.
+fn go_value(value: &Value) -> String {
+    match value {
+        Value::Object(_) | Value::Array(_) => value.to_string(),
+        Value::String(text) => format!("&value.valueUnstructured{{Value:{text:?}}}"),
+        other => format!("&value.valueUnstructured{{Value:{other}}}"),
+    }
+}
+
+/// The path element that names an item of a list.
+pub fn item_element<S: Schema>(
+    schema: &S,
+    keys: &[(String, Option<Value>)],
+    item: &Value,
+) -> Result<String, String> {
+    if schema.shape() == Shape::Set {
+        return match item {
+            Value::Object(_) => Err("associative lists of maps need keys".into()),
+            Value::Null | Value::Array(_) => Err("invalid set element".into()),
+            scalar => Ok(format!("v:{scalar}")),
+        };
+    }
+    let Value::Object(item) = item else {
+        return Err("associative list with keys may not have non-map elements".into());
+    };
+    let mut name = Map::new();
+    for (key, default) in keys {
+        match item.get(key).filter(|v| !v.is_null()).or(default.as_ref()) {
+            Some(value) => {
+                name.insert(key.clone(), value.clone());
+            }
+            None if keys.len() == 1 => {
+                return Err(format!(
+                    "associative list with keys has an element that omits key field {key:?} (and doesn't have default value)"
+                ));
+            }
+            // Of several keys some may be absent, as long as one is there.
+            None => {}
+        }
+    }
+    if name.is_empty() {
+        let names: Vec<String> = keys.iter().map(|(k, _)| format!("{k:?}")).collect();
+        return Err(format!(
+            "associative list with keys has an element that omits all key fields [{}] (and doesn't have default values for any key fields)",
+            names.join(" ")
+        ));
+    }
+    Ok(format!("k:{}", Value::Object(name)))
+}

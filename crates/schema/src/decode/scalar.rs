@@ -1,0 +1,230 @@
+//! The canonical forms of scalars, and what upstream's `omitempty` leaves out.
+
+use api::tables::{Field, Type};
+use apimachinery::quantity::Quantity;
+use apimachinery::time;
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use serde_json::{Number, Value};
+
+/// What a scalar in JSON can be.
+pub enum Scalar<'a> {
+    Bool(bool),
+    Int(i64),
+    /// Beyond an `i64`.
+    Uint(u64),
+    Float(f64),
+    Text(&'a str),
+}
+
+/// Why a scalar does not fit.
+pub enum Misfit {
+    /// Go's word for what was found, to be told with the field.
+    Found(String),
+    /// A message of its own.
+    Message(String),
+}
+
+impl Scalar<'_> {
+    fn word(&self) -> String {
+        match self {
+            Scalar::Bool(_) => "bool".into(),
+            Scalar::Text(_) => "string".into(),
+            _ => "number".into(),
+        }
+    }
+
+    fn number(&self) -> String {
+        match self {
+            Scalar::Int(n) => format!("number {n}"),
+            Scalar::Uint(n) => format!("number {n}"),
+            Scalar::Float(n) => format!("number {n}"),
+            other => other.word(),
+        }
+    }
+
+    fn text(&self) -> String {
+        match self {
+            Scalar::Bool(b) => b.to_string(),
+            Scalar::Int(n) => n.to_string(),
+            Scalar::Uint(n) => n.to_string(),
+            Scalar::Float(n) => n.to_string(),
+            Scalar::Text(t) => (*t).to_owned(),
+        }
+    }
+
+    pub fn into_value(self) -> Value {
+        match self {
+            Scalar::Bool(b) => Value::Bool(b),
+            Scalar::Int(n) => n.into(),
+            Scalar::Uint(n) => n.into(),
+            Scalar::Float(n) => Number::from_f64(n).map_or(Value::Null, Value::Number),
+            Scalar::Text(t) => t.into(),
+        }
+    }
+}
+
+/// The canonical value of a scalar in a field of that type.
+pub fn convert(ty: Type, scalar: Scalar<'_>) -> Result<Value, Misfit> {
+    match (ty, &scalar) {
+        (Type::String, Scalar::Text(_)) | (Type::Bool, Scalar::Bool(_)) => Ok(scalar.into_value()),
+        (Type::SchemaOrBool, Scalar::Bool(_)) => Ok(scalar.into_value()),
+        (Type::Int64, Scalar::Int(_)) => Ok(scalar.into_value()),
+        (Type::Int32, Scalar::Int(n)) if i32::try_from(*n).is_ok() => Ok(scalar.into_value()),
+        (Type::Int32 | Type::Int64, Scalar::Int(_) | Scalar::Uint(_) | Scalar::Float(_)) => {
+            Err(Misfit::Found(scalar.number()))
+        }
+        (Type::Double, Scalar::Int(_) | Scalar::Uint(_) | Scalar::Float(_)) => Ok(scalar.into_value()),
+        (Type::Json | Type::Raw | Type::FieldsV1, _) => Ok(scalar.into_value()),
+        (Type::IntOrString, Scalar::Text(_)) => Ok(scalar.into_value()),
+        (Type::IntOrString, Scalar::Int(n)) if i32::try_from(*n).is_ok() => Ok(scalar.into_value()),
+        (Type::IntOrString, _) => Err(Misfit::Message(format!(
+            "json: cannot unmarshal {} into Go value of type int32",
+            scalar.number()
+        ))),
+        (Type::Quantity, Scalar::Bool(_)) => Err(Misfit::Message(quantity_error("true"))),
+        (Type::Quantity, _) => canonical_quantity(&scalar.text()).map(Value::String).map_err(Misfit::Message),
+        (Type::Time, Scalar::Text(text)) => canonical_time(text).map_err(Misfit::Message),
+        (Type::MicroTime, Scalar::Text(text)) => canonical_micro_time(text).map_err(Misfit::Message),
+        (Type::Time | Type::MicroTime, _) => Err(Misfit::Message(format!(
+            "json: cannot unmarshal {} into Go value of type string",
+            scalar.word()
+        ))),
+        (Type::Bytes, Scalar::Text(text)) => {
+            canonical_bytes(text).map(Value::String).map_err(Misfit::Message)
+        }
+        _ => Err(Misfit::Found(scalar.word())),
+    }
+}
+
+fn quantity_error(text: &str) -> String {
+    Quantity::parse(text).err().map(|e| e.to_string()).unwrap_or_default()
+}
+
+/// As upstream writes the quantity back.
+pub fn canonical_quantity(text: &str) -> Result<String, String> {
+    // The usual quantity is canonical already: digits that no larger unit divides, and one suffix.
+    Quantity::parse(text.trim()).map(|q| q.to_string()).map_err(|e| e.to_string())
+}
+
+fn canonical_time(text: &str) -> Result<Value, String> {
+    if is_canonical_time(text) {
+        return Ok(text.into());
+    }
+    match time::parse_rfc3339(text) {
+        Some(seconds) => Ok(time::rfc3339(seconds).into()),
+        None => Err(time_error(text, "2006-01-02T15:04:05Z07:00")),
+    }
+}
+
+fn canonical_micro_time(text: &str) -> Result<Value, String> {
+    match time::parse(text) {
+        Some(at) => Ok(time::rfc3339_micro(at.as_second(), at.subsec_nanosecond()).into()),
+        None => Err(time_error(text, "2006-01-02T15:04:05.000000Z07:00")),
+    }
+}
+
+/// Whether the text is the canonical form of an instant that surely exists, so that it need not be parsed.
+fn is_canonical_time(text: &str) -> bool {
+    let bytes = text.as_bytes();
+    let shaped = bytes.len() == 20
+        && bytes.iter().enumerate().all(|(at, b)| match at {
+            4 | 7 => *b == b'-',
+            10 => *b == b'T',
+            13 | 16 => *b == b':',
+            19 => *b == b'Z',
+            _ => b.is_ascii_digit(),
+        });
+    let pair = |at: usize| (bytes[at] - b'0') * 10 + (bytes[at + 1] - b'0');
+    shaped
+        && (1..=12).contains(&pair(5))
+        && (1..=28).contains(&pair(8))
+        && pair(11) < 24
+        && pair(14) < 60
+        && pair(17) < 60
+}
+
+fn time_error(text: &str, layout: &str) -> String {
+    format!("parsing time {text:?} as {layout:?}: cannot parse {text:?} as \"2006\"")
+}
+
+/// Standard base64 without line breaks, or Go's message.
+pub fn canonical_bytes(text: &str) -> Result<String, String> {
+    let joined: String;
+    let text = if text.contains(['\r', '\n']) {
+        joined = text.replace(['\r', '\n'], "");
+        &joined
+    } else {
+        text
+    };
+    match STANDARD.decode(text) {
+        Ok(_) => Ok(text.to_owned()),
+        Err(error) => {
+            let at = match error {
+                base64::DecodeError::InvalidByte(at, _) | base64::DecodeError::InvalidLastSymbol(at, _) => at,
+                _ => text.len(),
+            };
+            Err(format!("illegal base64 data at input byte {at}"))
+        }
+    }
+}
+
+/// Whether upstream's `omitempty` drops the value: the zero of a field that is no pointer.
+pub fn is_dropped(field: &Field, value: &Value) -> bool {
+    if field.pointer() || field.always() {
+        return matches!(value, Value::Null);
+    }
+    match value {
+        Value::Null => true,
+        Value::String(text) => text.is_empty() && matches!(field.ty, Type::String | Type::Bytes),
+        Value::Bool(b) => !b && field.ty == Type::Bool,
+        Value::Number(n) => {
+            matches!(field.ty, Type::Int32 | Type::Int64 | Type::Double) && n.as_f64() == Some(0.0)
+        }
+        Value::Array(items) => items.is_empty() && matches!(field.ty, Type::List(_) | Type::Strings),
+        Value::Object(map) => {
+            map.is_empty()
+                && (matches!(field.ty, Type::Map(_))
+                    || (field.omit_zero() && matches!(field.ty, Type::Object(_))))
+        }
+    }
+}
+
+/// What Go makes of a null inside a list or a map; `None` where null stays null.
+pub fn zero(ty: Type) -> Option<Value> {
+    Some(match ty {
+        Type::String | Type::Bytes => "".into(),
+        Type::Bool => false.into(),
+        Type::Int32 | Type::Int64 | Type::Double | Type::IntOrString => 0.into(),
+        Type::Quantity => "0".into(),
+        Type::Object(_) | Type::Map(_) | Type::FieldsV1 => Value::Object(Default::default()),
+        Type::List(_) | Type::Strings => Value::Array(Vec::new()),
+        _ => return None,
+    })
+}
+
+/// The type as Go prints it.
+pub fn go_type(ty: Type) -> String {
+    match ty {
+        Type::String => "string".into(),
+        Type::Bytes => "[]uint8".into(),
+        Type::Bool => "bool".into(),
+        Type::Int32 => "int32".into(),
+        Type::Int64 => "int64".into(),
+        Type::Double => "float64".into(),
+        Type::Quantity => "resource.Quantity".into(),
+        Type::IntOrString => "intstr.IntOrString".into(),
+        Type::Time => "v1.Time".into(),
+        Type::MicroTime => "v1.MicroTime".into(),
+        Type::Object(id) => id.get().go_type().into(),
+        Type::List(of) => format!("[]{}", go_type(*of)),
+        Type::Strings => "[]string".into(),
+        Type::Map(of) => format!("map[string]{}", go_type(*of)),
+        Type::Raw => "runtime.RawExtension".into(),
+        Type::Json => "v1.JSON".into(),
+        Type::FieldsV1 => "v1.FieldsV1".into(),
+        Type::SchemaOrArray => "v1.JSONSchemaPropsOrArray".into(),
+        Type::SchemaOrBool => "v1.JSONSchemaPropsOrBool".into(),
+        Type::SchemaOrStrings => "v1.JSONSchemaPropsOrStringArray".into(),
+    }
+}

@@ -1,0 +1,29 @@
+//! How each part is configured, whether it runs with the others or alone.
+
+use std::path::Path;
+
+use anyhow::Context;
+use storage::embedded::Embedded;
+
+use crate::host;
+
+pub fn open_store(data_dir: &Path) -> Result<Embedded, storage::Error> {
+    Embedded::open(&data_dir.join("state.redb"))
+}
+
+/// The built-in container engine of a data directory.
+pub fn engine_config(
+    data_dir: &Path,
+    cgroup_root: &str,
+    service_cidrs: &[String],
+) -> anyhow::Result<cri_server::Config> {
+    let clock = host::clock();
+    let nanoseconds = move || i64::try_from(clock.now().as_nanosecond()).unwrap_or(i64::MAX);
+    let program = std::env::current_exe().context("cannot find this program")?;
+    let mut config = cri_server::Config::new(data_dir, program, cri_server::Clock::new(nanoseconds));
+    config.cgroup_root = cgroup_root.into();
+    if let cri_server::CniConfig::Plugins { builtin, .. } = &mut config.cni {
+        builtin.service_cidrs = service_cidrs.to_vec();
+    }
+    Ok(config)
+}

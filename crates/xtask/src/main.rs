@@ -1,0 +1,140 @@
+//! The project's own commands: `cargo xtask …`.
+//!
+//! [`demo`] and [`test`] are the two commands of the README: they install what they need first
+//! ([`prerequisites`]). [`tidy`] holds the workspace to its rules, [`codegen`] makes the schema tables, [`bench`]
+//! measures, [`conformance`] runs upstream's own tests.
+
+mod bench;
+mod codegen;
+mod conformance;
+mod prerequisites;
+mod tidy;
+
+use std::path::PathBuf;
+use std::process::Command as Process;
+
+use anyhow::{Context, bail};
+use clap::{Parser, Subcommand};
+
+/// The project's own commands.
+#[derive(Parser)]
+#[command(name = "cargo xtask", disable_help_subcommand = true)]
+enum Command {
+    /// Build Trierarch and show a cluster at work on this machine
+    Demo {
+        /// Arguments for `trierarch demo`
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
+    /// Run all tests; those of the node need root
+    Test {
+        /// Arguments for `cargo nextest run`
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
+    /// Check the workspace's rules: layers of crates, unsafe code, sizes of files
+    Tidy,
+    /// Check format, lints, the workspace's rules and the licences of dependencies
+    Lint,
+    /// Generate the schema tables of crate `api`
+    Codegen {
+        /// Upstream's schema-facts.json
+        #[arg(long)]
+        facts: PathBuf,
+        /// Fail when the committed tables differ, and write nothing
+        #[arg(long)]
+        check: bool,
+    },
+    /// Measure
+    Bench {
+        #[command(subcommand)]
+        bench: Bench,
+    },
+    /// Run upstream's conformance tests against a cluster that is started for them
+    Conformance(conformance::Options),
+}
+
+#[derive(Subcommand)]
+enum Bench {
+    /// Seconds from `server` to a Ready node, memory and processor share when idle, create-to-running of a pod
+    Start {
+        /// How long to watch the idle cluster, in seconds
+        #[arg(long, default_value_t = 60)]
+        idle_seconds: u64,
+    },
+}
+
+fn main() -> std::process::ExitCode {
+    match execute(Command::parse()) {
+        Ok(()) => std::process::ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("xtask: {error:#}");
+            std::process::ExitCode::FAILURE
+        }
+    }
+}
+
+fn execute(command: Command) -> anyhow::Result<()> {
+    match command {
+        Command::Demo { arguments } => {
+            prerequisites::install(prerequisites::RUN)?;
+            let binary = build(true)?;
+            run(Process::new(binary).arg("demo").args(arguments))
+        }
+        Command::Test { arguments } => test(&arguments),
+        Command::Tidy => tidy::run(),
+        Command::Lint => lint(),
+        Command::Codegen { facts, check } => codegen::run(&facts, check),
+        Command::Bench { bench: Bench::Start { idle_seconds } } => {
+            prerequisites::install(prerequisites::RUN)?;
+            bench::start(&build(true)?, idle_seconds)
+        }
+        Command::Conformance(options) => {
+            prerequisites::install(prerequisites::RUN)?;
+            conformance::run_suite(&build(true)?, &options)
+        }
+    }
+}
+
+/// The binary is built first: the end-to-end tests run it.
+fn test(arguments: &[String]) -> anyhow::Result<()> {
+    prerequisites::install(prerequisites::TEST)?;
+    prerequisites::install_cargo_tool("cargo-nextest")?;
+    let binary = build(false)?;
+    run(cargo().args(["nextest", "run", "--workspace"]).args(arguments).env("TRIERARCH", binary))
+}
+
+fn lint() -> anyhow::Result<()> {
+    prerequisites::install(prerequisites::BUILD)?;
+    prerequisites::install_cargo_tool("cargo-deny")?;
+    run(cargo().args(["fmt", "--all", "--check"]))?;
+    tidy::run()?;
+    run(cargo().args(["clippy", "--workspace", "--all-targets", "--", "--deny=warnings"]))?;
+    run(cargo().args(["deny", "--offline", "check", "licenses", "bans", "sources"]))
+}
+
+/// Builds the binary and says where it is.
+fn build(release: bool) -> anyhow::Result<PathBuf> {
+    let profile = if release { "release" } else { "debug" };
+    run(cargo().args(["build", "--package=trierarch"]).args(release.then_some("--release")))?;
+    Ok(target_directory()?.join(profile).join("trierarch"))
+}
+
+fn target_directory() -> anyhow::Result<PathBuf> {
+    let metadata = tidy::metadata()?;
+    Ok(metadata["target_directory"].as_str().context("cargo names its target directory")?.into())
+}
+
+fn cargo() -> Process {
+    Process::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
+}
+
+fn run(command: &mut Process) -> anyhow::Result<()> {
+    let name = command.get_program().to_string_lossy().into_owned();
+    let status = command.status().with_context(|| format!("cannot run {name}"))?;
+    if !status.success() {
+        let arguments: Vec<_> = command.get_args().map(|a| a.to_string_lossy().into_owned()).collect();
+        bail!("{name} {} failed: {status}", arguments.join(" "));
+    }
+    Ok(())
+}
