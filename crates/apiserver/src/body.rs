@@ -15,7 +15,10 @@ pub type Blocks = Box<dyn FnMut() -> Option<Bytes> + Send>;
 pub enum Body {
     Full(Bytes),
     /// Blocks whose total length is known.
-    Blocks { next: Blocks, remaining: u64 },
+    Blocks {
+        next: Blocks,
+        remaining: u64,
+    },
     Stream(Pin<Box<dyn Stream<Item = Result<Bytes, BoxError>> + Send>>),
 }
 
@@ -31,7 +34,10 @@ impl http_body::Body for Body {
     type Data = Bytes;
     type Error = BoxError;
 
-    fn poll_frame(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
         match self.get_mut() {
             Body::Full(bytes) if bytes.is_empty() => Poll::Ready(None),
             Body::Full(bytes) => Poll::Ready(Some(Ok(Frame::data(std::mem::take(bytes))))),
@@ -39,7 +45,9 @@ impl http_body::Body for Body {
                 *remaining = remaining.saturating_sub(block.len() as u64);
                 Ok(Frame::data(block))
             })),
-            Body::Stream(stream) => stream.as_mut().poll_next(context).map(|next| next.map(|r| r.map(Frame::data))),
+            Body::Stream(stream) => {
+                stream.as_mut().poll_next(context).map(|next| next.map(|r| r.map(Frame::data)))
+            }
         }
     }
 

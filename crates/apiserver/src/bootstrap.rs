@@ -47,7 +47,8 @@ fn priority_classes() -> [Value; 2] {
 }
 
 fn authentication_data(data: &[(String, String)]) -> Value {
-    let data: serde_json::Map<String, Value> = data.iter().map(|(k, v)| (k.clone(), v.as_str().into())).collect();
+    let data: serde_json::Map<String, Value> =
+        data.iter().map(|(k, v)| (k.clone(), v.as_str().into())).collect();
     json!({
         "apiVersion": "v1", "kind": "ConfigMap", "data": data,
         "metadata": {"name": "extension-apiserver-authentication", "namespace": "kube-system"},
@@ -125,15 +126,25 @@ impl ApiServer {
         let kind = object["kind"].as_str()?;
         let table = self.registry.table();
         let row = table.rows().iter().find(|row| {
-            row.def.group == group_version.group && row.def.version == group_version.version && row.def.kind == kind
+            row.def.group == group_version.group
+                && row.def.version == group_version.version
+                && row.def.kind == kind
         })?;
-        let gvr = GroupVersionResource::new(row.def.group.clone(), row.def.version.clone(), row.def.plural.clone());
+        let gvr =
+            GroupVersionResource::new(row.def.group.clone(), row.def.version.clone(), row.def.plural.clone());
         Some(Resource { gvr, namespaced: row.def.namespaced() })
     }
 
     async fn create_absent(&self, client: &Client, object: Value) -> Result<bool, client::Error> {
         let Some(resource) = self.resource_of(&object) else { return Ok(false) };
         let namespace = object["metadata"]["namespace"].as_str().unwrap_or_default();
+        // Asked first: to create it again would try to allocate its addresses again.
+        let name = object["metadata"]["name"].as_str().unwrap_or_default();
+        match client.get_value(&resource, namespace, name).await {
+            Ok(_) => return Ok(false),
+            Err(error) if error.is_not_found() => {}
+            Err(error) => return Err(error),
+        }
         match client.create_value(&resource, namespace, None, &object).await {
             Ok(_) => Ok(true),
             Err(error) if error.is_already_exists() => Ok(false),

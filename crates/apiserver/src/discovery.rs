@@ -139,7 +139,8 @@ pub fn resource_list(table: &Table, group: &str, version: &str) -> Value {
     list.sort_by(|(a, _), (b, _)| a.cmp(b));
     let entries: Vec<Value> = list.into_iter().map(|(_, entry)| entry).collect();
     let group_version = apimachinery::GroupVersion::new(group.to_owned(), version.to_owned()).to_string();
-    let mut document = json!({"kind": "APIResourceList", "groupVersion": group_version, "resources": entries});
+    let mut document =
+        json!({"kind": "APIResourceList", "groupVersion": group_version, "resources": entries});
     if !group.is_empty() {
         document["apiVersion"] = "v1".into();
     }
@@ -168,9 +169,7 @@ fn aggregated_resource(def: &ResourceDef) -> Value {
     let mut subresources: Vec<_> = def.subresources.iter().collect();
     subresources.sort_by(|a, b| a.name.cmp(&b.name));
     if !subresources.is_empty() {
-        let one = |s: &&resources::Subresource| {
-            json!({"subresource": s.name, "responseKind": response_kind(def, &s.kind), "verbs": verbs(&s.verbs)})
-        };
+        let one = |s: &&resources::Subresource| json!({"subresource": s.name, "responseKind": response_kind(def, &s.kind), "verbs": verbs(&s.verbs)});
         entry["subresources"] = subresources.iter().map(one).collect();
     }
     entry
@@ -203,26 +202,31 @@ pub fn document(table: &Table, advertised: &str, path: &str) -> Result<Value, St
             "serverAddressByClientCIDRs": [{"clientCIDR": "0.0.0.0/0", "serverAddress": advertised}],
         })),
         ["apis"] => {
-            let groups: Vec<Value> = groups(table).iter().map(|(group, versions)| api_group(group, versions)).collect();
+            let groups: Vec<Value> =
+                groups(table).iter().map(|(group, versions)| api_group(group, versions)).collect();
             Ok(json!({"kind": "APIGroupList", "apiVersion": "v1", "groups": groups}))
         }
         ["apis", group] => {
             let groups = groups(table);
-            let (group, versions) = groups.iter().find(|(g, _)| g == group).ok_or_else(Status::page_not_found)?;
+            let (group, versions) =
+                groups.iter().find(|(g, _)| g == group).ok_or_else(Status::page_not_found)?;
             let mut document = api_group(group, versions);
             document["kind"] = "APIGroup".into();
             document["apiVersion"] = "v1".into();
             Ok(document)
         }
         ["api", version] if table.serves_version("", version) => Ok(resource_list(table, "", version)),
-        ["apis", group, version] if table.serves_version(group, version) => Ok(resource_list(table, group, version)),
+        ["apis", group, version] if table.serves_version(group, version) => {
+            Ok(resource_list(table, group, version))
+        }
         [""] => {
             let mut paths = vec!["/api".to_owned(), "/api/v1".to_owned(), "/apis".to_owned()];
             for (group, versions) in groups(table) {
                 paths.push(format!("/apis/{group}"));
                 paths.extend(versions.iter().map(|version| format!("/apis/{group}/{version}")));
             }
-            let others = ["/healthz", "/livez", "/metrics", "/openapi/v2", "/openapi/v3", "/readyz", "/version"];
+            let others =
+                ["/healthz", "/livez", "/metrics", "/openapi/v2", "/openapi/v3", "/readyz", "/version"];
             paths.extend(others.map(str::to_owned));
             Ok(json!({"paths": paths}))
         }
@@ -253,7 +257,9 @@ fn wants_aggregated(headers: &http::HeaderMap) -> Option<&'static str> {
     for clause in clauses(headers) {
         let json = matches!(clause.media_type, "application/json" | "*/*" | "application/*");
         match (json, clause.parameter("as"), clause.parameter("g"), clause.parameter("v")) {
-            (true, Some("APIGroupDiscoveryList"), Some("apidiscovery.k8s.io"), Some("v2")) => return Some("v2"),
+            (true, Some("APIGroupDiscoveryList"), Some("apidiscovery.k8s.io"), Some("v2")) => {
+                return Some("v2");
+            }
             (true, Some("APIGroupDiscoveryList"), Some("apidiscovery.k8s.io"), Some("v2beta1")) => {
                 return Some("v2beta1");
             }
@@ -267,7 +273,11 @@ fn wants_aggregated(headers: &http::HeaderMap) -> Option<&'static str> {
 fn aggregated_response(asked: &Asked, version: &str, document: &Value) -> Response {
     let body = document.to_string();
     let etag = format!("\"{}\"", hex(&Sha256::digest(&body)));
-    let matches = asked.parts.headers.get(header::IF_NONE_MATCH).is_some_and(|given| given.as_bytes() == etag.as_bytes());
+    let matches = asked
+        .parts
+        .headers
+        .get(header::IF_NONE_MATCH)
+        .is_some_and(|given| given.as_bytes() == etag.as_bytes());
     let mut response = match matches {
         true => Response::new(Body::empty()),
         false => Response::new(Body::Full(body.into())),

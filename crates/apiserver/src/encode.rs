@@ -16,7 +16,6 @@ use crate::body::{Body, Response};
 use crate::negotiate::{Format, Negotiated, Shape};
 use crate::registry::Resource;
 use crate::registry::cache::{self, Event, Kind};
-use crate::registry::convert::convert;
 use crate::registry::list::Listing;
 use crate::registry::object::{Object, put_decimal};
 
@@ -74,7 +73,7 @@ impl Encoder {
             return Cow::Borrowed(object.tree());
         }
         let mut tree = object.decode();
-        convert(&mut tree, &self.def().gvk());
+        resources::convert::from_storage(self.def(), &mut tree);
         Cow::Owned(tree)
     }
 
@@ -83,7 +82,11 @@ impl Encoder {
     }
 
     fn write_json(&self, object: &Object, out: &mut BytesMut) {
-        if self.is_native(object) { object.write(out) } else { out.extend_from_slice(self.tree(object).to_string().as_bytes()) }
+        if self.is_native(object) {
+            object.write(out)
+        } else {
+            out.extend_from_slice(self.tree(object).to_string().as_bytes())
+        }
     }
 
     /// The answer of an operation on one object.
@@ -93,7 +96,9 @@ impl Encoder {
             Outcome::Stored(object) if plain => self.json(object),
             Outcome::Stored(object) => self.one(&self.tree(object))?,
             Outcome::Tree(tree) if plain => tree.to_string().into(),
-            Outcome::Tree(tree) if tree["kind"] == "Status" => return Ok(value(self.negotiated.format, code, tree)),
+            Outcome::Tree(tree) if tree["kind"] == "Status" => {
+                return Ok(value(self.negotiated.format, code, tree));
+            }
             Outcome::Tree(tree) => self.one(tree)?,
         };
         Ok(self.respond(code, Body::Full(body)))
@@ -167,8 +172,7 @@ impl Encoder {
             }
             (Shape::Object, Format::Yaml) => {
                 let items: Vec<Cow<'_, Value>> = listing.objects.iter().map(|o| self.tree(o)).collect();
-                let list =
-                    json!({"kind": kind, "apiVersion": group_version(self.def()), "metadata": metadata, "items": items});
+                let list = json!({"kind": kind, "apiVersion": group_version(self.def()), "metadata": metadata, "items": items});
                 Ok(value(format, StatusCode::OK, &list))
             }
             (Shape::Table, _) => {
@@ -186,7 +190,8 @@ impl Encoder {
                     .map_err(Status::internal)?;
                 let message = schema::protobuf::list(&metadata, items.iter().map(|item| &**item));
                 let message = message.map_err(Status::internal)?;
-                let body = schema::protobuf::envelope("meta.k8s.io/v1", "PartialObjectMetadataList", &message);
+                let body =
+                    schema::protobuf::envelope("meta.k8s.io/v1", "PartialObjectMetadataList", &message);
                 Ok(self.respond(StatusCode::OK, Body::Full(body.into())))
             }
             (Shape::Metadata, _) => {
@@ -202,8 +207,13 @@ impl Encoder {
 
     /// The protobuf message of an object, made once for all who ask.
     fn message(&self, object: &Object) -> Result<Bytes, Status> {
-        let definition = definition(self.def()).ok_or_else(|| Status::not_acceptable(&["application/json"]))?;
-        let make = || schema::protobuf::message(&self.tree(object), definition).map(Bytes::from).map_err(Status::internal);
+        let definition =
+            definition(self.def()).ok_or_else(|| Status::not_acceptable(&["application/json"]))?;
+        let make = || {
+            schema::protobuf::message(&self.tree(object), definition)
+                .map(Bytes::from)
+                .map_err(Status::internal)
+        };
         if self.is_native(object) { object.protobuf(make) } else { make() }
     }
 
@@ -272,7 +282,8 @@ impl EventEncoder {
 
     pub fn content_type(&self) -> String {
         let negotiated = self.encoder.negotiated;
-        let stream = if negotiated.stream || negotiated.format == Format::Protobuf { ";stream=watch" } else { "" };
+        let stream =
+            if negotiated.stream || negotiated.format == Format::Protobuf { ";stream=watch" } else { "" };
         format!("{}{stream}", negotiated.format.content_type())
     }
 
@@ -373,7 +384,11 @@ pub fn partial(object: &Value) -> Value {
 }
 
 /// An object in a form; protobuf needs its definition.
-pub fn encode(format: Format, tree: &Value, definition: Option<&'static Definition>) -> Result<Bytes, Status> {
+pub fn encode(
+    format: Format,
+    tree: &Value,
+    definition: Option<&'static Definition>,
+) -> Result<Bytes, Status> {
     match (format, definition) {
         (Format::Json, _) => Ok(tree.to_string().into()),
         (Format::Yaml, _) => Ok(to_yaml(tree).into()),

@@ -90,19 +90,23 @@ impl RequestBody {
     /// The whole body, which must be of a size that an object can have.
     pub async fn read(self) -> Result<Bytes, Status> {
         let incoming = match self {
-            RequestBody::Ready(bytes) => return Ok(bytes),
+            RequestBody::Ready(bytes) if bytes.len() <= MAX_BODY_BYTES => return Ok(bytes),
+            RequestBody::Ready(_) => return Err(too_large()),
             RequestBody::Incoming(incoming) => incoming,
         };
-        let collected = tokio::time::timeout(BODY_TIMEOUT, Limited::new(incoming, MAX_BODY_BYTES).collect()).await;
+        let collected =
+            tokio::time::timeout(BODY_TIMEOUT, Limited::new(incoming, MAX_BODY_BYTES).collect()).await;
         match collected {
             Ok(Ok(body)) => Ok(body.to_bytes()),
-            Ok(Err(error)) if error.is::<http_body_util::LengthLimitError>() => {
-                Err(Status::request_entity_too_large(format!("limit is {MAX_BODY_BYTES}")))
-            }
+            Ok(Err(error)) if error.is::<http_body_util::LengthLimitError>() => Err(too_large()),
             Ok(Err(error)) => Err(Status::bad_request(format!("unable to read the body: {error}"))),
             Err(_) => Err(Status::timeout("the body did not arrive in time", 0)),
         }
     }
+}
+
+fn too_large() -> Status {
+    Status::request_entity_too_large(format!("limit is {MAX_BODY_BYTES}"))
 }
 
 /// A request as it goes down the line.
@@ -167,7 +171,9 @@ impl ApiServer {
         if head {
             *response.body_mut() = Body::empty();
         }
-        response.headers_mut().insert(http::header::CACHE_CONTROL, HeaderValue::from_static("no-cache, private"));
+        response
+            .headers_mut()
+            .insert(http::header::CACHE_CONTROL, HeaderValue::from_static("no-cache, private"));
         self.metrics.answered(response.status());
         response
     }
@@ -184,7 +190,8 @@ impl ApiServer {
         let user = match peer {
             Peer::Local(user) => user,
             Peer::Remote { certificates, .. } => {
-                let found = self.config.authenticate.authenticate(&parts.headers, &parts.uri, &certificates).await?;
+                let found =
+                    self.config.authenticate.authenticate(&parts.headers, &parts.uri, &certificates).await?;
                 let user = found.unwrap_or_else(anonymous);
                 impersonate(user, &parts.headers, &*self.config.authorize)?
             }
@@ -216,7 +223,9 @@ impl ApiServer {
     async fn other_path(self: &Arc<Self>, asked: Asked) -> Result<Response, Status> {
         let path = asked.parts.uri.path().trim_end_matches('/').to_owned();
         match path.split('/').nth(1).unwrap_or_default() {
-            "healthz" | "livez" | "readyz" | "version" | "metrics" | ".well-known" => health::handle(self, &asked, &path),
+            "healthz" | "livez" | "readyz" | "version" | "metrics" | ".well-known" => {
+                health::handle(self, &asked, &path)
+            }
             "openid" => health::handle(self, &asked, &path),
             "openapi" => openapi::handle(self, &asked, &path),
             "" | "api" | "apis" => discovery::handle(self, &asked, &path),
@@ -228,7 +237,8 @@ impl ApiServer {
     fn route(&self, resource: &Resource, asked: &Asked) -> Result<Route, Status> {
         let (def, attributes) = (&resource.def, &asked.info.attributes);
         let by_name = !attributes.name.is_empty() && !matches!(attributes.verb.as_str(), "list" | "watch");
-        let in_namespace = !attributes.namespace.is_empty() && !(def.plural == "namespaces" && def.group.is_empty());
+        let in_namespace =
+            !attributes.namespace.is_empty() && !(def.plural == "namespaces" && def.group.is_empty());
         if in_namespace && !def.namespaced() {
             return Err(Status::page_not_found());
         }
@@ -244,8 +254,18 @@ impl ApiServer {
         } else {
             &def.subresource(&attributes.subresource).ok_or_else(Status::page_not_found)?.verbs
         };
-        let verb = [Verb::Create, Verb::Delete, Verb::DeleteCollection, Verb::Get, Verb::List, Verb::Patch, Verb::Update,
-            Verb::Watch].into_iter().find(|verb| verb.as_str() == attributes.verb);
+        let verb = [
+            Verb::Create,
+            Verb::Delete,
+            Verb::DeleteCollection,
+            Verb::Get,
+            Verb::List,
+            Verb::Patch,
+            Verb::Update,
+            Verb::Watch,
+        ]
+        .into_iter()
+        .find(|verb| verb.as_str() == attributes.verb);
         let streams = matches!(&*attributes.subresource, "proxy" | "exec" | "attach" | "portforward" | "log");
         if !streams && !verb.is_some_and(|verb| verbs.contains(&verb)) {
             return Err(Status::method_not_allowed());
@@ -278,21 +298,24 @@ impl ApiServer {
         let namespace = if resource.def.namespaced() { attributes.namespace.as_str() } else { "" };
         if attributes.verb == "get" {
             let object = self.registry.get(resource, namespace, &attributes.name)?;
-            let object = object.ok_or_else(|| Status::not_found(&resource.def.group_resource(), &attributes.name))?;
+            let object =
+                object.ok_or_else(|| Status::not_found(&resource.def.group_resource(), &attributes.name))?;
             return encoder.outcome(StatusCode::OK, &Outcome::Stored(object));
         }
         let watch = attributes.verb == "watch";
         let mut options = ListOptions::parse(&asked.info.query, &resource.def, watch)?;
         if asked.info.watch_path && !attributes.name.is_empty() {
             let by_name = format!("metadata.name={}", attributes.name);
-            options.fields = apimachinery::selector::FieldSelector::parse(&by_name).map_err(Status::bad_request)?;
+            options.fields =
+                apimachinery::selector::FieldSelector::parse(&by_name).map_err(Status::bad_request)?;
         }
         if !watch {
             return encoder.list(self.registry.list(resource, namespace, &options).await?);
         }
         let encoder = EventEncoder::new(encoder);
         let content_type = encoder.content_type();
-        let watcher = self.registry.watch(resource, namespace, options, encoder, self.shutdown.clone()).await?;
+        let watcher =
+            self.registry.watch(resource, namespace, options, encoder, self.shutdown.clone()).await?;
         let open = self.metrics.watching();
         let frames = futures::stream::unfold((watcher, open), |(mut watcher, open)| async move {
             watcher.next().await.map(|frames| (Ok(frames), (watcher, open)))
@@ -417,7 +440,9 @@ pub fn read_object(call: &mut Call<'_>, headers: &http::HeaderMap, body: &Bytes)
         (schema::decode::strict_error(&decoded.problems), call.options.field_validation)
     {
         let (kind, version) = (&def.kind, &def.version);
-        return Err(Status::bad_request(format!("{kind} in version {version:?} cannot be handled as a {kind}: {error}")));
+        return Err(Status::bad_request(format!(
+            "{kind} in version {version:?} cannot be handled as a {kind}: {error}"
+        )));
     }
     call.report(decoded.problems)?;
     Ok(object)
@@ -487,13 +512,20 @@ fn encode_gzip(parts: &http::request::Parts) -> bool {
 }
 
 fn escape(text: &str) -> String {
-    text.chars().filter(|c| !c.is_control()).flat_map(|c| match c {
-        '"' | '\\' => vec!['\\', c],
-        c => vec![c],
-    }).collect()
+    text.chars()
+        .filter(|c| !c.is_control())
+        .flat_map(|c| match c {
+            '"' | '\\' => vec!['\\', c],
+            c => vec![c],
+        })
+        .collect()
 }
 
 /// Sends a request on to a kubelet or a pod, for the subresources that stream.
-pub async fn stream(server: &Arc<ApiServer>, resource: &Arc<Resource>, asked: Asked) -> Result<Response, Status> {
+pub async fn stream(
+    server: &Arc<ApiServer>,
+    resource: &Arc<Resource>,
+    asked: Asked,
+) -> Result<Response, Status> {
     remote::handle(server, resource, asked).await
 }

@@ -102,7 +102,8 @@ pub fn handle(server: &Arc<ApiServer>, asked: &Asked, path: &str) -> Result<Resp
             Ok(respond(StatusCode::OK, "application/jwk-set+json", Body::Full(body.into())))
         }
         "/.well-known/openid-configuration" => {
-            let uri = format!("https://{}/openid/v1/jwks", std::net::SocketAddr::from(server.config.advertise));
+            let uri =
+                format!("https://{}/openid/v1/jwks", std::net::SocketAddr::from(server.config.advertise));
             Ok(encode::value(Format::Json, StatusCode::OK, &issuer()?.openid_configuration(&uri)))
         }
         _ => check(server, asked, path),
@@ -141,10 +142,14 @@ fn check(server: &Arc<ApiServer>, asked: &Asked, path: &str) -> Result<Response,
         response
     };
     if let Some(name) = segments.next() {
-        let (_, passes) = checks.iter().find(|(check, _)| *check == name).ok_or_else(Status::page_not_found)?;
+        let (_, passes) =
+            checks.iter().find(|(check, _)| *check == name).ok_or_else(Status::page_not_found)?;
         return Ok(match passes {
             true => text(StatusCode::OK, "ok".into()),
-            false => text(StatusCode::INTERNAL_SERVER_ERROR, format!("internal server error: {name} is not done\n")),
+            false => text(
+                StatusCode::INTERNAL_SERVER_ERROR,
+                format!("internal server error: {name} is not done\n"),
+            ),
         });
     }
     let excluded: Vec<&str> = asked.info.query.all("exclude").collect();
@@ -156,7 +161,8 @@ fn check(server: &Arc<ApiServer>, asked: &Asked, path: &str) -> Result<Response,
             continue;
         }
         failed |= !passes;
-        lines += &if passes { format!("[+]{name} ok\n") } else { format!("[-]{name} failed: reason withheld\n") };
+        lines +=
+            &if passes { format!("[+]{name} ok\n") } else { format!("[-]{name} failed: reason withheld\n") };
     }
     if failed {
         return Ok(text(StatusCode::INTERNAL_SERVER_ERROR, format!("{lines}{root} check failed\n")));

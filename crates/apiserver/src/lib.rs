@@ -9,25 +9,25 @@
 //! What always holds: an answered write is durable and visible to every reader; a kind has no code of its own
 //! unless it does something that no other does; nothing a client sends makes the server panic, hang or grow.
 
-pub mod seams;
-pub mod server;
-pub mod handle;
-pub mod request;
-pub mod options;
-pub mod negotiate;
+pub mod admission;
 pub mod authn;
 pub mod authz;
-pub mod admission;
-pub mod registry;
 pub mod body;
-pub mod encode;
-pub mod special;
-pub mod services;
-pub mod remote;
-pub mod discovery;
-pub mod openapi;
-pub mod health;
 pub mod bootstrap;
+pub mod discovery;
+pub mod encode;
+pub mod handle;
+pub mod health;
+pub mod negotiate;
+pub mod openapi;
+pub mod options;
+pub mod registry;
+pub mod remote;
+pub mod request;
+pub mod seams;
+pub mod server;
+pub mod services;
+pub mod special;
 pub mod testing;
 
 pub use handle::{ApiServer, Config};

@@ -71,7 +71,8 @@ impl Clause<'_> {
 /// The media ranges, the most wanted first.
 pub fn clauses(headers: &HeaderMap) -> Vec<Clause<'_>> {
     let lines = headers.get_all(header::ACCEPT).into_iter().filter_map(|value| value.to_str().ok());
-    let mut clauses: Vec<Clause<'_>> = lines.flat_map(|line| line.split(',')).take(64).filter_map(clause).collect();
+    let mut clauses: Vec<Clause<'_>> =
+        lines.flat_map(|line| line.split(',')).take(64).filter_map(clause).collect();
     clauses.sort_by(|a, b| b.quality.total_cmp(&a.quality));
     clauses
 }
@@ -100,7 +101,10 @@ pub fn accept(headers: &HeaderMap, shapes: bool) -> Result<Negotiated, Status> {
     if clauses.is_empty() {
         return Ok(Negotiated::default());
     }
-    clauses.iter().find_map(|clause| negotiate(clause, shapes)).ok_or_else(|| Status::not_acceptable(ACCEPTED))
+    clauses
+        .iter()
+        .find_map(|clause| negotiate(clause, shapes))
+        .ok_or_else(|| Status::not_acceptable(ACCEPTED))
 }
 
 fn negotiate(clause: &Clause<'_>, shapes: bool) -> Option<Negotiated> {
@@ -112,7 +116,9 @@ fn negotiate(clause: &Clause<'_>, shapes: bool) -> Option<Negotiated> {
         None => Shape::Object,
         Some(_) if !shapes => return None,
         Some(name) => {
-            if clause.parameter("g") != Some("meta.k8s.io") || !matches!(clause.parameter("v"), Some("v1" | "v1beta1")) {
+            if clause.parameter("g") != Some("meta.k8s.io")
+                || !matches!(clause.parameter("v"), Some("v1" | "v1beta1"))
+            {
                 return None;
             }
             match name {
@@ -176,12 +182,21 @@ mod tests {
     #[test]
     fn the_most_wanted_form_that_is_there_is_taken() {
         let table = "application/json;as=Table;v=v1;g=meta.k8s.io";
-        check(&format!("{table},application/json;as=Table;v=v1beta1;g=meta.k8s.io,application/json"), Some((Format::Json, Shape::Table)));
+        check(
+            &format!("{table},application/json;as=Table;v=v1beta1;g=meta.k8s.io,application/json"),
+            Some((Format::Json, Shape::Table)),
+        );
         check("application/vnd.kubernetes.protobuf, */*", Some((Format::Protobuf, Shape::Object)));
         check("application/cbor, application/json", Some((Format::Json, Shape::Object)));
-        check("text/html;q=0.9, application/yaml;q=0.8, application/json;q=0.5", Some((Format::Yaml, Shape::Object)));
+        check(
+            "text/html;q=0.9, application/yaml;q=0.8, application/json;q=0.5",
+            Some((Format::Yaml, Shape::Object)),
+        );
         check("application/json;as=Unknown;g=meta.k8s.io;v=v1", None);
         check("application/xml", None);
-        check("application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1", Some((Format::Json, Shape::Metadata)));
+        check(
+            "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1",
+            Some((Format::Json, Shape::Metadata)),
+        );
     }
 }

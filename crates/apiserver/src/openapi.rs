@@ -37,7 +37,11 @@ impl Documents {
     /// `path` is `v2`, or the group version's path for version 3 (`apis/apps/v1`).
     fn get(&self, table: &Arc<Table>, path: &str) -> Option<Document> {
         let made_for = Arc::as_ptr(table) as usize;
-        let kept = self.lock().get(path).filter(|(table, _)| *table == made_for).map(|(_, document)| document.clone());
+        let kept = self
+            .lock()
+            .get(path)
+            .filter(|(table, _)| *table == made_for)
+            .map(|(_, document)| document.clone());
         if kept.is_some() {
             return kept;
         }

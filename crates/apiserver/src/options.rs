@@ -92,7 +92,10 @@ impl ListOptions {
             let initial = field::Path::new("sendInitialEvents");
             match (self.send_initial_events, self.version_match) {
                 (None, Some(_)) => {
-                    forbidden(&path, "resourceVersionMatch is forbidden for watch unless sendInitialEvents is provided");
+                    forbidden(
+                        &path,
+                        "resourceVersionMatch is forbidden for watch unless sendInitialEvents is provided",
+                    );
                 }
                 (Some(_), None) => forbidden(
                     &path,
@@ -159,9 +162,10 @@ fn known_fields(selector: &FieldSelector, def: &ResourceDef) -> Result<(), Statu
 fn number<T: std::str::FromStr>(query: &Query, name: &str) -> Result<Option<T>, Status> {
     match query.get(name).filter(|text| !text.is_empty()) {
         None => Ok(None),
-        Some(text) => text.parse().map(Some).map_err(|_| {
-            Status::bad_request(format!("strconv.ParseInt: parsing {text:?}: invalid syntax"))
-        }),
+        Some(text) => text
+            .parse()
+            .map(Some)
+            .map_err(|_| Status::bad_request(format!("strconv.ParseInt: parsing {text:?}: invalid syntax"))),
     }
 }
 
@@ -286,7 +290,11 @@ impl DeleteOptions {
             Some("Foreground") => Some(Propagation::Foreground),
             Some(other) => {
                 let path = field::Path::new("propagationPolicy");
-                errors.push(field::Error::not_supported(&path, other, &["Foreground", "Background", "Orphan", "nil"]));
+                errors.push(field::Error::not_supported(
+                    &path,
+                    other,
+                    &["Foreground", "Background", "Orphan", "nil"],
+                ));
                 None
             }
         };

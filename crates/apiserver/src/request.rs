@@ -87,8 +87,11 @@ impl RequestInfo {
     pub fn new(method: &Method, uri: &Uri) -> Result<Self, Status> {
         let path = uri.path();
         let query = Query::parse(uri.query());
-        let attributes =
-            Attributes { path: decode(path, false), verb: method.as_str().to_ascii_lowercase(), ..Default::default() };
+        let attributes = Attributes {
+            path: decode(path, false),
+            verb: method.as_str().to_ascii_lowercase(),
+            ..Default::default()
+        };
         let raw_query = uri.query().map(str::to_owned);
         let mut info = RequestInfo { attributes, query, raw_query, ..Default::default() };
         let parts: Vec<&str> = path.trim_matches('/').split('/').collect();
@@ -118,7 +121,9 @@ impl RequestInfo {
         .to_owned();
         if parts[0] == "watch" {
             if parts.len() < 2 {
-                return Err(Status::internal(format!("unable to determine kind and namespace from url, {path}")));
+                return Err(Status::internal(format!(
+                    "unable to determine kind and namespace from url, {path}"
+                )));
             }
             self.watch_path = true;
             attributes.verb = "watch".to_owned();
@@ -134,7 +139,8 @@ impl RequestInfo {
         attributes.name = parts.get(1).map(|name| decode(name, false)).unwrap_or_default();
         attributes.subresource = parts.get(2).map(|name| decode(name, false)).unwrap_or_default();
         if parts.len() > 3 {
-            self.rest = Some(format!("/{}", parts[3..].join("/")) + if path.ends_with('/') { "/" } else { "" });
+            self.rest =
+                Some(format!("/{}", parts[3..].join("/")) + if path.ends_with('/') { "/" } else { "" });
         } else if parts.len() == 3 && path.ends_with('/') {
             self.rest = Some("/".to_owned());
         }
@@ -163,7 +169,8 @@ impl RequestInfo {
     pub fn name_by_selector(&mut self) {
         if self.attributes.name.is_empty()
             && matches!(self.attributes.verb.as_str(), "list" | "watch")
-            && let Ok(selector) = apimachinery::selector::FieldSelector::parse(&self.attributes.field_selector)
+            && let Ok(selector) =
+                apimachinery::selector::FieldSelector::parse(&self.attributes.field_selector)
             && let Some(name) = selector.exact("metadata.name")
             && apimachinery::names::path_segment(name).is_empty()
         {
@@ -207,8 +214,16 @@ mod tests {
             ("GET", "/api/v1/pods?watch=false", "resource list /v1 ns= pods// -"),
             ("GET", "/api/v1/pods?fieldSelector=metadata.name%3Dx", "resource list /v1 ns= pods/x/ -"),
             ("GET", "/api/v1/watch/namespaces/a/pods/p", "resource watch /v1 ns=a pods/p/ -"),
-            ("DELETE", "/apis/apps/v1/namespaces/a/deployments", "resource deletecollection apps/v1 ns=a deployments// -"),
-            ("GET", "/apis/apps/v1/namespaces/a/deployments/d/scale", "resource get apps/v1 ns=a deployments/d/scale -"),
+            (
+                "DELETE",
+                "/apis/apps/v1/namespaces/a/deployments",
+                "resource deletecollection apps/v1 ns=a deployments// -",
+            ),
+            (
+                "GET",
+                "/apis/apps/v1/namespaces/a/deployments/d/scale",
+                "resource get apps/v1 ns=a deployments/d/scale -",
+            ),
             ("POST", "/api/v1/namespaces/a/pods/p/proxy/x/y/", "resource create /v1 ns=a pods/p/proxy /x/y/"),
             ("GET", "/api/v1/namespaces/a/pods/p/proxy/", "resource get /v1 ns=a pods/p/proxy /"),
             ("GET", "/apis/apps/v1", "path get / ns= // -"),

@@ -40,10 +40,16 @@ pub struct Attributes {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Decision {
-    Allow { reason: String },
-    Deny { reason: String },
+    Allow {
+        reason: String,
+    },
+    Deny {
+        reason: String,
+    },
     /// This authorizer has no opinion. All without opinion means denied.
-    NoOpinion { reason: String },
+    NoOpinion {
+        reason: String,
+    },
 }
 
 /// Reads of the server's own state, decoded, from its caches: never blocking.

@@ -46,19 +46,29 @@ pub enum Error {
 pub struct ServingCertificate(RwLock<Arc<CertifiedKey>>);
 
 impl ServingCertificate {
-    pub fn new(chain: Vec<CertificateDer<'static>>, key: &PrivateKeyDer<'static>) -> Result<Arc<Self>, Error> {
+    pub fn new(
+        chain: Vec<CertificateDer<'static>>,
+        key: &PrivateKeyDer<'static>,
+    ) -> Result<Arc<Self>, Error> {
         Ok(Arc::new(ServingCertificate(RwLock::new(certified(chain, key)?))))
     }
 
     /// New connections are shown this certificate.
-    pub fn replace(&self, chain: Vec<CertificateDer<'static>>, key: &PrivateKeyDer<'static>) -> Result<(), Error> {
+    pub fn replace(
+        &self,
+        chain: Vec<CertificateDer<'static>>,
+        key: &PrivateKeyDer<'static>,
+    ) -> Result<(), Error> {
         let certified = certified(chain, key)?;
         *self.0.write().unwrap_or_else(|poisoned| poisoned.into_inner()) = certified;
         Ok(())
     }
 }
 
-fn certified(chain: Vec<CertificateDer<'static>>, key: &PrivateKeyDer<'static>) -> Result<Arc<CertifiedKey>, Error> {
+fn certified(
+    chain: Vec<CertificateDer<'static>>,
+    key: &PrivateKeyDer<'static>,
+) -> Result<Arc<CertifiedKey>, Error> {
     let key = rustls::crypto::ring::sign::any_supported_type(key)?;
     Ok(Arc::new(CertifiedKey::new(chain, key)))
 }
@@ -75,7 +85,8 @@ pub fn tls_config(
     client_authorities: &[CertificateDer<'static>],
 ) -> Result<Arc<rustls::ServerConfig>, Error> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let builder = rustls::ServerConfig::builder_with_provider(provider.clone()).with_safe_default_protocol_versions()?;
+    let builder = rustls::ServerConfig::builder_with_provider(provider.clone())
+        .with_safe_default_protocol_versions()?;
     let builder = if client_authorities.is_empty() {
         builder.with_no_client_auth()
     } else {
@@ -93,7 +104,11 @@ pub fn tls_config(
 
 impl ApiServer {
     /// Serves connections until the shutdown; then lets open requests end.
-    pub async fn serve(self: Arc<Self>, listener: TcpListener, tls: Arc<rustls::ServerConfig>) -> Result<(), Error> {
+    pub async fn serve(
+        self: Arc<Self>,
+        listener: TcpListener,
+        tls: Arc<rustls::ServerConfig>,
+    ) -> Result<(), Error> {
         let acceptor = tokio_rustls::TlsAcceptor::from(tls);
         let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
         let connections = TaskTracker::new();
@@ -133,7 +148,12 @@ impl ApiServer {
         Ok(())
     }
 
-    async fn connection(self: Arc<Self>, stream: TcpStream, address: std::net::SocketAddr, acceptor: tokio_rustls::TlsAcceptor) {
+    async fn connection(
+        self: Arc<Self>,
+        stream: TcpStream,
+        address: std::net::SocketAddr,
+        acceptor: tokio_rustls::TlsAcceptor,
+    ) {
         if let Err(error) = stream.set_nodelay(true) {
             tracing::debug!(%error, %address, "a connection ended");
             return;
@@ -186,7 +206,12 @@ impl ApiServer {
 /// Too many open files and connections that were gone before they were accepted pass.
 fn is_transient(error: &std::io::Error) -> bool {
     use std::io::ErrorKind;
-    let passing = [ErrorKind::ConnectionAborted, ErrorKind::ConnectionReset, ErrorKind::Interrupted, ErrorKind::WouldBlock];
+    let passing = [
+        ErrorKind::ConnectionAborted,
+        ErrorKind::ConnectionReset,
+        ErrorKind::Interrupted,
+        ErrorKind::WouldBlock,
+    ];
     passing.contains(&error.kind()) || matches!(error.raw_os_error(), Some(23 | 24))
 }
 
@@ -248,7 +273,12 @@ impl rustls::client::danger::ServerCertVerifier for AnyCertificate {
         certificate: &CertificateDer<'_>,
         signature: &rustls::DigitallySignedStruct,
     ) -> Result<rustls::client::danger::HandshakeSignatureValid, rustls::Error> {
-        rustls::crypto::verify_tls12_signature(message, certificate, signature, &self.0.signature_verification_algorithms)
+        rustls::crypto::verify_tls12_signature(
+            message,
+            certificate,
+            signature,
+            &self.0.signature_verification_algorithms,
+        )
     }
 
     fn verify_tls13_signature(
@@ -257,7 +287,12 @@ impl rustls::client::danger::ServerCertVerifier for AnyCertificate {
         certificate: &CertificateDer<'_>,
         signature: &rustls::DigitallySignedStruct,
     ) -> Result<rustls::client::danger::HandshakeSignatureValid, rustls::Error> {
-        rustls::crypto::verify_tls13_signature(message, certificate, signature, &self.0.signature_verification_algorithms)
+        rustls::crypto::verify_tls13_signature(
+            message,
+            certificate,
+            signature,
+            &self.0.signature_verification_algorithms,
+        )
     }
 
     fn supported_verify_schemes(&self) -> Vec<rustls::SignatureScheme> {

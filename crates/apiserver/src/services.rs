@@ -74,9 +74,13 @@ fn node_ports(service: &Value) -> Vec<(Path, u16)> {
     let ports = service["spec"]["ports"].as_array().into_iter().flatten().enumerate();
     let number = |value: &Value| value.as_u64().and_then(|n| u16::try_from(n).ok()).filter(|n| *n != 0);
     let mut found: Vec<(Path, u16)> = ports
-        .filter_map(|(at, port)| Some((spec.child("ports").index(at).child("nodePort"), number(&port["nodePort"])?)))
+        .filter_map(|(at, port)| {
+            Some((spec.child("ports").index(at).child("nodePort"), number(&port["nodePort"])?))
+        })
         .collect();
-    found.extend(number(&service["spec"]["healthCheckNodePort"]).map(|n| (spec.child("healthCheckNodePort"), n)));
+    found.extend(
+        number(&service["spec"]["healthCheckNodePort"]).map(|n| (spec.child("healthCheckNodePort"), n)),
+    );
     found
 }
 
@@ -121,7 +125,12 @@ impl Services {
     }
 
     /// Allocates what a new or changed Service needs. `None` for other kinds.
-    pub fn prepare(&self, call: &Call<'_>, object: &mut Value, old: Option<&Value>) -> Result<Option<Reservation>, Status> {
+    pub fn prepare(
+        &self,
+        call: &Call<'_>,
+        object: &mut Value,
+        old: Option<&Value>,
+    ) -> Result<Option<Reservation>, Status> {
         let def = call.def();
         if def.plural != "services" || !def.group.is_empty() || !call.attributes.subresource.is_empty() {
             return Ok(None);
@@ -133,7 +142,11 @@ impl Services {
         let random = call.server.random_bytes();
         let result = self.allocate(&**call.registry(), object, &own, random);
         result.map(Some).map_err(|errors| {
-            Status::invalid(&def.group_kind(), object["metadata"]["name"].as_str().unwrap_or_default(), &errors)
+            Status::invalid(
+                &def.group_kind(),
+                object["metadata"]["name"].as_str().unwrap_or_default(),
+                &errors,
+            )
         })
     }
 
@@ -146,7 +159,8 @@ impl Services {
     ) -> Result<Reservation, Vec<Error>> {
         let mut reserved = self.reserved.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         let mut taken: Option<Taken> = None;
-        let mut reservation = Reservation { addresses: Vec::new(), ports: Vec::new(), reserved: self.reserved.clone() };
+        let mut reservation =
+            Reservation { addresses: Vec::new(), ports: Vec::new(), reserved: self.reserved.clone() };
         let load = |taken: &mut Option<Taken>| {
             if taken.is_none() {
                 *taken = Some(all_taken(lookup, &reserved));
@@ -202,14 +216,20 @@ impl Services {
             Some(address) => {
                 let why = if !self.contains(address) {
                     let (base, bits) = self.cidr;
-                    format!("the provided IP ({address}) is not in the valid range. The range of valid IPs is {base}/{bits}")
+                    format!(
+                        "the provided IP ({address}) is not in the valid range. The range of valid IPs is {base}/{bits}"
+                    )
                 } else if taken.addresses.contains(&address) {
                     "provided IP is already allocated".to_owned()
                 } else {
                     reservation.addresses.push(address);
                     return Ok(());
                 };
-                return Err(vec![Error::invalid(&path, given.as_str(), format!("failed to allocate IP {address}: {why}"))]);
+                return Err(vec![Error::invalid(
+                    &path,
+                    given.as_str(),
+                    format!("failed to allocate IP {address}: {why}"),
+                )]);
             }
             // Not an address at all: validation says so.
             None if !given.is_empty() => return Ok(()),
@@ -252,7 +272,9 @@ impl Services {
             }
             if !self.node_ports.contains(&port) {
                 let (low, high) = (self.node_ports.start(), self.node_ports.end());
-                let why = format!("provided port is not in the valid range. The range of valid ports is {low}-{high}");
+                let why = format!(
+                    "provided port is not in the valid range. The range of valid ports is {low}-{high}"
+                );
                 errors.push(Error::invalid(&path, port, why));
             } else if taken.ports.contains(&port) {
                 errors.push(Error::invalid(&path, port, "provided port is already allocated"));
@@ -276,19 +298,29 @@ impl Services {
                     return Ok(port);
                 }
             }
-            Err(vec![Error::internal(&Path::new("spec").child("ports"), "failed to allocate a nodePort: range is full")])
+            Err(vec![Error::internal(
+                &Path::new("spec").child("ports"),
+                "failed to allocate a nodePort: range is full",
+            )])
         };
         if wants_node_ports(service) {
             let unset = |port: &&mut Value| port["nodePort"].as_u64().unwrap_or(0) == 0;
-            for port in service["spec"]["ports"].as_array_mut().into_iter().flatten().filter(unset) {
+            for port in ports_mut(service).filter(unset) {
                 port["nodePort"] = free()?.into();
             }
         }
-        if resources::needs_health_check(service) && service["spec"]["healthCheckNodePort"].as_u64().unwrap_or(0) == 0 {
+        if resources::needs_health_check(service)
+            && service["spec"]["healthCheckNodePort"].as_u64().unwrap_or(0) == 0
+        {
             service["spec"]["healthCheckNodePort"] = free()?.into();
         }
         Ok(())
     }
+}
+
+fn ports_mut(service: &mut Value) -> impl Iterator<Item = &mut Value> {
+    let ports = service.get_mut("spec").and_then(|spec| spec.get_mut("ports")).and_then(Value::as_array_mut);
+    ports.into_iter().flatten()
 }
 
 fn held(service: &Value) -> Taken {
@@ -316,24 +348,31 @@ fn all_taken(lookup: &dyn Lookup, reserved: &Taken) -> Taken {
 fn keep_allocated(service: &mut Value, old: &Value) {
     if wants_address(service) && wants_address(old) && text(service, "clusterIP").is_empty() {
         for field in ["clusterIP", "clusterIPs"] {
-            service["spec"][field] = old["spec"][field].clone();
+            if let Some(value) = old["spec"].get(field) {
+                service["spec"][field] = value.clone();
+            }
         }
     }
     if text(service, "type") == "ExternalName" && text(old, "type") != "ExternalName" {
         let same = service["spec"]["clusterIP"] == old["spec"]["clusterIP"];
         if let Some(spec) = service["spec"].as_object_mut().filter(|_| same) {
-            ["clusterIP", "clusterIPs", "ipFamilies", "ipFamilyPolicy"].iter().for_each(|field| drop(spec.remove(*field)));
+            spec.retain(|field, _| {
+                !["clusterIP", "clusterIPs", "ipFamilies", "ipFamilyPolicy"].contains(&field.as_str())
+            });
         }
     }
     let ports_of_old = old["spec"]["ports"].as_array().cloned().unwrap_or_default();
     let (needs, needed) = (wants_node_ports(service), wants_node_ports(old));
-    for port in service["spec"]["ports"].as_array_mut().into_iter().flatten() {
-        let was = ports_of_old.iter().find(|p| p["port"] == port["port"] && p["protocol"] == port["protocol"]);
+    for port in ports_mut(service) {
+        let was =
+            ports_of_old.iter().find(|p| p["port"] == port["port"] && p["protocol"] == port["protocol"]);
         let Some(was) = was else { continue };
         if needs && needed && port["nodePort"].as_u64().unwrap_or(0) == 0 && was["nodePort"].is_u64() {
             port["nodePort"] = was["nodePort"].clone();
         }
-        if !needs && needed && port["nodePort"] == was["nodePort"]
+        if !needs
+            && needed
+            && port["nodePort"] == was["nodePort"]
             && let Some(port) = port.as_object_mut()
         {
             port.remove("nodePort");
@@ -403,12 +442,16 @@ mod tests {
         );
         check(
             json!({"spec": {"type": "ClusterIP", "clusterIP": "10.0.0.1"}}),
-            Err("spec.clusterIPs[0]: Invalid value: \"10.0.0.1\": failed to allocate IP 10.0.0.1: provided IP is already allocated"),
+            Err(
+                "spec.clusterIPs[0]: Invalid value: \"10.0.0.1\": failed to allocate IP 10.0.0.1: provided IP is already allocated",
+            ),
         );
         check(
             json!({"spec": {"type": "ClusterIP", "clusterIP": "10.0.1.1"}}),
-            Err("spec.clusterIPs[0]: Invalid value: \"10.0.1.1\": failed to allocate IP 10.0.1.1: the provided IP \
-                 (10.0.1.1) is not in the valid range. The range of valid IPs is 10.0.0.0/29"),
+            Err(
+                "spec.clusterIPs[0]: Invalid value: \"10.0.1.1\": failed to allocate IP 10.0.1.1: the provided IP \
+                 (10.0.1.1) is not in the valid range. The range of valid IPs is 10.0.0.0/29",
+            ),
         );
         check(
             json!({"spec": {"type": "NodePort", "ports": [{"port": 80, "nodePort": 30001}]}}),
@@ -416,8 +459,10 @@ mod tests {
         );
         check(
             json!({"spec": {"type": "NodePort", "ports": [{"port": 80, "nodePort": 40000}]}}),
-            Err("spec.ports[0].nodePort: Invalid value: 40000: provided port is not in the valid range. The range of \
-                 valid ports is 30000-30002"),
+            Err(
+                "spec.ports[0].nodePort: Invalid value: 40000: provided port is not in the valid range. The range of \
+                 valid ports is 30000-30002",
+            ),
         );
         check(json!({"spec": {"type": "ExternalName"}}), Ok(json!({"type": "ExternalName"})));
     }

@@ -34,7 +34,9 @@ pub struct AllowAll;
 
 impl Authorize for AllowAll {
     fn authorize(&self, user: &UserInfo, attributes: &Attributes) -> Decision {
-        let health = ["/healthz", "/livez", "/readyz", "/version"].iter().any(|path| attributes.path.starts_with(path));
+        let health = ["/healthz", "/livez", "/readyz", "/version"]
+            .iter()
+            .any(|path| attributes.path.starts_with(path));
         if user.name != crate::authn::ANONYMOUS || (!attributes.is_resource && health) {
             return Decision::Allow { reason: String::new() };
         }

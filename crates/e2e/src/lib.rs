@@ -156,6 +156,21 @@ impl Cluster {
         format!("/{}", self.namespace.name())
     }
 
+    /// The processes of all containers.
+    pub fn processes(&self) -> Vec<rustix::process::Pid> {
+        // Version 1 has a hierarchy a controller, version 2 one for all.
+        let root = ["/sys/fs/cgroup/pids", "/sys/fs/cgroup"].map(|root| Path::new(root).join(&self.cgroup()[1..]));
+        let mut found = Vec::new();
+        let mut folders: Vec<PathBuf> = root.into_iter().find(|root| root.is_dir()).into_iter().collect();
+        while let Some(folder) = folders.pop() {
+            let processes = std::fs::read_to_string(folder.join("cgroup.procs")).unwrap_or_default();
+            found.extend(processes.lines().filter_map(|pid| rustix::process::Pid::from_raw(pid.parse().ok()?)));
+            let below = std::fs::read_dir(&folder).into_iter().flatten().flatten().map(|entry| entry.path());
+            folders.extend(below.filter(|path| path.is_dir()));
+        }
+        found
+    }
+
     /// A command of the binary, for this cluster's data directory.
     pub fn trierarch(&self, command: &str) -> Command {
         let mut trierarch = self.namespace.command(binary());

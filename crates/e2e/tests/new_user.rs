@@ -70,7 +70,7 @@ fn a_deployment_behind_a_service_from_apply_to_delete() {
     assert!(described.contains("ScalingReplicaSet"), "{described}");
     let described = cluster.kubectl_prints("describe pod -l app=web");
     for reason in ["Scheduled", "Pulled", "Created", "Started"] {
-        assert_eq!(described.matches(&format!("Normal  {reason}")).count(), 3, "{reason} in {described}");
+        assert_eq!(described.matches(&format!(" {reason} ")).count(), 3, "{reason} in {described}");
     }
 
     cluster.kubectl_prints("scale deployment web --replicas=5");

@@ -166,7 +166,11 @@ impl Cgroup {
 
     /// Kills every process in it and below it. Version 2 does it in one write; version 1 by signals until no
     /// process is left, since one may fork while it is read.
+    /// The root, where the machine's own processes are, is refused.
     pub fn kill_all(&self) -> Result<()> {
+        if self.path.as_os_str().is_empty() {
+            return Err(Error::call("killing all of the root cgroup", rustix::io::Errno::PERM));
+        }
         if self.version == Version::V2 && write(&self.dir("").join("cgroup.kill"), "1").is_ok() {
             return Ok(());
         }

@@ -70,7 +70,7 @@ pub const DEFAULT_DATA_DIR: &str = "/var/lib/trierarch";
 #[derive(Args, Clone)]
 pub struct DataDir {
     /// Where everything that must outlive the process is kept
-    #[arg(long, value_name = "DIR", default_value = DEFAULT_DATA_DIR)]
+    #[arg(long, value_name = "DIR", default_value = DEFAULT_DATA_DIR, global = true)]
     pub data_dir: PathBuf,
 }
 

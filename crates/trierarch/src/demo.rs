@@ -63,8 +63,10 @@ pub async fn run(args: cli::Demo) -> anyhow::Result<()> {
         format!(" --data-dir {}", data_dir.display())
     };
     println!("Remove the application with `trierarch demo --cleanup{here}`,");
-    println!("stop the server with `kill $(cat {})`,", pid_file(&data_dir).display());
-    println!("and take every trace away with `trierarch reset{here}`.");
+    if pid_file(&data_dir).exists() {
+        println!("stop the server with `kill $(cat {})`,", pid_file(&data_dir).display());
+    }
+    println!("and, once the server is stopped, take every trace away with `trierarch reset{here}`.");
     Ok(())
 }
 
@@ -210,7 +212,7 @@ async fn rollout(client: &Client) -> anyhow::Result<()> {
         }
         Ok(())
     };
-    timeout(PATIENCE, wait).await.with_context(|| format!("not all pods became ready; try: kubectl describe pods"))?
+    timeout(PATIENCE, wait).await.context("not all pods became ready; try: kubectl describe pods")?
 }
 
 fn is_ready(pod: &Pod) -> bool {

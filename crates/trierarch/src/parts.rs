@@ -21,7 +21,8 @@ pub fn engine_config(
     let nanoseconds = move || i64::try_from(clock.now().as_nanosecond()).unwrap_or(i64::MAX);
     let program = std::env::current_exe().context("cannot find this program")?;
     let mut config = cri_server::Config::new(data_dir, program, cri_server::Clock::new(nanoseconds));
-    config.cgroup_root = cgroup_root.into();
+    // The kubelet names its pods' parent; those of other CRI clients are beside it.
+    config.cgroup_root = Path::new(cgroup_root).join("trierarch");
     if let cri_server::CniConfig::Plugins { builtin, .. } = &mut config.cni {
         builtin.service_cidrs = service_cidrs.to_vec();
     }

@@ -1,5 +1,7 @@
 //! `trierarch reset`: stops what a data directory's containers still do and takes every trace of it away.
 
+use std::path::Path;
+
 use anyhow::{Context, bail};
 
 use crate::{cli, host, parts};
@@ -23,9 +25,13 @@ pub async fn run(args: cli::Reset) -> anyhow::Result<()> {
     let engine = parts::engine_config(&data_dir, &args.cgroup_root, &[])?;
     cri_server::reset(&engine).await?;
     linux::mounts::unmount_tree(&data_dir).context("cannot unmount what pods left")?;
-    linux::cgroups::Cgroup::new(&std::path::Path::new(&args.cgroup_root).join("kubepods"))
-        .remove()
-        .context("cannot remove the cgroups of pods")?;
+    let cgroup_root = Path::new(&args.cgroup_root);
+    for cgroup in [cgroup_root.join("kubepods"), cgroup_root.to_owned()] {
+        // The machine's own root is not ours.
+        if cgroup != Path::new("/") {
+            linux::cgroups::Cgroup::new(&cgroup).remove().context("cannot remove the cgroups of pods")?;
+        }
+    }
     let cni_state = data_dir.join("cni");
     // It starts a runtime of its own, which this one's threads must not.
     tokio::task::spawn_blocking(move || cni::reset(&cni_state)).await??;
@@ -36,7 +42,7 @@ pub async fn run(args: cli::Reset) -> anyhow::Result<()> {
 }
 
 /// The folder itself may be a mount or the user's own: it stays, empty.
-fn remove_contents(folder: &std::path::Path) -> anyhow::Result<()> {
+fn remove_contents(folder: &Path) -> anyhow::Result<()> {
     for entry in std::fs::read_dir(folder)? {
         let path = entry?.path();
         let removed = if path.is_dir() && !path.is_symlink() {

@@ -33,12 +33,18 @@ async fn every_group_version_is_told_as_upstream_tells_it() {
     }
     let mut differences = Vec::new();
     for (group, version) in versions {
-        let file = if group.is_empty() { format!("api__{version}.json") } else { format!("apis__{group}__{version}.json") };
+        let file = if group.is_empty() {
+            format!("api__{version}.json")
+        } else {
+            format!("apis__{group}__{version}.json")
+        };
         let expected: Value = serde_json::from_slice(&std::fs::read(oracle.join(&file)).unwrap()).unwrap();
         let (expected, got) = (sorted(expected), sorted(resource_list(&table, &group, &version)));
         for resource in expected["resources"].as_array().unwrap() {
             let name = &resource["name"];
-            if ["mutatingadmissionpolicies", "mutatingadmissionpolicybindings", "customresourcedefinitions"].contains(&name.as_str().unwrap()) {
+            if ["mutatingadmissionpolicies", "mutatingadmissionpolicybindings", "customresourcedefinitions"]
+                .contains(&name.as_str().unwrap())
+            {
                 // Upstream still stores these as v1beta1, which we do not serve.
                 continue;
             }
@@ -60,12 +66,15 @@ async fn the_aggregated_form_is_upstreams() {
     let table = server.registry.table();
     let ours = aggregated(&table, false);
     let Some(oracle) = oracle() else { return };
-    let expected: Value = serde_json::from_slice(&std::fs::read(oracle.join("aggregated_v2.json")).unwrap()).unwrap();
+    let expected: Value =
+        serde_json::from_slice(&std::fs::read(oracle.join("aggregated_v2.json")).unwrap()).unwrap();
     for group in ours["items"].as_array().unwrap() {
         let name = &group["metadata"]["name"];
-        let theirs = expected["items"].as_array().unwrap().iter().find(|g| &g["metadata"]["name"] == name).unwrap();
+        let theirs =
+            expected["items"].as_array().unwrap().iter().find(|g| &g["metadata"]["name"] == name).unwrap();
         for version in group["versions"].as_array().unwrap() {
-            let theirs = theirs["versions"].as_array().unwrap().iter().find(|v| v["version"] == version["version"]);
+            let theirs =
+                theirs["versions"].as_array().unwrap().iter().find(|v| v["version"] == version["version"]);
             assert_eq!(Some(version), theirs, "{name}");
         }
     }

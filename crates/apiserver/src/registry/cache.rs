@@ -133,7 +133,9 @@ impl State {
     fn remember(&mut self, event: Event) {
         self.history_bytes += event.bytes();
         self.history.push_back(Arc::new(event));
-        while self.history.len() > HISTORY_EVENTS || (self.history_bytes > HISTORY_BYTES && self.history.len() > 64) {
+        while self.history.len() > HISTORY_EVENTS
+            || (self.history_bytes > HISTORY_BYTES && self.history.len() > 64)
+        {
             let Some(oldest) = self.history.pop_front() else { return };
             self.history_bytes -= oldest.bytes();
             self.complete_after = oldest.revision;
@@ -145,7 +147,11 @@ impl State {
     }
 
     /// The objects whose key starts with `prefix` and is greater than `after`.
-    pub fn range<'a>(&'a self, prefix: &'a str, after: Option<&str>) -> impl Iterator<Item = &'a Arc<Object>> {
+    pub fn range<'a>(
+        &'a self,
+        prefix: &'a str,
+        after: Option<&str>,
+    ) -> impl Iterator<Item = &'a Arc<Object>> {
         let start = match after {
             Some(after) => Bound::Excluded(after),
             None => Bound::Included(prefix),

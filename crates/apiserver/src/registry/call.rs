@@ -7,7 +7,6 @@ use bytes::Bytes;
 use resources::{Context, ResourceDef};
 use serde_json::Value;
 
-use super::convert::convert;
 use super::object::{Object, to_stored};
 use super::{Registry, Resource};
 use crate::encode::definition;
@@ -124,18 +123,17 @@ impl<'a> Call<'a> {
             return object.tree().clone();
         }
         let mut tree = object.decode();
-        convert(&mut tree, &self.def().gvk());
+        resources::convert::from_storage(self.def(), &mut tree);
         Arc::new(tree)
     }
 
     /// The bytes to store for an object of the request's version.
     pub fn to_stored(&self, object: &Value) -> Bytes {
-        let storage = self.resource.storage_gvk();
-        if storage.version == self.def().version && storage.group == self.def().group {
+        if !resources::convert::is_converted(self.def()) {
             return to_stored(object);
         }
         let mut stored = object.clone();
-        convert(&mut stored, &storage);
+        resources::convert::to_storage(self.def(), &mut stored);
         to_stored(&stored)
     }
 

@@ -47,7 +47,12 @@ impl Call<'_> {
         if !object.is_object() {
             return Err(Status::bad_request(format!(
                 "{} in version {:?} cannot be handled as a {}: json: cannot unmarshal {} into Go value of type {}.{}",
-                def.kind, def.version, def.kind, json_type(object), def.version, def.kind
+                def.kind,
+                def.version,
+                def.kind,
+                json_type(object),
+                def.version,
+                def.kind
             )));
         }
         for (field, expected) in [("apiVersion", expected.as_str()), ("kind", &*def.kind)] {

@@ -69,7 +69,13 @@ pub fn decide(def: &ResourceDef, object: &Value, options: &DeleteOptions, now: i
 }
 
 /// An object that is being deleted gracefully can only be deleted sooner.
-fn shorten(object: &Value, mut marked: Value, options: &DeleteOptions, held: bool, same_finalizers: bool) -> Plan {
+fn shorten(
+    object: &Value,
+    mut marked: Value,
+    options: &DeleteOptions,
+    held: bool,
+    same_finalizers: bool,
+) -> Plan {
     let left = object["metadata"]["deletionGracePeriodSeconds"].as_i64();
     let was = left.unwrap_or(0);
     let asked = options.grace_period_seconds.map_or(was, |seconds| seconds.max(0));
@@ -144,7 +150,12 @@ fn wanted_finalizers<'o>(def: &ResourceDef, object: &'o Value, options: &DeleteO
 /// A namespace is deleted by its controller, which empties it first.
 ///
 /// Upstream: pkg/registry/core/namespace/storage/storage.go Delete
-fn decide_namespace(def: &ResourceDef, object: &Value, options: &DeleteOptions, now: i64) -> Result<Plan, Status> {
+fn decide_namespace(
+    def: &ResourceDef,
+    object: &Value,
+    options: &DeleteOptions,
+    now: i64,
+) -> Result<Plan, Status> {
     let spec_finalizers = object["spec"]["finalizers"].as_array().map_or(0, Vec::len);
     if !is_terminating(object) {
         let mut marked = object.clone();
@@ -165,8 +176,15 @@ fn decide_namespace(def: &ResourceDef, object: &Value, options: &DeleteOptions, 
 
 /// Kinds whose deletion answers the object instead of a Status.
 fn returns_object(def: &ResourceDef) -> bool {
-    let core = ["pods", "services", "serviceaccounts", "resourcequotas", "podtemplates", "persistentvolumes",
-        "persistentvolumeclaims"];
+    let core = [
+        "pods",
+        "services",
+        "serviceaccounts",
+        "resourcequotas",
+        "podtemplates",
+        "persistentvolumes",
+        "persistentvolumeclaims",
+    ];
     match &*def.group {
         "" => core.contains(&&*def.plural),
         "storage.k8s.io" | "resource.k8s.io" => true,
@@ -221,7 +239,11 @@ impl Call<'_> {
     }
 
     async fn write_marked(&self, marked: &Value, existing: &Object) -> Result<Option<Arc<Object>>, Status> {
-        match self.registry().put(&existing.key, self.to_stored(marked), Expect::Modified(existing.revision)).await {
+        match self
+            .registry()
+            .put(&existing.key, self.to_stored(marked), Expect::Modified(existing.revision))
+            .await
+        {
             Ok(object) => Ok(Some(object)),
             Err(storage::Error::Conflict(_)) => {
                 self.lost_race(existing).await;
@@ -231,7 +253,12 @@ impl Call<'_> {
         }
     }
 
-    async fn remove(&self, existing: &Object, name: &str, tree: &Value) -> Result<Option<(Outcome, bool)>, Status> {
+    async fn remove(
+        &self,
+        existing: &Object,
+        name: &str,
+        tree: &Value,
+    ) -> Result<Option<(Outcome, bool)>, Status> {
         let mut last = tree.clone();
         if !self.options.dry_run {
             match self.registry().remove(&existing.key, Expect::Modified(existing.revision)).await {
@@ -272,7 +299,9 @@ impl Call<'_> {
         {
             let is = metadata::text(tree, field);
             if let Some(wanted) = wanted.as_deref().filter(|wanted| *wanted != is) {
-                let why = format!("Precondition failed: {what} in precondition: {wanted}, {what} in object meta: {is}");
+                let why = format!(
+                    "Precondition failed: {what} in precondition: {wanted}, {what} in object meta: {is}"
+                );
                 return Err(Status::conflict(&self.def().group_resource(), name, why));
             }
         }

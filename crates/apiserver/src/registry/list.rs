@@ -88,11 +88,18 @@ struct Page<'a> {
 
 impl Registry {
     /// `namespace` is empty for all.
-    pub async fn list(&self, resource: &Resource, namespace: &str, options: &ListOptions) -> Result<Listing, Status> {
+    pub async fn list(
+        &self,
+        resource: &Resource,
+        namespace: &str,
+        options: &ListOptions,
+    ) -> Result<Listing, Status> {
         let mut page = Page { resource, options, prefix: resource.prefix(namespace), after: None };
         if !options.continue_token.is_empty() {
             if !matches!(options.resource_version.as_str(), "" | "0") {
-                return Err(Status::bad_request("specifying resource version is not allowed when using continue"));
+                return Err(Status::bad_request(
+                    "specifying resource version is not allowed when using continue",
+                ));
             }
             let token = decode_token(&options.continue_token)?;
             let start = token.start.trim_end_matches('\0');
@@ -103,12 +110,14 @@ impl Registry {
             };
         }
         match (options.revision()?, options.version_match) {
-            (Some(revision), Some(VersionMatch::Exact)) => self.list_at(&page, revision).await.map_err(|mut error| {
-                if error.is_expired() {
-                    error.message = "The resourceVersion for the provided list is too old.".into();
-                }
-                error
-            }),
+            (Some(revision), Some(VersionMatch::Exact)) => {
+                self.list_at(&page, revision).await.map_err(|mut error| {
+                    if error.is_expired() {
+                        error.message = "The resourceVersion for the provided list is too old.".into();
+                    }
+                    error
+                })
+            }
             (Some(revision), _) => {
                 self.caught_up(revision).await?;
                 self.list_now(&page)
@@ -138,7 +147,8 @@ impl Registry {
         let mut objects = Vec::new();
         let mut after = page.after.clone();
         loop {
-            let range = RangeOptions { after: after.take(), limit: page.options.limit, revision: Some(revision) };
+            let range =
+                RangeOptions { after: after.take(), limit: page.options.limit, revision: Some(revision) };
             let range = self.store().range(&page.prefix, range).await.map_err(store_error)?;
             let last = range.entries.last().map(|entry| entry.key.to_string());
             for (at, entry) in range.entries.iter().enumerate() {
@@ -175,7 +185,8 @@ impl Page<'_> {
 
     fn from_state(&self, state: &State, revision: Revision) -> Listing {
         if let Some(object) = self.single(state) {
-            let objects = object.into_iter().filter(|o| self.options.matches(self.resource, o)).cloned().collect();
+            let objects =
+                object.into_iter().filter(|o| self.options.matches(self.resource, o)).cloned().collect();
             return self.finish(objects, revision, 0);
         }
         let all = self.options.selects_all();
@@ -202,7 +213,9 @@ impl Page<'_> {
 
     fn finish(&self, objects: Vec<Arc<Object>>, revision: Revision, remaining: usize) -> Listing {
         let mut listing = Listing { objects, revision, continue_token: String::new(), remaining: None };
-        if remaining > 0 && let Some(last) = listing.objects.last() {
+        if remaining > 0
+            && let Some(last) = listing.objects.last()
+        {
             let start = last.key.strip_prefix(&self.prefix).unwrap_or_default();
             listing.continue_token = encode_token(i64::try_from(revision).unwrap_or(i64::MAX), start);
             listing.remaining = self.options.selects_all().then_some(remaining);

@@ -89,14 +89,17 @@ fn common(object: &Value, errors: &mut Vec<Error>) {
     let metadata = object.get("metadata").unwrap_or(&empty);
     for (key, value) in metadata.get("labels").and_then(Value::as_object).into_iter().flatten() {
         let labels = path.child("labels");
-        errors.extend(names::qualified_name(key).into_iter().map(|why| Error::invalid(&labels, key.as_str(), why)));
+        errors.extend(
+            names::qualified_name(key).into_iter().map(|why| Error::invalid(&labels, key.as_str(), why)),
+        );
         let value = value.as_str().unwrap_or_default();
         errors.extend(names::label_value(value).into_iter().map(|why| Error::invalid(&labels, value, why)));
     }
     let mut size = 0;
     for (key, value) in metadata.get("annotations").and_then(Value::as_object).into_iter().flatten() {
         let why = names::qualified_name(&key.to_ascii_lowercase());
-        errors.extend(why.into_iter().map(|why| Error::invalid(&path.child("annotations"), key.as_str(), why)));
+        errors
+            .extend(why.into_iter().map(|why| Error::invalid(&path.child("annotations"), key.as_str(), why)));
         size += key.len() + value.as_str().map_or(0, str::len);
     }
     if size > MAX_ANNOTATION_BYTES {
@@ -122,7 +125,9 @@ fn common(object: &Value, errors: &mut Vec<Error>) {
 fn owner_references(metadata: &Value, errors: &mut Vec<Error>) {
     let path = Path::new("metadata").child("ownerReferences");
     let mut controller: Option<&str> = None;
-    for (at, owner) in metadata.get("ownerReferences").and_then(Value::as_array).into_iter().flatten().enumerate() {
+    for (at, owner) in
+        metadata.get("ownerReferences").and_then(Value::as_array).into_iter().flatten().enumerate()
+    {
         let path = path.index(at);
         let text = |field: &str| owner.get(field).and_then(Value::as_str).unwrap_or_default();
         for (field, detail) in [
@@ -136,7 +141,11 @@ fn owner_references(metadata: &Value, errors: &mut Vec<Error>) {
             }
         }
         if text("apiVersion") == "v1" && text("kind") == "Event" {
-            errors.push(Error::invalid(&path, "v1, Kind=Event", "v1, Kind=Event is disallowed from being an owner"));
+            errors.push(Error::invalid(
+                &path,
+                "v1, Kind=Event",
+                "v1, Kind=Event is disallowed from being an owner",
+            ));
         }
         if owner.get("controller").and_then(Value::as_bool) == Some(true) {
             if let Some(other) = controller {
@@ -156,7 +165,9 @@ pub fn validate_update(object: &Value, old: &Value) -> Vec<Error> {
     let path = Path::new("metadata");
     let mut errors = Vec::new();
     let field = |object: &Value, name: &str| object.get("metadata").and_then(|m| m.get(name)).cloned();
-    for name in ["name", "namespace", "uid", "creationTimestamp", "deletionTimestamp", "deletionGracePeriodSeconds"] {
+    for name in
+        ["name", "namespace", "uid", "creationTimestamp", "deletionTimestamp", "deletionGracePeriodSeconds"]
+    {
         let (new, was) = (field(object, name), field(old, name));
         if new.clone().unwrap_or_default() != was.unwrap_or_default() {
             errors.push(Error::invalid(&path.child(name), new.unwrap_or_default(), "field is immutable"));
@@ -181,9 +192,14 @@ pub fn validate_update(object: &Value, old: &Value) -> Vec<Error> {
 /// Carries over what only the server sets.
 pub fn keep_system_fields(object: &mut Value, old: &Value) {
     let metadata = of(object);
-    for field in
-        ["uid", "creationTimestamp", "deletionTimestamp", "deletionGracePeriodSeconds", "generation", "selfLink"]
-    {
+    for field in [
+        "uid",
+        "creationTimestamp",
+        "deletionTimestamp",
+        "deletionGracePeriodSeconds",
+        "generation",
+        "selfLink",
+    ] {
         match old.get("metadata").and_then(|m| m.get(field)) {
             Some(value) => metadata.insert(field.to_owned(), value.clone()),
             None => metadata.remove(field),
@@ -204,8 +220,10 @@ mod tests {
         let errors: Vec<String> = validate_update(&new, &old).iter().map(ToString::to_string).collect();
         assert_eq!(
             errors,
-            ["metadata.finalizers: Forbidden: no new finalizers can be added if the object is being deleted, \
-              found new finalizers []string{\"c/d\"}"]
+            [
+                "metadata.finalizers: Forbidden: no new finalizers can be added if the object is being deleted, \
+              found new finalizers []string{\"c/d\"}"
+            ]
         );
     }
 

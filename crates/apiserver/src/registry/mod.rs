@@ -7,14 +7,13 @@
 //! What always holds: a write is answered only after the caches show it, so that every reader of this server sees
 //! its own writes; the caches never wait for a reader.
 
-pub mod object;
 pub mod cache;
 pub mod call;
-pub mod convert;
 pub mod create;
 pub mod delete;
 pub mod list;
 pub mod metadata;
+pub mod object;
 pub mod patch;
 pub mod update;
 pub mod watch;
@@ -48,18 +47,23 @@ pub struct Resource {
 impl Resource {
     /// The kind as it is stored: events of both groups are stored as the core group's.
     pub fn storage_gvk(&self) -> apimachinery::GroupVersionKind {
-        let mut gvk = self.def.gvk();
-        gvk.version = self.def.storage_version.clone();
-        if gvk.group == "events.k8s.io" {
-            gvk.group = "".into();
+        let api_version = resources::convert::storage_api_version(&self.def);
+        let stored = apimachinery::GroupVersion::parse(&api_version).unwrap_or_default();
+        apimachinery::GroupVersionKind {
+            group: stored.group,
+            version: stored.version,
+            kind: self.def.kind.clone(),
         }
-        gvk
     }
 
     /// The key of an object. `namespace` is empty for cluster-scoped kinds.
     pub fn key(&self, namespace: &str, name: &str) -> String {
         let prefix = &self.def.storage_prefix;
-        if self.def.namespaced() { format!("{ROOT}{prefix}/{namespace}/{name}") } else { format!("{ROOT}{prefix}/{name}") }
+        if self.def.namespaced() {
+            format!("{ROOT}{prefix}/{namespace}/{name}")
+        } else {
+            format!("{ROOT}{prefix}/{name}")
+        }
     }
 
     /// What all keys of a namespace, or of the resource, start with.
@@ -259,21 +263,29 @@ impl Registry {
         let reached = progress.wait_for(|reached| *reached >= revision);
         match tokio::time::timeout(std::time::Duration::from_secs(3), reached).await {
             Ok(Ok(_)) => Ok(()),
-            _ => Err(Status::timeout(format!("Too large resource version: {revision}, current: {}", self.progress()), 1)
-                .with_details(apimachinery::status::Details {
-                    retry_after_seconds: 1,
-                    causes: vec![apimachinery::status::Cause {
-                        reason: "ResourceVersionTooLarge".into(),
-                        message: "Too large resource version".into(),
-                        ..Default::default()
-                    }],
+            _ => Err(Status::timeout(
+                format!("Too large resource version: {revision}, current: {}", self.progress()),
+                1,
+            )
+            .with_details(apimachinery::status::Details {
+                retry_after_seconds: 1,
+                causes: vec![apimachinery::status::Cause {
+                    reason: "ResourceVersionTooLarge".into(),
+                    message: "Too large resource version".into(),
                     ..Default::default()
-                })),
+                }],
+                ..Default::default()
+            })),
         }
     }
 
     /// The present object.
-    pub fn get(&self, resource: &Resource, namespace: &str, name: &str) -> Result<Option<Arc<Object>>, Status> {
+    pub fn get(
+        &self,
+        resource: &Resource,
+        namespace: &str,
+        name: &str,
+    ) -> Result<Option<Arc<Object>>, Status> {
         Ok(resource.cache()?.read().get(&resource.key(namespace, name)).cloned())
     }
 
@@ -285,7 +297,11 @@ impl Registry {
     }
 
     /// Deletes, and waits until the caches show it. Answers the last state at the revision of the deletion.
-    pub async fn remove(&self, key: &str, expect: Expect) -> Result<Option<(Entry, Revision)>, storage::Error> {
+    pub async fn remove(
+        &self,
+        key: &str,
+        expect: Expect,
+    ) -> Result<Option<(Entry, Revision)>, storage::Error> {
         let deleted = self.store.delete(key, expect).await?;
         if let Some((_, revision)) = &deleted {
             self.settle(*revision).await;

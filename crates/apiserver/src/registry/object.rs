@@ -51,7 +51,10 @@ impl Object {
         if self.splice == 0 {
             return self.value.len();
         }
-        self.value.len() + br#""resourceVersion":"""#.len() + decimal_len(self.revision) + usize::from(self.has_more())
+        self.value.len()
+            + br#""resourceVersion":"""#.len()
+            + decimal_len(self.revision)
+            + usize::from(self.has_more())
     }
 
     pub fn is_empty(&self) -> bool {
@@ -246,7 +249,12 @@ mod tests {
     use super::*;
 
     fn object(json: &str) -> Object {
-        let entry = Entry { key: "/registry/pods/a/b".into(), value: Bytes::from(json.to_owned()), created: 1, modified: 42 };
+        let entry = Entry {
+            key: "/registry/pods/a/b".into(),
+            value: Bytes::from(json.to_owned()),
+            created: 1,
+            modified: 42,
+        };
         Object::new(&entry)
     }
 

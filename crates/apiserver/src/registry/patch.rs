@@ -50,7 +50,8 @@ impl Call<'_> {
 
     fn check_apply(&self, mut object: Value) -> Result<Value, Status> {
         if self.options.field_manager.is_empty() {
-            let error = field::Error::required(&field::Path::new("fieldManager"), "is required for apply patch");
+            let error =
+                field::Error::required(&field::Path::new("fieldManager"), "is required for apply patch");
             return Err(options_error(&[error]));
         }
         let name = &self.attributes.name;
@@ -180,9 +181,8 @@ impl Patcher {
         let Some(definition) = self.definition else {
             return Ok(schema::decode::Decoded { object: tree, problems: Vec::new() });
         };
-        schema::decode::value(tree, definition, self.strictness).map_err(|error| {
-            Status::failure(422, apimachinery::status::reason::INVALID, error.to_string())
-        })
+        schema::decode::value(tree, definition, self.strictness)
+            .map_err(|error| Status::failure(422, apimachinery::status::reason::INVALID, error.to_string()))
     }
 
     fn apply(&self, old: &Value, patch: &Value) -> Result<Value, Status> {
@@ -211,13 +211,11 @@ impl Patcher {
                 Status::failure(415, apimachinery::status::reason::UNSUPPORTED_MEDIA_TYPE, error.to_string())
             }
             schema::Error::TooLarge(why) => Status::request_entity_too_large(why),
-            error => {
-                Status::failure(
-                    422,
-                    apimachinery::status::reason::INVALID,
-                    format!("the server rejected our request due to an error in our request: {error}"),
-                )
-            }
+            error => Status::failure(
+                422,
+                apimachinery::status::reason::INVALID,
+                format!("the server rejected our request due to an error in our request: {error}"),
+            ),
         }
     }
 }

@@ -41,10 +41,14 @@ impl Call<'_> {
         if text("name") != name {
             return Err(Status::bad_request(match text("name") {
                 "" => "name must be provided".to_owned(),
-                given => format!("the name of the object ({given}) does not match the name on the URL ({name})"),
+                given => {
+                    format!("the name of the object ({given}) does not match the name on the URL ({name})")
+                }
             }));
         }
-        if self.def().namespaced() && !matches!(text("namespace"), given if given.is_empty() || given == namespace) {
+        if self.def().namespaced()
+            && !matches!(text("namespace"), given if given.is_empty() || given == namespace)
+        {
             return Err(Status::bad_request(format!(
                 "the namespace of the object ({}) does not match the namespace on the URL ({namespace})",
                 text("namespace")
@@ -90,7 +94,8 @@ impl Call<'_> {
             return Err(match metadata::text(&object, "uid") {
                 "" => self.not_found(&name),
                 uid => {
-                    let why = format!("Precondition failed: UID in precondition: {uid}, UID in object meta: ");
+                    let why =
+                        format!("Precondition failed: UID in precondition: {uid}, UID in object meta: ");
                     Status::conflict(&self.def().group_resource(), &name, why)
                 }
             });
@@ -127,7 +132,8 @@ impl Call<'_> {
         old: &Value,
     ) -> Result<Step, Status> {
         metadata::keep_system_fields(&mut object, old);
-        metadata::of(&mut object).insert("resourceVersion".into(), metadata::text(old, "resourceVersion").into());
+        metadata::of(&mut object)
+            .insert("resourceVersion".into(), metadata::text(old, "resourceVersion").into());
         self.complete(&mut object);
         // A binding was admitted as what it is; the pod that it makes is not the client's.
         if part != Part::Binding {
@@ -194,7 +200,8 @@ impl Call<'_> {
         mut object: Value,
         existing: &Arc<Object>,
     ) -> Result<Step, Status> {
-        self.validate_admission(Operation::Delete, name, &mut Value::Null, Some(&self.tree(existing))).await?;
+        self.validate_admission(Operation::Delete, name, &mut Value::Null, Some(&self.tree(existing)))
+            .await?;
         match self.registry().remove(&existing.key, Expect::Modified(existing.revision)).await {
             Ok(deleted) => {
                 let revision = deleted.map_or(existing.revision, |(_, revision)| revision);
@@ -213,7 +220,8 @@ impl Call<'_> {
     pub async fn lost_race(&self, existing: &Object) {
         let Ok(cache) = self.resource.cache() else { return };
         let mut changed = cache.subscribe();
-        let moved = || cache.read().get(&existing.key).is_none_or(|object| object.revision != existing.revision);
+        let moved =
+            || cache.read().get(&existing.key).is_none_or(|object| object.revision != existing.revision);
         while !moved() {
             if changed.changed().await.is_err() {
                 return;
@@ -228,7 +236,8 @@ fn is_gone(part: Part, def: &resources::ResourceDef, object: &Value) -> bool {
         return false;
     }
     if def.group.is_empty() && def.plural == "namespaces" {
-        return part != Part::Status && object["spec"]["finalizers"].as_array().is_none_or(|list| list.is_empty());
+        return part != Part::Status
+            && object["spec"]["finalizers"].as_array().is_none_or(|list| list.is_empty());
     }
     object["metadata"]["deletionGracePeriodSeconds"].as_i64().unwrap_or(0) == 0
 }

@@ -92,11 +92,18 @@ fn split(id: &str) -> Result<(&str, &str, &str), Status> {
         [scheme @ ("http" | "https" | ""), name, port] => (*scheme, *name, *port),
         _ => ("", "", ""),
     };
-    if split.1.is_empty() { Err(Status::bad_request(format!("invalid proxy request {id:?}"))) } else { Ok(split) }
+    if split.1.is_empty() {
+        Err(Status::bad_request(format!("invalid proxy request {id:?}")))
+    } else {
+        Ok(split)
+    }
 }
 
 fn number(port: &str, kind: &str, name: &str) -> Result<u16, Status> {
-    port.parse().ok().filter(|n| *n != 0).ok_or_else(|| Status::bad_request(format!("invalid {kind} request {name:?}")))
+    port.parse()
+        .ok()
+        .filter(|n| *n != 0)
+        .ok_or_else(|| Status::bad_request(format!("invalid {kind} request {name:?}")))
 }
 
 fn first_port(pod: &Value) -> Option<u16> {
@@ -113,10 +120,14 @@ fn kubelet_port(node: &Value) -> u16 {
 /// Upstream: pkg/kubeapiserver/options KubeletPreferredAddressTypes, but that addresses need no name service here
 fn node_address(node: &Value) -> Result<String, Status> {
     let addresses = node["status"]["addresses"].as_array().cloned().unwrap_or_default();
-    let of_type = |kind: &str| addresses.iter().find(|a| a["type"] == kind).and_then(|a| a["address"].as_str());
+    let of_type =
+        |kind: &str| addresses.iter().find(|a| a["type"] == kind).and_then(|a| a["address"].as_str());
     let found = ["InternalIP", "ExternalIP", "Hostname"].into_iter().find_map(of_type);
     found.map(str::to_owned).ok_or_else(|| {
-        Status::internal(format!("no preferred addresses found; known addresses: {}", Value::from(addresses.clone())))
+        Status::internal(format!(
+            "no preferred addresses found; known addresses: {}",
+            Value::from(addresses.clone())
+        ))
     })
 }
 
@@ -130,7 +141,9 @@ fn service(lookup: &dyn Lookup, namespace: &str, id: &str, path_and_query: Strin
         port => p["name"] == port || p["port"].as_u64().is_some_and(|n| n.to_string() == port),
     });
     let unavailable = |why: String| Err(Status::service_unavailable(why));
-    let Some(wanted) = wanted else { return unavailable(format!("no service port {port:?} found for service {name:?}")) };
+    let Some(wanted) = wanted else {
+        return unavailable(format!("no service port {port:?} found for service {name:?}"));
+    };
     let wanted = wanted["name"].as_str().unwrap_or_default();
     for slice in lookup.list(&SLICES, Some(namespace)) {
         if slice["metadata"]["labels"]["kubernetes.io/service-name"] != name {
@@ -138,7 +151,9 @@ fn service(lookup: &dyn Lookup, namespace: &str, id: &str, path_and_query: Strin
         }
         let port = slice["ports"].as_array().into_iter().flatten();
         let port = port.into_iter().find(|p| p["name"].as_str().unwrap_or_default() == wanted);
-        let Some(port) = port.and_then(|p| p["port"].as_u64()).and_then(|n| u16::try_from(n).ok()) else { continue };
+        let Some(port) = port.and_then(|p| p["port"].as_u64()).and_then(|n| u16::try_from(n).ok()) else {
+            continue;
+        };
         let ready = |e: &&Value| e["conditions"]["ready"].as_bool().unwrap_or(true);
         let endpoint = slice["endpoints"].as_array().into_iter().flatten().find(ready);
         if let Some(address) = endpoint.and_then(|e| e["addresses"][0].as_str()) {
@@ -168,7 +183,8 @@ fn pod_stream(
             _ => format!("pod {name} does not have a host assigned"),
         }));
     }
-    let node: Arc<Value> = lookup.get(&NODES, "", node_name).ok_or_else(|| Status::not_found(&NODES, node_name))?;
+    let node: Arc<Value> =
+        lookup.get(&NODES, "", node_name).ok_or_else(|| Status::not_found(&NODES, node_name))?;
     let query = stream_query(subresource, info)?;
     let path_and_query = if query.is_empty() { path } else { format!("{path}?{query}") };
     Ok(target("https", true, &node_address(&node)?, kubelet_port(&node), path_and_query))
@@ -183,14 +199,16 @@ fn container(pod: &Value, info: &RequestInfo) -> Result<String, Status> {
         containers.filter_map(|c| c["name"].as_str()).map(str::to_owned).collect()
     };
     let name = pod["metadata"]["name"].as_str().unwrap_or_default();
-    let (main, init, ephemeral) = (names("containers"), names("initContainers"), names("ephemeralContainers"));
+    let (main, init, ephemeral) =
+        (names("containers"), names("initContainers"), names("ephemeralContainers"));
     let asked = info.query.get("container").unwrap_or_default();
     if asked.is_empty() {
         return match main.as_slice() {
             [] => Err(Status::bad_request(format!("pod {name} has no containers"))),
             [only] => Ok(only.clone()),
             _ => {
-                let default = pod["metadata"]["annotations"]["kubectl.kubernetes.io/default-container"].as_str();
+                let default =
+                    pod["metadata"]["annotations"]["kubectl.kubernetes.io/default-container"].as_str();
                 if let Some(default) = default.filter(|d| main.iter().any(|m| m == d)) {
                     return Ok(default.to_owned());
                 }
@@ -199,7 +217,8 @@ fn container(pod: &Value, info: &RequestInfo) -> Result<String, Status> {
                     main.join(" ")
                 );
                 if !init.is_empty() {
-                    write!(message, " or one of the init containers: [{}]", init.join(" ")).expect("a String grows");
+                    write!(message, " or one of the init containers: [{}]", init.join(" "))
+                        .expect("a String grows");
                 }
                 Err(Status::bad_request(message))
             }
@@ -224,7 +243,9 @@ fn stream_query(subresource: &str, info: &RequestInfo) -> Result<String, Status>
         query.push('=');
         for byte in value.bytes() {
             match byte {
-                b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'_' | b'.' | b'~' => query.push(byte as char),
+                b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'_' | b'.' | b'~' => {
+                    query.push(byte as char)
+                }
                 _ => write!(query, "%{byte:02X}").expect("a String grows"),
             }
         }
@@ -241,7 +262,11 @@ fn stream_query(subresource: &str, info: &RequestInfo) -> Result<String, Status>
                 let Some(value) = asked.get(name).filter(|v| !v.is_empty()) else { continue };
                 if value.parse::<u64>().is_err() {
                     let path = apimachinery::field::Path::new(name);
-                    let error = apimachinery::field::Error::invalid(&path, value, "must be greater than or equal to 0");
+                    let error = apimachinery::field::Error::invalid(
+                        &path,
+                        value,
+                        "must be greater than or equal to 0",
+                    );
                     let kind = apimachinery::GroupKind::from_static("", "PodLogOptions");
                     return Err(Status::invalid(&kind, &info.attributes.name, &[error]));
                 }
@@ -255,7 +280,9 @@ fn stream_query(subresource: &str, info: &RequestInfo) -> Result<String, Status>
         }
         "portforward" => asked.all("ports").for_each(|ports| push("port", ports)),
         _ => {
-            for (flag, name) in [("stdin", "input"), ("stdout", "output"), ("stderr", "error"), ("tty", "tty")] {
+            for (flag, name) in
+                [("stdin", "input"), ("stdout", "output"), ("stderr", "error"), ("tty", "tty")]
+            {
                 if asked.flag(flag) == Some(true) {
                     push(name, "1");
                 }

@@ -14,7 +14,11 @@ use crate::handle::{ApiServer, Asked};
 use crate::registry::Resource;
 use crate::seams::{Attributes, Operation};
 
-pub async fn handle(server: &Arc<ApiServer>, resource: &Arc<Resource>, asked: Asked) -> Result<Response, Status> {
+pub async fn handle(
+    server: &Arc<ApiServer>,
+    resource: &Arc<Resource>,
+    asked: Asked,
+) -> Result<Response, Status> {
     admit(server, resource, &asked).await?;
     let attributes = &asked.info.attributes;
     let target = location::locate(&*server.registry, attributes, &asked.info)?;

@@ -51,7 +51,8 @@ fn unreachable(target: &Target, why: impl std::fmt::Display) -> Status {
 async fn connect(server: &ApiServer, target: &Target) -> Result<Box<dyn Io>, Status> {
     let tcp = TcpStream::connect((target.host.trim_matches(['[', ']']), target.port));
     let tcp = tokio::time::timeout(CONNECT_TIMEOUT, tcp).await;
-    let tcp = tcp.map_err(|_| unreachable(target, "i/o timeout"))?.map_err(|error| unreachable(target, error))?;
+    let tcp =
+        tcp.map_err(|_| unreachable(target, "i/o timeout"))?.map_err(|error| unreachable(target, error))?;
     tcp.set_nodelay(true).map_err(|error| unreachable(target, error))?;
     if !target.tls {
         return Ok(Box::new(tcp));
@@ -62,7 +63,9 @@ async fn connect(server: &ApiServer, target: &Target) -> Result<Box<dyn Io>, Sta
     };
     let name = ServerName::try_from(target.host.clone()).map_err(|error| unreachable(target, error))?;
     let tls = tokio_rustls::TlsConnector::from(config).connect(name, tcp);
-    let tls = tokio::time::timeout(CONNECT_TIMEOUT, tls).await.map_err(|_| unreachable(target, "TLS handshake timeout"))?;
+    let tls = tokio::time::timeout(CONNECT_TIMEOUT, tls)
+        .await
+        .map_err(|_| unreachable(target, "TLS handshake timeout"))?;
     Ok(Box::new(tls.map_err(|error| unreachable(target, error))?))
 }
 
@@ -78,7 +81,9 @@ pub fn moved(to: &str) -> Result<Response, Status> {
 fn outgoing_headers(asked: &HeaderMap, target: &Target, upgrade: bool) -> HeaderMap {
     let mut headers = HeaderMap::new();
     for (name, value) in asked {
-        let ours = *name == header::AUTHORIZATION || *name == header::HOST || name.as_str().starts_with("impersonate-");
+        let ours = *name == header::AUTHORIZATION
+            || *name == header::HOST
+            || name.as_str().starts_with("impersonate-");
         if !ours && (upgrade || !is_hop(name)) {
             headers.append(name, value.clone());
         }
@@ -104,7 +109,8 @@ pub async fn forward(
         RequestBody::Incoming(incoming) => incoming.boxed(),
     };
     let request = Request::builder().method(parts.method.clone()).uri(&target.path_and_query).body(body);
-    let mut request = request.map_err(|error| Status::bad_request(format!("cannot send the request on: {error}")))?;
+    let mut request =
+        request.map_err(|error| Status::bad_request(format!("cannot send the request on: {error}")))?;
     *request.headers_mut() = outgoing_headers(&parts.headers, &target, upgrade);
     let io = connect(server, &target).await?;
     let handshake = hyper::client::conn::http1::handshake(TokioIo::new(io)).await;
@@ -179,7 +185,10 @@ fn copied(answer: http::Response<hyper::body::Incoming>, target: &Target, prefix
 /// A redirect of what is proxied stays below the proxy.
 fn relocate(headers: &mut HeaderMap, target: &Target, prefix: &str) {
     let Some(location) = headers.get(header::LOCATION).and_then(|v| v.to_str().ok()) else { return };
-    let own = [format!("http://{}:{}", target.host, target.port), format!("https://{}:{}", target.host, target.port)];
+    let own = [
+        format!("http://{}:{}", target.host, target.port),
+        format!("https://{}:{}", target.host, target.port),
+    ];
     let path = own.iter().find_map(|own| location.strip_prefix(own.as_str())).unwrap_or(location);
     if path.starts_with('/')
         && let Ok(value) = HeaderValue::from_str(&format!("{prefix}{path}"))

@@ -37,7 +37,8 @@ pub async fn handle(
 
     let table = server.registry.table();
     let pods = table.find("", "v1", "pods").ok_or_else(Status::page_not_found)?;
-    let attributes = Attributes { resource: "pods".into(), subresource: "binding".into(), ..attributes.clone() };
+    let attributes =
+        Attributes { resource: "pods".into(), subresource: "binding".into(), ..attributes.clone() };
     let mut pod_call = Call {
         server,
         resource: pods,
@@ -50,7 +51,10 @@ pub async fn handle(
         applied: false,
     };
     pod_call.bind(&name, &binding).await?;
-    Ok((StatusCode::CREATED, json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "code": 201})))
+    Ok((
+        StatusCode::CREATED,
+        json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "code": 201}),
+    ))
 }
 
 fn check(binding: &Value, name: &str) -> Result<(), Status> {
@@ -81,7 +85,9 @@ impl Call<'_> {
             let uid = metadata::text(binding, "uid");
             if !uid.is_empty() && uid != metadata::text(old, "uid") {
                 let was = metadata::text(old, "uid");
-                return refuse(format!("Precondition failed: UID in precondition: {uid}, UID in object meta: {was}"));
+                return refuse(format!(
+                    "Precondition failed: UID in precondition: {uid}, UID in object meta: {was}"
+                ));
             }
             if metadata::is_terminating(old) {
                 return refuse(format!("pod {name} is being deleted, cannot be assigned to a host"));
@@ -106,7 +112,8 @@ fn bound(old: &Value, binding: &Value, node: &str, now: &str) -> Value {
             pod["metadata"][field][key] = value.clone();
         }
     }
-    let condition = json!({"type": "PodScheduled", "status": "True", "lastProbeTime": null, "lastTransitionTime": now});
+    let condition =
+        json!({"type": "PodScheduled", "status": "True", "lastProbeTime": null, "lastTransitionTime": now});
     if !pod["status"]["conditions"].is_array() {
         pod["status"]["conditions"] = json!([]);
     }

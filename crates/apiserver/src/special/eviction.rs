@@ -36,19 +36,26 @@ pub async fn handle(call: &mut Call<'_>, asked: &Asked, body: &Bytes) -> Result<
     let options = DeleteOptions::parse(&asked.info.query, Some(&eviction["deleteOptions"]))?;
     call.options.dry_run |= options.dry_run;
     call.validate_admission(Operation::Create, &name, &mut eviction, None).await?;
-    let pod = call.registry().get(call.resource, call.namespace(), &name)?.ok_or_else(|| call.not_found(&name))?;
+    let pod =
+        call.registry().get(call.resource, call.namespace(), &name)?.ok_or_else(|| call.not_found(&name))?;
     let pod = call.tree(&pod);
     if !ignores_budgets(&pod) {
         charge_budget(call, asked, &name, &pod).await?;
     }
     // As upstream: the pod that the budget was asked for, and no later one of its name.
-    let options = DeleteOptions { uid: options.uid.or_else(|| Some(metadata::text(&pod, "uid").to_owned())), ..options };
+    let options = DeleteOptions {
+        uid: options.uid.or_else(|| Some(metadata::text(&pod, "uid").to_owned())),
+        ..options
+    };
     match call.delete(&name, &options).await {
         Ok(_) => {}
         Err(status) if status.is_not_found() => {}
         Err(status) => return Err(status),
     }
-    Ok((StatusCode::CREATED, json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "code": 201})))
+    Ok((
+        StatusCode::CREATED,
+        json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "code": 201}),
+    ))
 }
 
 /// Pods that are gone, or have not begun, disrupt nothing.
@@ -68,7 +75,10 @@ enum Verdict {
     /// Without taking from the budget: the pod is not ready, so it counts for nothing.
     Free,
     Charge,
-    Refuse { message: String, cause: String },
+    Refuse {
+        message: String,
+        cause: String,
+    },
 }
 
 /// Upstream: pkg/registry/core/pod/storage/eviction.go checkAndDecrement
@@ -117,10 +127,12 @@ fn refused(message: &str, cause: String) -> Status {
 async fn charge_budget(call: &Call<'_>, asked: &Asked, pod_name: &str, pod: &Value) -> Result<(), Status> {
     let namespace = asked.info.attributes.namespace.as_str();
     let covers = |budget: &Arc<Value>| {
-        LabelSelector::from_object(&budget["spec"]["selector"]).is_ok_and(|selector| selector.matches_object(pod))
+        LabelSelector::from_object(&budget["spec"]["selector"])
+            .is_ok_and(|selector| selector.matches_object(pod))
     };
     let registry = call.registry();
-    let budgets: Vec<Arc<Value>> = Lookup::list(&**registry, &BUDGETS, Some(namespace)).into_iter().filter(covers).collect();
+    let budgets: Vec<Arc<Value>> =
+        Lookup::list(&**registry, &BUDGETS, Some(namespace)).into_iter().filter(covers).collect();
     let budget = match budgets.as_slice() {
         [] => return Ok(()),
         [budget] => budget,

@@ -1,8 +1,8 @@
 //! The subresources and kinds that are not served by the table alone: each a short file.
 
-pub mod part;
 mod binding;
 mod eviction;
+pub mod part;
 mod reviews;
 mod scale;
 mod token;
@@ -62,7 +62,9 @@ pub fn read(asked: &Asked, body: &[u8], kind: &GroupVersionKind) -> Result<Value
     if !object.is_object() {
         return Err(Status::bad_request(format!("the body is not a {}", kind.kind)));
     }
-    for (field, expected) in [("apiVersion", kind.group_version().to_string()), ("kind", kind.kind.to_string())] {
+    for (field, expected) in
+        [("apiVersion", kind.group_version().to_string()), ("kind", kind.kind.to_string())]
+    {
         let given = object[field].as_str().unwrap_or_default();
         if !given.is_empty() && given != expected {
             let what = if field == "kind" { "kind" } else { "API version" };
@@ -94,5 +96,8 @@ fn component_statuses(asked: &Asked) -> Result<(StatusCode, Value), Status> {
         return Ok((StatusCode::OK, list));
     }
     let resource = apimachinery::GroupResource::from_static("", "componentstatuses");
-    NAMES.contains(&name).then(|| (StatusCode::OK, item(name))).ok_or_else(|| Status::not_found(&resource, name))
+    NAMES
+        .contains(&name)
+        .then(|| (StatusCode::OK, item(name)))
+        .ok_or_else(|| Status::not_found(&resource, name))
 }

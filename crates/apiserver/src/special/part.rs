@@ -74,9 +74,11 @@ fn resize(object: &mut Value, old: &Value) {
     let new = std::mem::replace(object, old.clone());
     carry_over(object, &new, "metadata");
     for list in ["containers", "initContainers"] {
-        let Some(containers) = object["spec"][list].as_array_mut() else { continue };
+        let containers = object.get_mut("spec").and_then(|spec| spec.get_mut(list));
+        let Some(containers) = containers.and_then(Value::as_array_mut) else { continue };
         for container in containers {
-            let wanted = new["spec"][list].as_array().into_iter().flatten().find(|c| c["name"] == container["name"]);
+            let wanted =
+                new["spec"][list].as_array().into_iter().flatten().find(|c| c["name"] == container["name"]);
             if let Some(wanted) = wanted {
                 carry_over(container, wanted, "resources");
             }
@@ -100,7 +102,8 @@ mod tests {
 
     #[test]
     fn a_part_takes_no_more_than_its_own_fields() {
-        let old = json!({"metadata": {"name": "p"}, "spec": {"containers": [{"name": "a", "image": "i"}], "x": 1}});
+        let old =
+            json!({"metadata": {"name": "p"}, "spec": {"containers": [{"name": "a", "image": "i"}], "x": 1}});
         let new = json!({"metadata": {"name": "p"}, "spec": {
             "containers": [{"name": "a", "image": "other", "resources": {"limits": {"cpu": "1"}}}],
             "ephemeralContainers": [{"name": "d"}],

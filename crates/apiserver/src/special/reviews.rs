@@ -119,9 +119,15 @@ fn attributes(kind: &apimachinery::GroupKind, review: &Value, local: &str) -> Re
         )),
         _ => {}
     }
-    if !kind.kind.starts_with("Self") && spec["user"].as_str().unwrap_or_default().is_empty() && strings(&spec["groups"]).is_empty()
+    if !kind.kind.starts_with("Self")
+        && spec["user"].as_str().unwrap_or_default().is_empty()
+        && strings(&spec["groups"]).is_empty()
     {
-        errors.push(field::Error::invalid(&path.child("user"), "", "at least one of user or group must be specified"));
+        errors.push(field::Error::invalid(
+            &path.child("user"),
+            "",
+            "at least one of user or group must be specified",
+        ));
     }
     if !errors.is_empty() {
         return Err(Status::invalid(kind, "", &errors));

@@ -20,7 +20,8 @@ const SCALE: GroupVersionKind = GroupVersionKind::from_static("autoscaling", "v1
 
 /// The scale of a workload.
 fn scale(object: &Value) -> Value {
-    let mut shown = json!({"kind": "Scale", "apiVersion": "autoscaling/v1", "metadata": {}, "spec": {}, "status": {}});
+    let mut shown =
+        json!({"kind": "Scale", "apiVersion": "autoscaling/v1", "metadata": {}, "spec": {}, "status": {}});
     for field in ["name", "namespace", "uid", "resourceVersion", "creationTimestamp"] {
         if let Some(value) = object["metadata"].get(field) {
             shown["metadata"][field] = value.clone();
@@ -37,7 +38,8 @@ fn scale(object: &Value) -> Value {
         _ => LabelSelector::from_object(selector),
     };
     if let Ok(text) = text
-        && !text.is_empty() && !text.is_nothing()
+        && !text.is_empty()
+        && !text.is_nothing()
     {
         shown["status"]["selector"] = text.to_string().into();
     }
@@ -56,7 +58,10 @@ fn with_scale(object: &Value, scale: &Value) -> Result<Value, Status> {
     changed["spec"]["replicas"] = replicas.into();
     let version = metadata::text(scale, "resourceVersion");
     match version {
-        "" => drop(metadata::of(&mut changed).insert("resourceVersion".into(), metadata::text(object, "resourceVersion").into())),
+        "" => drop(
+            metadata::of(&mut changed)
+                .insert("resourceVersion".into(), metadata::text(object, "resourceVersion").into()),
+        ),
         version => drop(metadata::of(&mut changed).insert("resourceVersion".into(), version.into())),
     }
     let uid = metadata::text(scale, "uid");

@@ -10,7 +10,8 @@ use crate::handle::Asked;
 use crate::registry::call::Call;
 use crate::seams::{Lookup, Operation};
 
-const TOKEN_REQUEST: GroupVersionKind = GroupVersionKind::from_static("authentication.k8s.io", "v1", "TokenRequest");
+const TOKEN_REQUEST: GroupVersionKind =
+    GroupVersionKind::from_static("authentication.k8s.io", "v1", "TokenRequest");
 
 pub async fn handle(call: &mut Call<'_>, asked: &Asked, body: &Bytes) -> Result<(StatusCode, Value), Status> {
     let issuer = call.server.config.issuer.clone().ok_or_else(Status::page_not_found)?;

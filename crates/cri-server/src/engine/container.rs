@@ -241,8 +241,7 @@ impl Engine {
             config,
         };
         let facts = self.facts_for(sandbox, &record, &security, rootfs)?;
-        let spec = spec::build(&record.config, &pod.config, &image.run, &record.user, &facts)
-            .map_err(Error::Invalid)?;
+        let spec = spec::build(&record.config, &image.run, &record.user, &facts).map_err(Error::Invalid)?;
         write_json(&dir.join("config.json"), &spec)?;
         write_json(&dir.join("container.json"), &record)?;
         Ok(Container::new(record, dir.to_path_buf()))

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use cri::v1::{
     Capability, ContainerConfig, LinuxContainerResources, LinuxContainerSecurityContext, Mount,
-    MountPropagation, NamespaceMode, PodSandboxConfig, security_profile::ProfileType,
+    MountPropagation, NamespaceMode, security_profile::ProfileType,
 };
 use serde_json::{Value, json};
 
@@ -67,7 +67,6 @@ pub(crate) struct HostDevice {
 /// Builds the description.
 pub(crate) fn build(
     config: &ContainerConfig,
-    pod: &PodSandboxConfig,
     image: &RunConfig,
     user: &User,
     facts: &Facts,
@@ -105,8 +104,6 @@ pub(crate) fn build(
     if !devices.is_empty() {
         oci["devices"] = json!(devices);
     }
-    // A pod with its own network has its sysctls set when its namespaces are made, one without has none.
-    let _ = pod;
     Ok(spec)
 }
 

@@ -83,7 +83,7 @@ pub(super) async fn run(engine: &SharedEngine, work: &Work, session: Session) {
     let output = session.output.clone();
     let result = match work {
         Work::Exec(request) => match engine.exec(request).await {
-            Ok(streams) => exec(engine, &request.container, streams, session).await,
+            Ok(streams) => exec(&request.container, streams, session).await,
             Err(error) => Some(Err(crate::service::status(error).message().to_owned())),
         },
         Work::Attach { container, stdin, stdout, stderr, .. } => {
@@ -99,12 +99,7 @@ pub(super) async fn run(engine: &SharedEngine, work: &Work, session: Session) {
     }
 }
 
-async fn exec(
-    engine: &SharedEngine,
-    container: &str,
-    streams: ExecStreams,
-    session: Session,
-) -> Option<Result<i32, String>> {
+async fn exec(container: &str, streams: ExecStreams, session: Session) -> Option<Result<i32, String>> {
     let ExecStreams { stdio, mut exit, id } = streams;
     let Session { input, output } = session;
     let left = output.clone();
@@ -128,11 +123,9 @@ async fn exec(
     };
     tokio::select! {
         result = work => Some(result),
-        // Nobody reads any more. The command goes on, as it does with other engines, unless it was interactive
-        // and sees its input end.
+        // Nobody reads any more. The command goes on, as it does with other engines, unless it sees its input end.
         () = left.closed() => {
             tracing::debug!(container, exec = %id, "the client of a command left");
-            let _ = engine;
             None
         }
     }

@@ -6,13 +6,17 @@ struct World;
 
 impl Lookup for World {
     fn get(&self, resource: &GroupResource, _: &str, name: &str) -> Option<Arc<Value>> {
-        let pod = |containers: Value| json!({
-            "metadata": {"name": name}, "spec": {"nodeName": "n", "containers": containers}, "status": {"podIP": "10.1.0.9"},
-        });
+        let pod = |containers: Value| {
+            json!({
+                "metadata": {"name": name}, "spec": {"nodeName": "n", "containers": containers}, "status": {"podIP": "10.1.0.9"},
+            })
+        };
         let object = match (&*resource.resource, name) {
             ("pods", "one") => pod(json!([{"name": "a", "ports": [{"containerPort": 8080}]}])),
             ("pods", "two") => pod(json!([{"name": "a"}, {"name": "b"}])),
-            ("nodes", "n") => json!({"status": {"addresses": [{"type": "InternalIP", "address": "10.0.0.7"}]}}),
+            ("nodes", "n") => {
+                json!({"status": {"addresses": [{"type": "InternalIP", "address": "10.0.0.7"}]}})
+            }
             ("services", "web") => json!({"spec": {"ports": [{"name": "http", "port": 80}]}}),
             _ => return None,
         };
@@ -34,7 +38,9 @@ impl Lookup for World {
 fn check(uri: &str, expected: &str) {
     let info = RequestInfo::new(&http::Method::GET, &format!("/api/v1/{uri}").parse().unwrap()).unwrap();
     let got = match locate(&World, &info.attributes, &info) {
-        Ok(t) => format!("{}://{}:{}{}", if t.tls { "https" } else { "http" }, t.host, t.port, t.path_and_query),
+        Ok(t) => {
+            format!("{}://{}:{}{}", if t.tls { "https" } else { "http" }, t.host, t.port, t.path_and_query)
+        }
         Err(status) => status.message,
     };
     assert_eq!(got, expected, "{uri}");
@@ -43,7 +49,10 @@ fn check(uri: &str, expected: &str) {
 #[test]
 fn requests_go_on_to_where_upstream_sends_them() {
     for (uri, expected) in [
-        ("namespaces/d/pods/one/log?follow=true&tailLines=5", "https://10.0.0.7:10250/containerLogs/d/one/a?follow=true&tailLines=5"),
+        (
+            "namespaces/d/pods/one/log?follow=true&tailLines=5",
+            "https://10.0.0.7:10250/containerLogs/d/one/a?follow=true&tailLines=5",
+        ),
         (
             "namespaces/d/pods/two/exec?container=b&command=sh&command=-c&command=a+b&stdin=true&tty=1&stdout=false",
             "https://10.0.0.7:10250/exec/d/two/b?input=1&tty=1&command=sh&command=-c&command=a%20b",
