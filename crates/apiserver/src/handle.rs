@@ -16,7 +16,7 @@ use rustls_pki_types::CertificateDer;
 use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 
-use crate::authn::{ANONYMOUS, TokenIssuer, UNAUTHENTICATED, impersonate};
+use crate::authn::{ANONYMOUS, Clock, Random, TokenIssuer, UNAUTHENTICATED, impersonate};
 use crate::authz::forbidden;
 use crate::body::{Body, Response};
 use crate::encode::{self, Encoder, EventEncoder, Include, Outcome, definition};
@@ -56,8 +56,8 @@ pub struct Config {
     /// The authorities that others need to check those whom this server believes: keys and PEM texts of
     /// `kube-system/extension-apiserver-authentication`.
     pub authentication_data: Vec<(String, String)>,
-    pub clock: Arc<dyn Fn() -> jiff::Timestamp + Send + Sync>,
-    pub random: Arc<dyn Fn(&mut [u8]) + Send + Sync>,
+    pub clock: Clock,
+    pub random: Random,
 }
 
 pub struct ApiServer {
@@ -238,7 +238,7 @@ impl ApiServer {
         let (def, attributes) = (&resource.def, &asked.info.attributes);
         let by_name = !attributes.name.is_empty() && !matches!(attributes.verb.as_str(), "list" | "watch");
         let in_namespace =
-            !attributes.namespace.is_empty() && !(def.plural == "namespaces" && def.group.is_empty());
+            !(attributes.namespace.is_empty() || (def.plural == "namespaces" && def.group.is_empty()));
         if in_namespace && !def.namespaced() {
             return Err(Status::page_not_found());
         }

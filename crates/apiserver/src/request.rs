@@ -45,7 +45,7 @@ impl Query {
 
 /// Decodes `%xx`, and `+` in queries. What is not UTF-8 is replaced.
 pub fn decode(text: &str, plus: bool) -> String {
-    if !text.contains('%') && !(plus && text.contains('+')) {
+    if !(text.contains('%') || (plus && text.contains('+'))) {
         return text.to_owned();
     }
     let mut bytes = Vec::with_capacity(text.len());

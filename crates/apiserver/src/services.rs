@@ -392,7 +392,7 @@ fn complete_addresses(service: &mut Value) {
 fn complete_families(service: &mut Value) {
     let six = text(service, "clusterIP").contains(':');
     let spec = &mut service["spec"];
-    if !spec["ipFamilies"].as_array().is_some_and(|list| !list.is_empty()) {
+    if spec["ipFamilies"].as_array().is_none_or(|list| list.is_empty()) {
         spec["ipFamilies"] = json!([if six { "IPv6" } else { "IPv4" }]);
     }
     if !spec["ipFamilyPolicy"].is_string() {

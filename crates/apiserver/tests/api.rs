@@ -1,5 +1,7 @@
 //! The API over memory storage, asked as clients ask it: over HTTP requests, without the sockets.
 
+#![allow(clippy::unwrap_used)]
+
 use std::sync::Arc;
 
 use apiserver::ApiServer;

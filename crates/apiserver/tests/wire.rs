@@ -1,5 +1,7 @@
 //! The server behind sockets: TLS, client certificates, HTTP/1.1, bodies that are too large, and shutdown.
 
+#![allow(clippy::unwrap_used)]
+
 use std::sync::Arc;
 
 use apiserver::server::{ServingCertificate, tls_config, unverified_client};

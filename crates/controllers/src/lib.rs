@@ -13,6 +13,7 @@
 
 mod clusterrole_aggregation;
 mod context;
+mod daemonset;
 mod deployment;
 mod deployment_status;
 mod disruption;
@@ -20,11 +21,14 @@ mod endpoints;
 mod endpointslice;
 mod garbage_collector;
 mod garbage_graph;
+mod history;
+mod job;
 mod namespace;
 mod node_ipam;
 mod node_lifecycle;
 mod objects;
 mod ownership;
+mod pod_control;
 mod pod_gc;
 mod replicaset;
 mod replication;

@@ -21,6 +21,8 @@ controllers! {
     "deployment-controller" => crate::deployment::run,
     "replicaset-controller" => crate::replication::run::<api::apps::v1::ReplicaSet>,
     "replicationcontroller-controller" => crate::replication::run::<api::core::v1::ReplicationController>,
+    "daemonset-controller" => crate::daemonset::run,
+    "job-controller" => crate::job::run,
     "endpointslice-controller" => crate::endpointslice::run,
     "endpoints-controller" => crate::endpoints::run,
     "namespace-controller" => crate::namespace::run,

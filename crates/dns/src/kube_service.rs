@@ -27,14 +27,13 @@ pub async fn ensure_service(
     ensure::<EndpointSlice>(client, slice(node_name, node_ip, port)).await.map_err(Error::Service)
 }
 
-/// Creates an object, or merges ours into the one that is there: labels and the like of others stay.
+/// Merges ours into the object that is there, so that labels and the like of others stay, or creates it. Not the
+/// other way round: a Service that is there holds its address, and creating it again would be refused for that.
 async fn ensure<T: Object>(client: &Client, wanted: Value) -> Result<(), client::Error> {
     let object = T::from_value(wanted.clone()).expect("the manifest has the shape of its kind");
-    match client.create(&object).await {
-        Err(error) if error.is_already_exists() => {
-            client.patch::<T>(NAMESPACE, object.name(), None, PatchType::Merge, &wanted).await.map(drop)
-        }
-        created => created.map(drop),
+    match client.patch::<T>(NAMESPACE, object.name(), None, PatchType::Merge, &wanted).await {
+        Err(error) if error.is_not_found() => client.create(&object).await.map(drop),
+        patched => patched.map(drop),
     }
 }
 

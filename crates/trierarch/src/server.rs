@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use api::Object;
+use api::coordination::v1::Lease;
 use api::core::v1::Node;
 use client::{Client, ListOptions, WatchEvent};
 use tokio::net::TcpListener;
@@ -248,28 +249,45 @@ async fn network(
     Ok(())
 }
 
-/// Says once that the node is Ready.
+/// Says once that the node is Ready, by the word of a kubelet that runs now: its lease is newer than this process.
 async fn log_ready(name: String, client: Client, shutdown: CancellationToken) -> Result<(), client::Error> {
+    let begun = host::clock().now();
+    let renewed = |lease: &Lease| {
+        let time = lease.spec.as_ref().and_then(|spec| spec.renew_time.as_ref());
+        time.is_some_and(|time| time.0 >= begun)
+    };
     let ready = |node: &Node| {
         let conditions = node.status.as_ref().and_then(|status| status.conditions.as_ref());
         conditions.into_iter().flatten().any(|c| c.type_ == "Ready" && c.status == "True")
     };
     let watch = async {
-        loop {
-            let only = ListOptions::fields(format!("metadata.name={name}"));
-            let mut watch = client.watch::<Node>(None, &only).await?;
-            while let Some(Ok(event)) = watch.next().await {
-                if let WatchEvent::Added(node) | WatchEvent::Modified(node) = event
-                    && ready(&node)
-                {
-                    tracing::info!(node = node.name(), "the node is Ready");
-                    return Ok(());
-                }
-            }
-        }
+        wait_for::<Lease>(&client, Some("kube-node-lease"), &name, renewed).await?;
+        wait_for::<Node>(&client, None, &name, ready).await?;
+        tracing::info!(node = name, "the node is Ready");
+        Ok(())
     };
     tokio::select! {
         () = shutdown.cancelled() => Ok(()),
         outcome = watch => outcome,
+    }
+}
+
+/// Watches one object until it is as hoped.
+async fn wait_for<T: Object>(
+    client: &Client,
+    namespace: Option<&str>,
+    name: &str,
+    hoped: impl Fn(&T) -> bool,
+) -> Result<(), client::Error> {
+    let only = ListOptions::fields(format!("metadata.name={name}"));
+    loop {
+        let mut watch = client.watch::<T>(namespace, &only).await?;
+        while let Some(Ok(event)) = watch.next().await {
+            if let WatchEvent::Added(object) | WatchEvent::Modified(object) = event
+                && hoped(&object)
+            {
+                return Ok(());
+            }
+        }
     }
 }

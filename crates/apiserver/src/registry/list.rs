@@ -51,7 +51,7 @@ fn decode_token(text: &str) -> Result<Token, Status> {
         return Err(bad("incorrect encoded start resourceVersion (version meta.k8s.io/v1)".into()));
     }
     if token.start.is_empty() || token.start.starts_with('/') || token.start.contains("..") {
-        return Err(bad(format!("{}", token.start)));
+        return Err(bad(token.start));
     }
     Ok(token)
 }
@@ -132,7 +132,7 @@ impl Registry {
         let progress = self.progress();
         let state = page.resource.cache()?.read();
         let revision = progress.max(state.newest());
-        Ok(page.from_state(&state, revision))
+        Ok(page.listing_of(&state, revision))
     }
 
     /// The state as of a revision: the present one when nothing changed since, else what the store kept.
@@ -141,7 +141,7 @@ impl Registry {
         {
             let state = page.resource.cache()?.read();
             if state.newest() <= revision {
-                return Ok(page.from_state(&state, revision));
+                return Ok(page.listing_of(&state, revision));
             }
         }
         let mut objects = Vec::new();
@@ -183,7 +183,7 @@ impl Page<'_> {
         self.options.limit > 0 && objects.len() >= self.options.limit
     }
 
-    fn from_state(&self, state: &State, revision: Revision) -> Listing {
+    fn listing_of(&self, state: &State, revision: Revision) -> Listing {
         if let Some(object) = self.single(state) {
             let objects =
                 object.into_iter().filter(|o| self.options.matches(self.resource, o)).cloned().collect();

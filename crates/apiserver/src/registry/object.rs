@@ -18,7 +18,7 @@ pub struct Object {
     value: Bytes,
     /// Where the resourceVersion goes: just behind the brace that opens `metadata`. Zero when there is none.
     splice: usize,
-    labels: OnceLock<Box<BTreeMap<String, String>>>,
+    labels: OnceLock<BTreeMap<String, String>>,
     tree: OnceLock<Arc<Value>>,
     protobuf: OnceLock<Bytes>,
 }
@@ -126,7 +126,7 @@ impl Object {
         }
         self.labels.get_or_init(|| {
             let outer: Outer = serde_json::from_slice(&self.value).unwrap_or_default();
-            Box::new(outer.metadata.labels)
+            outer.metadata.labels
         })
     }
 

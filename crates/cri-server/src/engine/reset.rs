@@ -22,11 +22,12 @@ pub async fn reset(config: &Config) -> Result<(), Error> {
         if let Some(pid) = shim_pid(&dir) {
             linux::process::kill(pid, 9).map_err(Error::kernel("kill shim"))?;
         }
-        remove_containers(&dir)?;
-        let Some(record) = read_json::<SandboxRecord>(&dir.join("sandbox.json")) else { continue };
-        if let Some(pid) = record.pause_pid.filter(|pid| is_our(*pid, "pause")) {
-            linux::process::kill(pid, 9).map_err(Error::kernel("kill pause"))?;
+        let record = read_json::<SandboxRecord>(&dir.join("sandbox.json"));
+        if let Some(pid) = record.as_ref().and_then(|record| record.pause_pid) {
+            kill_pause(pid)?;
         }
+        remove_containers(&dir)?;
+        let Some(record) = record else { continue };
         disconnect(config, &record, &dir, &pod_cidrs).await;
     }
     Cgroup::new(&config.cgroup_root).kill_all().map_err(Error::kernel("kill what is left"))?;
@@ -44,6 +45,14 @@ pub async fn reset(config: &Config) -> Result<(), Error> {
 fn shim_pid(dir: &Path) -> Option<i32> {
     let pid = std::fs::read_to_string(dir.join("shim.pid")).ok()?.trim().parse().ok()?;
     is_our(pid, "shim").then_some(pid)
+}
+
+/// Ends the holder of a shared pid namespace, which a shim that was killed could not. Safe to repeat.
+pub(super) fn kill_pause(pid: i32) -> Result<(), Error> {
+    if !is_our(pid, "pause") {
+        return Ok(());
+    }
+    linux::process::kill(pid, 9).map_err(Error::kernel("kill pause"))
 }
 
 fn is_our(pid: i32, word: &str) -> bool {

@@ -307,6 +307,9 @@ impl Engine {
         self.disconnect(sandbox).await?;
         // A shim that is gone already cannot be asked to go.
         let _ = sandbox.shim.ask(&Request::Shutdown).await;
+        if let Some(pid) = sandbox.record().pause_pid {
+            super::reset::kill_pause(pid)?;
+        }
         let (socket, root) = (self.config.shim_socket(&sandbox.id), self.config.cgroup_root.clone());
         let sandbox = sandbox.clone();
         blocking(move || {
