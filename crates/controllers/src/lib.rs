@@ -37,6 +37,7 @@ mod selector;
 mod service_account;
 #[cfg(test)]
 mod simulation;
+mod statefulset;
 mod table;
 mod taint_eviction;
 mod universe;

@@ -22,6 +22,7 @@ controllers! {
     "replicaset-controller" => crate::replication::run::<api::apps::v1::ReplicaSet>,
     "replicationcontroller-controller" => crate::replication::run::<api::core::v1::ReplicationController>,
     "daemonset-controller" => crate::daemonset::run,
+    "statefulset-controller" => crate::statefulset::run,
     "job-controller" => crate::job::run,
     "endpointslice-controller" => crate::endpointslice::run,
     "endpoints-controller" => crate::endpoints::run,

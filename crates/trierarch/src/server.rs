@@ -158,13 +158,15 @@ impl Server {
             }),
             ..kubelet::Config::new(&settings.node_name, settings.node_ip, plan.data_dir(), host::clock())
         };
-        self.spawn("kubelet", kubelet::run(kubelet, node_client.clone(), self.shutdown.clone()));
+        self.spawn("kubelet", kubelet::run(kubelet, node_client, self.shutdown.clone()));
         let clients = Clients {
             proxy: control_plane.client("system:kube-proxy", &[]),
             admin: control_plane.client("system:kube-dns", &["system:masters"]),
         };
         self.spawn("network", network(settings.clone(), plan.dns_ip, clients, self.shutdown.clone()));
-        self.spawn("log of the node", log_ready(settings.node_name.clone(), node_client, self.shutdown.clone()));
+        // A node may not watch its lease.
+        let watcher = control_plane.client("system:apiserver", &["system:masters"]);
+        self.spawn("log of the node", log_ready(settings.node_name.clone(), watcher, self.shutdown.clone()));
         Ok(())
     }
 
