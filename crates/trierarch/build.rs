@@ -10,7 +10,13 @@ fn main() {
     let output = PathBuf::from(var("OUT_DIR")).join("demo-web");
     let status = Command::new(var("RUSTC"))
         .args(["--edition=2024", "--crate-name=demo_web", "--crate-type=bin", "--target", &var("TARGET")])
-        .args(["-Copt-level=s", "-Cstrip=symbols", "-Cpanic=abort", "-Clto=fat", "-Ctarget-feature=+crt-static"])
+        .args([
+            "-Copt-level=s",
+            "-Cstrip=symbols",
+            "-Cpanic=abort",
+            "-Clto=fat",
+            "-Ctarget-feature=+crt-static",
+        ])
         .arg("-o")
         .args([&output, &source])
         .status()

@@ -4,6 +4,7 @@
 //! that the crates above do not compile serde for a hundred kinds again. Untyped code works on
 //! `serde_json::Value` trees under the direction of [`tables`].
 
+mod complete;
 mod object;
 pub mod tables;
 

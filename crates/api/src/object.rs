@@ -1,9 +1,13 @@
 //! [`Object`]: a typed kind, and the list of kinds that typed code uses.
 
 use apimachinery::{GroupVersionKind, GroupVersionResource};
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
 use serde_json::Value;
 
+use crate::complete::complete;
 use crate::meta::ObjectMeta;
+use crate::tables;
 
 /// An object that does not have the shape of its kind.
 #[derive(Debug)]
@@ -79,6 +83,18 @@ pub trait Object: Clone + Default + std::fmt::Debug + Send + Sync + 'static {
     }
 }
 
+/// Reads an object again that could not be read as it is, for `source`: with what it lacks.
+fn incomplete<T: Object + DeserializeOwned>(
+    mut object: Value,
+    gvk: &GroupVersionKind,
+    source: serde_json::Error,
+) -> Result<T, DecodeError> {
+    if let Some(definition) = tables::kind(&gvk.group, &gvk.version, &gvk.kind) {
+        complete(&mut object, definition);
+    }
+    T::deserialize(object).map_err(|_| DecodeError { kind: T::KIND, source })
+}
+
 macro_rules! objects {
     ($($type:ty, $namespaced:literal;)+) => {$(
         impl Object for $type {
@@ -97,11 +113,14 @@ macro_rules! objects {
             }
 
             fn from_slice(json: &[u8]) -> Result<Self, DecodeError> {
-                serde_json::from_slice(json).map_err(|source| DecodeError { kind: Self::KIND, source })
+                serde_json::from_slice(json).or_else(|source| {
+                    let object = serde_json::from_slice(json);
+                    incomplete(object.unwrap_or_default(), &Self::gvk(), source)
+                })
             }
 
             fn from_value(object: Value) -> Result<Self, DecodeError> {
-                serde_json::from_value(object).map_err(|source| DecodeError { kind: Self::KIND, source })
+                Self::deserialize(&object).or_else(|source| incomplete(object, &Self::gvk(), source))
             }
 
             fn to_vec(&self) -> Vec<u8> {

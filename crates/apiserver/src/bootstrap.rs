@@ -70,6 +70,16 @@ fn kubernetes_service(server: &ApiServer) -> Value {
     })
 }
 
+/// The range that Services' addresses come from, as the API tells it.
+///
+/// Upstream: pkg/controlplane/controller/defaultservicecidr/default_servicecidr_controller.go
+fn kubernetes_service_cidr(server: &ApiServer) -> Value {
+    json!({
+        "apiVersion": "networking.k8s.io/v1", "kind": "ServiceCIDR", "metadata": {"name": "kubernetes"},
+        "spec": {"cidrs": [server.services.range()]},
+    })
+}
+
 fn kubernetes_endpoints(server: &ApiServer) -> [Value; 2] {
     let (address, port) = server.config.advertise;
     let address_type = if address.is_ipv4() { "IPv4" } else { "IPv6" };
@@ -110,6 +120,7 @@ impl ApiServer {
         for object in objects {
             self.create_absent(&client, object).await?;
         }
+        self.bootstrap_service_cidr(&client).await?;
         // A server on a loopback address can be reached by no pod, and is no endpoint.
         if !self.config.advertise.0.is_loopback() {
             for endpoints in kubernetes_endpoints(self) {
@@ -118,6 +129,23 @@ impl ApiServer {
         }
         self.health.bootstrapped.store(true, Ordering::Release);
         Ok(())
+    }
+
+    /// The range of Services, and that it is ready: what the server allocates from is never being prepared.
+    async fn bootstrap_service_cidr(&self, client: &Client) -> Result<(), client::Error> {
+        let range = kubernetes_service_cidr(self);
+        self.create_absent(client, range.clone()).await?;
+        let Some(resource) = self.resource_of(&range) else { return Ok(()) };
+        let mut current = client.get_value(&resource, "", "kubernetes").await?;
+        let conditions = current["status"]["conditions"].as_array();
+        if conditions.is_some_and(|all| all.iter().any(|condition| condition["type"] == "Ready")) {
+            return Ok(());
+        }
+        current["status"] = json!({"conditions": [{
+            "type": "Ready", "status": "True", "reason": "", "message": "Kubernetes default Service CIDR is ready",
+            "lastTransitionTime": apimachinery::time::rfc3339(self.now()),
+        }]});
+        client.update_value(&resource, "", "kubernetes", Some("status"), &current).await.map(drop)
     }
 
     /// The route of an object; `None` for kinds that this server does not serve.

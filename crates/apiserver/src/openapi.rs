@@ -24,9 +24,33 @@ struct Document {
 
 impl Document {
     fn new(value: &Value) -> Self {
-        let body = Bytes::from(value.to_string());
+        Document::of(Bytes::from(value.to_string()))
+    }
+
+    fn of(body: Bytes) -> Self {
         Document { hash: hex(&Sha256::digest(&body)), body }
     }
+}
+
+const JSON: &str = "application/json";
+
+/// Gnostic's message of a version 2 document.
+const PROTOBUF: &str = "application/com.github.proto-openapi.spec.v2.v1.0+protobuf";
+/// The name that older clients know it by.
+const OLD_PROTOBUF: &str = "application/com.github.proto-openapi.spec.v2@v1.0+protobuf";
+
+/// How a version 2 document is wanted; `None` for a form that there is not.
+///
+/// Upstream: kube-openapi/pkg/handler/handler.go RegisterOpenAPIVersionedService
+fn form(accept: &str) -> Option<&'static str> {
+    if accept.trim().is_empty() {
+        return Some(JSON);
+    }
+    accept.split(',').find_map(|entry| match entry.split(';').next().unwrap_or_default().trim() {
+        PROTOBUF | OLD_PROTOBUF => Some(PROTOBUF),
+        JSON | "application/*" | "*/*" => Some(JSON),
+        _ => None,
+    })
 }
 
 /// The documents that were asked for, for one table.
@@ -34,7 +58,7 @@ impl Document {
 pub struct Documents(Mutex<HashMap<String, (usize, Document)>>);
 
 impl Documents {
-    /// `path` is `v2`, or the group version's path for version 3 (`apis/apps/v1`).
+    /// `path` is `v2`, `v2-protobuf`, or the group version's path for version 3 (`apis/apps/v1`).
     fn get(&self, table: &Arc<Table>, path: &str) -> Option<Document> {
         let made_for = Arc::as_ptr(table) as usize;
         let kept = self
@@ -46,17 +70,20 @@ impl Documents {
             return kept;
         }
         let kinds: Vec<Kind> = match path {
-            "v2" => table.rows().iter().map(|row| kind(row)).collect(),
+            "v2" | "v2-protobuf" => table.rows().iter().map(|row| kind(row)).collect(),
             _ => table.rows().iter().filter(|row| group_path(row) == path).map(|row| kind(row)).collect(),
         };
         if kinds.is_empty() {
             return None;
         }
-        let value = match path {
-            "v2" => schema::openapi::v2(&kinds, VERSION),
-            _ => schema::openapi::v3(&kinds, VERSION),
+        let document = match path {
+            "v2" => Document::new(&schema::openapi::v2(&kinds, VERSION)),
+            "v2-protobuf" => {
+                let document = schema::openapi::v2(&kinds, VERSION);
+                Document::of(schema::openapi::v2_protobuf(&document).into())
+            }
+            _ => Document::new(&schema::openapi::v3(&kinds, VERSION)),
         };
-        let document = Document::new(&value);
         self.lock().insert(path.to_owned(), (made_for, document.clone()));
         Some(document)
     }
@@ -102,8 +129,12 @@ pub fn handle(server: &Arc<ApiServer>, asked: &Asked, path: &str) -> Result<Resp
     let table = server.registry.table();
     match path {
         "/openapi/v2" => {
-            let document = server.openapi.get(&table, "v2").ok_or_else(Status::page_not_found)?;
-            Ok(respond(asked, &document, "application/json"))
+            let accept = asked.parts.headers.get(header::ACCEPT).and_then(|v| v.to_str().ok());
+            let form = form(accept.unwrap_or_default());
+            let form = form.ok_or_else(|| Status::not_acceptable(&[JSON, PROTOBUF]))?;
+            let path = if form == PROTOBUF { "v2-protobuf" } else { "v2" };
+            let document = server.openapi.get(&table, path).ok_or_else(Status::page_not_found)?;
+            Ok(respond(asked, &document, form))
         }
         "/openapi/v3" => {
             let mut paths = Map::new();
@@ -116,12 +147,12 @@ pub fn handle(server: &Arc<ApiServer>, asked: &Asked, path: &str) -> Result<Resp
                 let url = format!("/openapi/v3/{path}?hash={}", document.hash);
                 paths.insert(path, json!({"serverRelativeURL": url}));
             }
-            Ok(respond(asked, &Document::new(&json!({"paths": paths})), "application/json"))
+            Ok(respond(asked, &Document::new(&json!({"paths": paths})), JSON))
         }
         _ => {
             let group = path.strip_prefix("/openapi/v3/").ok_or_else(Status::page_not_found)?;
             let document = server.openapi.get(&table, group).ok_or_else(Status::page_not_found)?;
-            Ok(respond(asked, &document, "application/json"))
+            Ok(respond(asked, &document, JSON))
         }
     }
 }
@@ -139,4 +170,26 @@ fn respond(asked: &Asked, document: &Document, content_type: &'static str) -> Re
         response.headers_mut().insert(header::ETAG, etag);
     }
     response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_form_that_there_is_wins() {
+        for (accept, expected) in [
+            ("", Some(JSON)),
+            ("*/*", Some(JSON)),
+            ("application/com.github.proto-openapi.spec.v2@v1.0+protobuf", Some(PROTOBUF)),
+            (
+                "application/com.github.proto-openapi.spec.v2.v1.0+protobuf, application/json;q=0.9",
+                Some(PROTOBUF),
+            ),
+            ("text/html, application/json", Some(JSON)),
+            ("text/html", None),
+        ] {
+            assert_eq!(form(accept), expected, "{accept}");
+        }
+    }
 }

@@ -1,7 +1,7 @@
 //! Connections: TLS, HTTP/1.1 and HTTP/2, one task each; and the way for parts in the same process.
 
 use std::convert::Infallible;
-use std::sync::{Arc, RwLock};
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -12,9 +12,8 @@ use http_body_util::BodyExt;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
-use rustls::server::{ClientHello, ResolvesServerCert, WebPkiClientVerifier};
-use rustls::sign::CertifiedKey;
-use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::server::{ResolvesServerCert, WebPkiClientVerifier};
+use rustls_pki_types::CertificateDer;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio_util::task::TaskTracker;
@@ -39,44 +38,6 @@ pub enum Error {
     Verifier(#[from] rustls::server::VerifierBuilderError),
     #[error("connections cannot be accepted")]
     Accept(#[source] std::io::Error),
-}
-
-/// The server's certificate, which may be replaced while it serves.
-#[derive(Debug)]
-pub struct ServingCertificate(RwLock<Arc<CertifiedKey>>);
-
-impl ServingCertificate {
-    pub fn new(
-        chain: Vec<CertificateDer<'static>>,
-        key: &PrivateKeyDer<'static>,
-    ) -> Result<Arc<Self>, Error> {
-        Ok(Arc::new(ServingCertificate(RwLock::new(certified(chain, key)?))))
-    }
-
-    /// New connections are shown this certificate.
-    pub fn replace(
-        &self,
-        chain: Vec<CertificateDer<'static>>,
-        key: &PrivateKeyDer<'static>,
-    ) -> Result<(), Error> {
-        let certified = certified(chain, key)?;
-        *self.0.write().unwrap_or_else(|poisoned| poisoned.into_inner()) = certified;
-        Ok(())
-    }
-}
-
-fn certified(
-    chain: Vec<CertificateDer<'static>>,
-    key: &PrivateKeyDer<'static>,
-) -> Result<Arc<CertifiedKey>, Error> {
-    let key = rustls::crypto::ring::sign::any_supported_type(key)?;
-    Ok(Arc::new(CertifiedKey::new(chain, key)))
-}
-
-impl ResolvesServerCert for ServingCertificate {
-    fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        Some(self.0.read().unwrap_or_else(|poisoned| poisoned.into_inner()).clone())
-    }
 }
 
 /// TLS for the API: client certificates are optional, and must be of these authorities when shown.
@@ -237,65 +198,5 @@ impl client::Transport for InProcess {
             }
         };
         Ok(http::Response::from_parts(parts, body))
-    }
-}
-
-/// A client that takes every certificate: for proxied pods, whose names nobody certifies.
-///
-/// Upstream: pkg/registry/core/pod/strategy.go proxies to pods without checking their certificates
-pub fn unverified_client() -> Arc<rustls::ClientConfig> {
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let verifier = Arc::new(AnyCertificate(provider.clone()));
-    let builder = rustls::ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .expect("ring has the default protocol versions");
-    Arc::new(builder.dangerous().with_custom_certificate_verifier(verifier).with_no_client_auth())
-}
-
-#[derive(Debug)]
-struct AnyCertificate(Arc<rustls::crypto::CryptoProvider>);
-
-impl rustls::client::danger::ServerCertVerifier for AnyCertificate {
-    fn verify_server_cert(
-        &self,
-        _: &CertificateDer<'_>,
-        _: &[CertificateDer<'_>],
-        _: &rustls_pki_types::ServerName<'_>,
-        _: &[u8],
-        _: rustls_pki_types::UnixTime,
-    ) -> Result<rustls::client::danger::ServerCertVerified, rustls::Error> {
-        Ok(rustls::client::danger::ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &rustls::DigitallySignedStruct,
-    ) -> Result<rustls::client::danger::HandshakeSignatureValid, rustls::Error> {
-        rustls::crypto::verify_tls12_signature(
-            message,
-            certificate,
-            signature,
-            &self.0.signature_verification_algorithms,
-        )
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &rustls::DigitallySignedStruct,
-    ) -> Result<rustls::client::danger::HandshakeSignatureValid, rustls::Error> {
-        rustls::crypto::verify_tls13_signature(
-            message,
-            certificate,
-            signature,
-            &self.0.signature_verification_algorithms,
-        )
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<rustls::SignatureScheme> {
-        self.0.signature_verification_algorithms.supported_schemes()
     }
 }

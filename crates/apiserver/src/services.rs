@@ -89,6 +89,11 @@ impl Services {
         Services { cidr, node_ports, reserved: Arc::default() }
     }
 
+    /// The range of addresses, as `10.43.0.0/16`.
+    pub fn range(&self) -> String {
+        format!("{}/{}", self.address(0), self.cidr.1)
+    }
+
     /// The address of the `kubernetes` Service: the first of the range.
     pub fn first_address(&self) -> IpAddr {
         self.address(1)

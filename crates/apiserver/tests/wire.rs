@@ -4,14 +4,24 @@
 
 use std::sync::Arc;
 
-use apiserver::server::{ServingCertificate, tls_config, unverified_client};
+use apiserver::server::tls_config;
 use apiserver::testing;
+use client::https::unverified;
+use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls_pki_types::{PrivateKeyDer, ServerName};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
+/// A certificate of its own for the server.
+fn certificate() -> Arc<SingleCertAndKey> {
+    let key = rcgen::generate_simple_self_signed(vec!["localhost".into()]).unwrap();
+    let private = PrivateKeyDer::try_from(key.signing_key.serialize_der()).unwrap();
+    let private = rustls::crypto::ring::sign::any_supported_type(&private).unwrap();
+    Arc::new(SingleCertAndKey::from(CertifiedKey::new(vec![key.cert.der().clone()], private)))
+}
+
 async fn exchange(address: std::net::SocketAddr, request: &[u8]) -> String {
-    let connector = tokio_rustls::TlsConnector::from(unverified_client());
+    let connector = tokio_rustls::TlsConnector::from(unverified());
     let tcp = TcpStream::connect(address).await.unwrap();
     let mut tls = connector.connect(ServerName::try_from("localhost").unwrap(), tcp).await.unwrap();
     let (mut read, mut write) = tokio::io::split(&mut tls);
@@ -35,11 +45,7 @@ async fn exchange(address: std::net::SocketAddr, request: &[u8]) -> String {
 #[tokio::test]
 async fn connections_are_served_until_the_shutdown() {
     let server = testing::server().await;
-    let key = rcgen::generate_simple_self_signed(vec!["localhost".into()]).unwrap();
-    let private = PrivateKeyDer::try_from(key.signing_key.serialize_der()).unwrap();
-    let certificate = ServingCertificate::new(vec![key.cert.der().clone()], &private).unwrap();
-    certificate.replace(vec![key.cert.der().clone()], &private).unwrap();
-    let tls = tls_config(certificate, &[]).unwrap();
+    let tls = tls_config(certificate(), &[]).unwrap();
     let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
     let address = listener.local_addr().unwrap();
     let serving = tokio::spawn(Arc::clone(&server).serve(listener, tls));
@@ -126,10 +132,7 @@ async fn proxied_and_upgraded_connections_are_copied() {
     let kind = client::PatchType::Merge;
     client.patch_value(&pods, "default", "p", Some("status"), kind, &status).await.unwrap();
 
-    let key = rcgen::generate_simple_self_signed(vec!["localhost".into()]).unwrap();
-    let private = PrivateKeyDer::try_from(key.signing_key.serialize_der()).unwrap();
-    let tls =
-        tls_config(ServingCertificate::new(vec![key.cert.der().clone()], &private).unwrap(), &[]).unwrap();
+    let tls = tls_config(certificate(), &[]).unwrap();
     let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
     let address = listener.local_addr().unwrap();
     let serving = tokio::spawn(Arc::clone(&server).serve(listener, tls));
@@ -143,7 +146,7 @@ async fn proxied_and_upgraded_connections_are_copied() {
             .await;
     assert!(bare.starts_with("HTTP/1.1 301"), "{bare}");
 
-    let connector = tokio_rustls::TlsConnector::from(unverified_client());
+    let connector = tokio_rustls::TlsConnector::from(unverified());
     let tcp = TcpStream::connect(address).await.unwrap();
     let mut tls = connector.connect(ServerName::try_from("localhost").unwrap(), tcp).await.unwrap();
     let request = format!("GET {path}/ HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: echo\r\n\r\n");

@@ -149,8 +149,7 @@ impl DaemonSets {
             let observed = Observed { set: &set, nodes: &nodes, pods: &pods, hash, backoff, now };
             (decide(&observed), status(&observed, collisions))
         };
-        let (plan, (status, settles)) =
-            observe(&self.backoff.lock().unwrap_or_else(PoisonError::into_inner));
+        let (plan, (status, settles)) = observe(&self.backoff.lock().unwrap_or_else(PoisonError::into_inner));
         let again = plan.again.into_iter().chain(settles).min();
         let failure = if doubled { None } else { self.execute(&set, plan, hash).await.err() };
         let live = label_values(&pods, HASH_LABEL);

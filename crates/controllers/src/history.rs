@@ -160,11 +160,8 @@ impl History {
     pub async fn delete(&self, gone: &[Arc<ControllerRevision>]) -> Result<(), client::Error> {
         for revision in gone {
             let options = DeleteOptions::uid(revision.uid());
-            let outcome = self.client.delete::<ControllerRevision>(
-                revision.namespace(),
-                revision.name(),
-                &options,
-            );
+            let outcome =
+                self.client.delete::<ControllerRevision>(revision.namespace(), revision.name(), &options);
             match outcome.await {
                 Err(error) if !error.is_not_found() => return Err(error),
                 _ => {}
@@ -199,9 +196,11 @@ mod tests {
     fn going_back_raises_the_number_of_an_old_revision() {
         let (one, two) = (json!(1), json!(2));
         let all = || arcs([revision("a", 1, &one), revision("b", 2, &two)]);
-        for (data, current, old, number) in
-            [(&one, Some("a"), vec!["b"], 3), (&two, Some("b"), vec!["a"], 2), (&json!(3), None, vec!["a", "b"], 3)]
-        {
+        for (data, current, old, number) in [
+            (&one, Some("a"), vec!["b"], 3),
+            (&two, Some("b"), vec!["a"], 2),
+            (&json!(3), None, vec!["a", "b"], 3),
+        ] {
             let lineage = sort_out(all(), data);
             assert_eq!(lineage.current.as_ref().map(|r| r.name()), current);
             assert_eq!(lineage.old.iter().map(|r| r.name()).collect::<Vec<_>>(), old);
@@ -212,9 +211,12 @@ mod tests {
     #[test]
     fn what_pods_are_of_is_kept() {
         let old = arcs((1..5).map(|n| revision(&n.to_string(), n, &json!(n))));
-        for (limit, live, expected) in
-            [(10, "", vec![]), (2, "", vec!["1", "2"]), (2, "1", vec!["2", "3"]), (0, "4", vec!["1", "2", "3"])]
-        {
+        for (limit, live, expected) in [
+            (10, "", vec![]),
+            (2, "", vec!["1", "2"]),
+            (2, "1", vec!["2", "3"]),
+            (0, "4", vec!["1", "2", "3"]),
+        ] {
             let gone = outlived(&old, limit, |r| r.name() == live);
             assert_eq!(gone.iter().map(|r| r.name()).collect::<Vec<_>>(), expected);
         }

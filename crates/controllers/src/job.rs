@@ -208,7 +208,9 @@ impl Jobs {
     /// Takes the finalizer from a pod.
     async fn release(&self, pod: &Pod) -> Result<(), client::Error> {
         // The pod as it is known now: a deletion in the same pass has changed it already.
-        let Some(pod) = self.pods.pods.get(&pod.key()).filter(|now| now.uid() == pod.uid() && is_tracked(now)) else {
+        let Some(pod) =
+            self.pods.pods.get(&pod.key()).filter(|now| now.uid() == pod.uid() && is_tracked(now))
+        else {
             return Ok(());
         };
         let finalizers = pod.metadata.finalizers.iter().flatten();

@@ -13,6 +13,7 @@
 
 mod clusterrole_aggregation;
 mod context;
+mod cron_job;
 mod daemonset;
 mod deployment;
 mod deployment_status;
@@ -32,14 +33,17 @@ mod pod_control;
 mod pod_gc;
 mod replicaset;
 mod replication;
+mod resource_quota;
 mod root_ca;
 mod selector;
 mod service_account;
 #[cfg(test)]
 mod simulation;
 mod statefulset;
+mod storage_protection;
 mod table;
 mod taint_eviction;
+mod ttl_after_finished;
 mod universe;
 
 use std::sync::Arc;

@@ -18,6 +18,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::Config;
 
+mod workloads;
+
 /// Paths of collections, and the kinds in them.
 const KINDS: &[(&str, &str)] = &[
     ("v1/pods", "Pod"),
@@ -28,7 +30,14 @@ const KINDS: &[(&str, &str)] = &[
     ("v1/nodes", "Node"),
     ("v1/namespaces", "Namespace"),
     ("v1/replicationcontrollers", "ReplicationController"),
+    ("v1/persistentvolumeclaims", "PersistentVolumeClaim"),
+    ("v1/resourcequotas", "ResourceQuota"),
+    ("apps/v1/controllerrevisions", "ControllerRevision"),
+    ("apps/v1/daemonsets", "DaemonSet"),
     ("apps/v1/deployments", "Deployment"),
+    ("apps/v1/statefulsets", "StatefulSet"),
+    ("batch/v1/cronjobs", "CronJob"),
+    ("batch/v1/jobs", "Job"),
     ("apps/v1/replicasets", "ReplicaSet"),
     ("coordination.k8s.io/v1/leases", "Lease"),
     ("discovery.k8s.io/v1/endpointslices", "EndpointSlice"),
@@ -76,7 +85,7 @@ fn target(path: &str) -> Option<Target> {
 
 fn discovery(path: &str) -> Option<Value> {
     if path == "/apis" {
-        let groups = ["apps/v1", "coordination.k8s.io/v1", "discovery.k8s.io/v1"];
+        let groups = ["apps/v1", "batch/v1", "coordination.k8s.io/v1", "discovery.k8s.io/v1"];
         let groups: Vec<_> =
             groups.iter().map(|g| json!({"preferredVersion": {"groupVersion": g}})).collect();
         return Some(json!({ "groups": groups }));

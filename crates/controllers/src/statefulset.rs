@@ -206,7 +206,8 @@ impl StatefulSets {
                 }
                 Step::Delete(pod) => {
                     let name = pod.name();
-                    let tell = |outcome: Result<(), &client::Error>| self.announce(set, "Delete", name, outcome);
+                    let tell =
+                        |outcome: Result<(), &client::Error>| self.announce(set, "Delete", name, outcome);
                     self.pods.delete_silently(&pod, tell).await?;
                 }
             }
@@ -231,7 +232,9 @@ impl StatefulSets {
         let events = &self.pods.events;
         match outcome {
             Ok(()) => events.normal(set, &format!("Successful{verb}"), format!("{what} successful")),
-            Err(error) => events.warning(set, &format!("Failed{verb}"), format!("{what} failed error: {error}")),
+            Err(error) => {
+                events.warning(set, &format!("Failed{verb}"), format!("{what} failed error: {error}"))
+            }
         }
     }
 
@@ -252,8 +255,9 @@ impl StatefulSets {
                 Err(error) if error.is_already_exists() => return Err(error.into()),
                 Err(error) => {
                     let set_name = set.name();
-                    let what =
-                        format!("Create Claim {name} for Pod {pod} in StatefulSet {set_name} failed error: {error}");
+                    let what = format!(
+                        "Create Claim {name} for Pod {pod} in StatefulSet {set_name} failed error: {error}"
+                    );
                     events.warning(set, "FailedCreate", what);
                     return Err(error.into());
                 }

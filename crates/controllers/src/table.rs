@@ -24,6 +24,8 @@ controllers! {
     "daemonset-controller" => crate::daemonset::run,
     "statefulset-controller" => crate::statefulset::run,
     "job-controller" => crate::job::run,
+    "cronjob-controller" => crate::cron_job::run,
+    "ttl-after-finished-controller" => crate::ttl_after_finished::run,
     "endpointslice-controller" => crate::endpointslice::run,
     "endpoints-controller" => crate::endpoints::run,
     "namespace-controller" => crate::namespace::run,
@@ -32,10 +34,14 @@ controllers! {
     "garbage-collector-controller" => crate::garbage_collector::run,
     "clusterrole-aggregation-controller" => crate::clusterrole_aggregation::run,
     "disruption-controller" => crate::disruption::run,
+    "resourcequota-controller" => crate::resource_quota::run,
     "node-ipam-controller" => crate::node_ipam::run,
     "node-lifecycle-controller" => crate::node_lifecycle::run,
     "taint-eviction-controller" => crate::taint_eviction::run,
     "pod-garbage-collector-controller" => crate::pod_gc::run,
+    "persistentvolumeclaim-protection-controller" => crate::storage_protection::run_claims,
+    "persistentvolume-protection-controller" => crate::storage_protection::run_volumes,
+    "volumeattributesclass-protection-controller" => crate::storage_protection::run_classes,
 }
 
 /// The names of all controllers, as `--controllers` knows them.

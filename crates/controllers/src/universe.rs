@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use apimachinery::GroupResource;
 use client::{Client, Resource};
 use controller_runtime::{ApiResource, Event, Informer, InformerFactory, Metadata, discover};
 use tokio::sync::{Notify, watch};
@@ -189,6 +190,14 @@ impl Universe {
         let state = self.lock();
         let namespaced = state.deletable.iter().filter(|resource| resource.resource.namespaced);
         (namespaced.cloned().collect(), state.failed.clone())
+    }
+
+    /// How many objects of a resource a namespace has; `None` when it is not watched.
+    pub fn count(&self, resource: &GroupResource, namespace: &str) -> Option<usize> {
+        let state = self.lock();
+        let mut all = state.known.values();
+        let (_, informer) = all.find(|(known, _)| known.resource.gvr.group_resource() == *resource)?;
+        Some(informer.by_namespace(namespace).len())
     }
 
     /// Whether observers are told when an object of the resource goes.

@@ -53,10 +53,19 @@ pub async fn import(socket: &Path, archive: &Path) -> Result<Vec<String>, CliErr
     answer.map_err(CliError::Import)
 }
 
+/// The annotation of an image to pull that its registry speaks HTTP without TLS.
+pub(crate) const PLAIN_HTTP: &str = "trierarch.io/plain-http";
+
 /// Pulls an image and returns its id.
-pub async fn pull(socket: &Path, image: &str, auth: Option<v1::AuthConfig>) -> Result<String, CliError> {
+pub async fn pull(
+    socket: &Path,
+    image: &str,
+    auth: Option<v1::AuthConfig>,
+    plain_http: bool,
+) -> Result<String, CliError> {
     let mut clients = cri::clients(&socket.display().to_string()).await?;
-    let image = Some(v1::ImageSpec { image: image.to_owned(), ..Default::default() });
+    let annotations = plain_http.then(|| (PLAIN_HTTP.to_owned(), "true".to_owned())).into_iter().collect();
+    let image = Some(v1::ImageSpec { image: image.to_owned(), annotations, ..Default::default() });
     let request = v1::PullImageRequest { image, auth, sandbox_config: None };
     Ok(clients.image.pull_image(request).await?.into_inner().image_ref)
 }

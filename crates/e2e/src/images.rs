@@ -4,8 +4,9 @@ use cri_server::images::{BuildConfig, BuildFile, build};
 
 /// Debian's statically linked busybox.
 const BUSYBOX: &str = "/bin/busybox";
-const APPLETS: &[&str] =
-    &["sh", "cat", "echo", "env", "hostname", "httpd", "id", "kill", "ls", "mkdir", "nslookup", "sleep", "wget"];
+const APPLETS: &[&str] = &[
+    "sh", "cat", "echo", "env", "hostname", "httpd", "id", "kill", "ls", "mkdir", "nslookup", "sleep", "wget",
+];
 /// The mode of a symbolic link.
 const LINK: u32 = 0o120_777;
 
@@ -24,7 +25,8 @@ pub fn web(name: &str, version: &str) -> Vec<u8> {
         BuildFile { path: "bin/busybox".into(), mode: 0o755, bytes: busybox },
         BuildFile { path: "start".into(), mode: 0o755, bytes: START.into() },
     ];
-    let link = |applet: &&str| BuildFile { path: format!("bin/{applet}"), mode: LINK, bytes: "busybox".into() };
+    let link =
+        |applet: &&str| BuildFile { path: format!("bin/{applet}"), mode: LINK, bytes: "busybox".into() };
     files.extend(APPLETS.iter().map(link));
     let config = BuildConfig {
         entrypoint: vec!["/start".into()],

@@ -42,7 +42,10 @@ impl Namespace {
     /// With an interface `eth0` that has [`NODE_IP`] and a default route, as a machine has.
     pub fn new() -> Self {
         static COUNT: AtomicU32 = AtomicU32::new(0);
-        assert!(rustix::process::geteuid().is_root(), "these tests make namespaces and containers: run them as root");
+        assert!(
+            rustix::process::geteuid().is_root(),
+            "these tests make namespaces and containers: run them as root"
+        );
         let name = format!("e2e-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
         succeed(Command::new("ip").args(["netns", "add", &name]));
         let namespace = Namespace(name);
@@ -110,7 +113,8 @@ impl Cluster {
 
     /// A namespace and a folder, no server yet.
     pub fn stopped() -> Self {
-        let folder = tempfile::Builder::new().prefix("e2e-").tempdir().expect("a temporary folder can be made");
+        let folder =
+            tempfile::Builder::new().prefix("e2e-").tempdir().expect("a temporary folder can be made");
         Cluster { namespace: Namespace::new(), folder, server: None }
     }
 
@@ -143,7 +147,8 @@ impl Cluster {
     pub fn stop_server(&mut self) {
         let mut server = self.server.take().expect("the server runs");
         let pid = rustix::process::Pid::from_child(&server.child);
-        rustix::process::kill_process(pid, rustix::process::Signal::TERM).expect("the server can be told to end");
+        rustix::process::kill_process(pid, rustix::process::Signal::TERM)
+            .expect("the server can be told to end");
         let status = server.child.wait().expect("the server ends");
         assert!(status.success(), "the server ended with {status}");
     }
@@ -159,12 +164,15 @@ impl Cluster {
     /// The processes of all containers.
     pub fn processes(&self) -> Vec<rustix::process::Pid> {
         // Version 1 has a hierarchy a controller, version 2 one for all.
-        let root = ["/sys/fs/cgroup/pids", "/sys/fs/cgroup"].map(|root| Path::new(root).join(&self.cgroup()[1..]));
+        let root =
+            ["/sys/fs/cgroup/pids", "/sys/fs/cgroup"].map(|root| Path::new(root).join(&self.cgroup()[1..]));
         let mut found = Vec::new();
         let mut folders: Vec<PathBuf> = root.into_iter().find(|root| root.is_dir()).into_iter().collect();
         while let Some(folder) = folders.pop() {
             let processes = std::fs::read_to_string(folder.join("cgroup.procs")).unwrap_or_default();
-            found.extend(processes.lines().filter_map(|pid| rustix::process::Pid::from_raw(pid.parse().ok()?)));
+            found.extend(
+                processes.lines().filter_map(|pid| rustix::process::Pid::from_raw(pid.parse().ok()?)),
+            );
             let below = std::fs::read_dir(&folder).into_iter().flatten().flatten().map(|entry| entry.path());
             folders.extend(below.filter(|path| path.is_dir()));
         }
@@ -180,7 +188,10 @@ impl Cluster {
 
     pub fn kubectl(&self, arguments: &str) -> Command {
         let mut kubectl = self.namespace.command("kubectl");
-        kubectl.arg("--kubeconfig").arg(self.data_dir().join("admin.kubeconfig")).args(arguments.split_whitespace());
+        kubectl
+            .arg("--kubeconfig")
+            .arg(self.data_dir().join("admin.kubeconfig"))
+            .args(arguments.split_whitespace());
         kubectl
     }
 
@@ -197,7 +208,8 @@ impl Cluster {
 
     /// One object, as JSON.
     pub fn get(&self, what: &str) -> Value {
-        serde_json::from_str(&self.kubectl_prints(&format!("get {what} -o json"))).expect("kubectl prints JSON")
+        serde_json::from_str(&self.kubectl_prints(&format!("get {what} -o json")))
+            .expect("kubectl prints JSON")
     }
 
     pub fn import(&self, archive: &[u8]) {
@@ -247,14 +259,16 @@ impl Drop for Cluster {
 
 /// Runs a command to its end; it must succeed. What it printed.
 pub fn succeed(command: &mut Command) -> String {
-    let output = command.stdin(Stdio::null()).output().unwrap_or_else(|e| panic!("cannot run {command:?}: {e}"));
+    let output =
+        command.stdin(Stdio::null()).output().unwrap_or_else(|e| panic!("cannot run {command:?}: {e}"));
     assert!(output.status.success(), "{command:?} failed:\n{}", said(&output));
     String::from_utf8(output.stdout).expect("the output is text")
 }
 
 /// Runs a command to its end; it must fail. What it said.
 pub fn fail(command: &mut Command) -> String {
-    let output = command.stdin(Stdio::null()).output().unwrap_or_else(|e| panic!("cannot run {command:?}: {e}"));
+    let output =
+        command.stdin(Stdio::null()).output().unwrap_or_else(|e| panic!("cannot run {command:?}: {e}"));
     assert!(!output.status.success(), "{command:?} succeeded:\n{}", said(&output));
     said(&output)
 }
@@ -284,7 +298,8 @@ pub struct Background {
 
 impl Background {
     pub fn start(command: &mut Command) -> Self {
-        let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().expect("the command can be started");
+        let mut child =
+            command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().expect("the command can be started");
         let (told, lines) = mpsc::channel();
         let stdout: Box<dyn Read + Send> = Box::new(child.stdout.take().expect("standard output is piped"));
         std::thread::spawn(move || {

@@ -58,7 +58,11 @@ fn pods_outlive_the_server() {
     };
     for end in [Cluster::kill_server, Cluster::stop_server] {
         end(&mut cluster);
-        assert_eq!(cluster.curl(&address).as_deref(), Some("one from web\n"), "the pod answers without the server");
+        assert_eq!(
+            cluster.curl(&address).as_deref(),
+            Some("one from web\n"),
+            "the pod answers without the server"
+        );
         cluster.start_server();
         same(&cluster);
         assert_eq!(cluster.curl(&address).as_deref(), Some("one from web\n"));

@@ -66,7 +66,10 @@ fn a_deployment_behind_a_service_from_apply_to_delete() {
     assert_eq!(wide.matches("1/1     Running   0").count(), 3, "{wide}");
     assert_eq!(wide.matches("node-1").count(), 3, "{wide}");
     let described = cluster.kubectl_prints("describe deployment web");
-    assert!(described.contains("3 desired | 3 updated | 3 total | 3 available | 0 unavailable"), "{described}");
+    assert!(
+        described.contains("3 desired | 3 updated | 3 total | 3 available | 0 unavailable"),
+        "{described}"
+    );
     assert!(described.contains("ScalingReplicaSet"), "{described}");
     let described = cluster.kubectl_prints("describe pod -l app=web");
     for reason in ["Scheduled", "Pulled", "Created", "Started"] {
@@ -123,7 +126,10 @@ fn names_of_services_resolve_in_pods() {
     let service_ip = cluster.kubectl_prints("get service web -o jsonpath={.spec.clusterIP}");
     let pod = cluster.kubectl_prints("get pods -l app=web -o jsonpath={.items[0].metadata.name}");
     eventually("the Service's name resolves", || {
-        let output = cluster.kubectl(&format!("exec {pod} -- nslookup web.default.svc.cluster.local")).output().unwrap();
+        let output = cluster
+            .kubectl(&format!("exec {pod} -- nslookup web.default.svc.cluster.local"))
+            .output()
+            .unwrap();
         let said = String::from_utf8_lossy(&output.stdout).into_owned();
         if said.contains(&service_ip) { Ok(()) } else { Err(said) }
     });

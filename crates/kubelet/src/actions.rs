@@ -10,6 +10,7 @@ use crate::pod::{
     should_restart,
 };
 use crate::pod_state::{ContainerRecord, PodState, State};
+use crate::resize;
 
 /// What the probes have said of one container.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -261,6 +262,9 @@ fn sidecar_step(container: &Container, record: &ContainerRecord, probes: &ProbeR
             if changed(container, record) {
                 return InitStep::Done(Some(kill("definition changed", KillReason::Other)));
             }
+            if resize::requires_restart(container, record) {
+                return InitStep::Done(Some(kill("resize requires restart", KillReason::Other)));
+            }
             let dead = container.liveness_probe.is_some()
                 && probes.liveness.get(&record.id) == Some(&ProbeResult::Failure);
             InitStep::Done(dead.then(|| kill("failed liveness probe", KillReason::Liveness)))
@@ -307,6 +311,8 @@ fn regular_container_actions(pod: &Pod, state: &PodState, probes: &ProbeResults,
             ("failed liveness probe", KillReason::Liveness)
         } else if probes.startup.get(&record.id) == Some(&ProbeResult::Failure) {
             ("failed startup probe", KillReason::Startup)
+        } else if restart && resize::requires_restart(container, record) {
+            ("resize requires restart", KillReason::Other)
         } else {
             kept += 1;
             continue;

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use api::Object;
 use api::core::v1::Pod;
+use cri::v1 as pb;
 use linux::cgroups::{Cgroup, Limits};
 
 use crate::container::config::pod_resources;
@@ -54,6 +55,18 @@ pub fn create(root: &Path, pod: &Pod) -> linux::Result<()> {
         cpu_quota: positive(resources.cpu_quota),
         cpu_period: positive(resources.cpu_period).map(i64::unsigned_abs),
         memory_limit: positive(resources.memory_limit_in_bytes),
+        ..Default::default()
+    })
+}
+
+/// Sets the limits of a pod's cgroup while the pod runs; where there is none, the former one is lifted.
+pub fn resize(root: &Path, pod: &Pod, resources: &pb::LinuxContainerResources) -> linux::Result<()> {
+    let free = |value: i64| Some(if value > 0 { value } else { -1 });
+    Cgroup::new(&path(root, pod)).set(&Limits {
+        cpu_shares: Some(resources.cpu_shares.unsigned_abs()).filter(|v| *v > 0),
+        cpu_quota: free(resources.cpu_quota),
+        cpu_period: Some(resources.cpu_period.unsigned_abs()).filter(|v| *v > 0),
+        memory_limit: free(resources.memory_limit_in_bytes),
         ..Default::default()
     })
 }

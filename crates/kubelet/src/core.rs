@@ -1,9 +1,9 @@
 //! What all parts of a kubelet share, and its start and end.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::net::SocketAddr;
 use std::sync::atomic::AtomicBool;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use api::core::v1::{Node, Pod, Service};
@@ -50,6 +50,8 @@ pub struct Core {
     pub network_ready: AtomicBool,
     /// The pods that have workers, by UID, as last seen.
     pub pods: Mutex<HashMap<String, Arc<Pod>>>,
+    /// UIDs of pods whose resize waits for others to make room.
+    pub deferred_resizes: Mutex<BTreeSet<String>>,
     /// The Node as last seen in the API.
     pub node: Mutex<Option<Arc<Node>>>,
 }
@@ -57,6 +59,11 @@ pub struct Core {
 impl Core {
     pub fn host_ips(&self) -> Vec<String> {
         self.config.node_ips.iter().map(ToString::to_string).collect()
+    }
+
+    /// The Node as last seen in the API.
+    pub fn node(&self) -> Option<Arc<Node>> {
+        self.node.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// The node's own resolver configuration, as it is now.
@@ -74,6 +81,22 @@ impl Core {
             allocatable_memory: self.machine.memory,
             allocatable_ephemeral_storage: self.machine.ephemeral_storage,
         }
+    }
+
+    /// Notes whether a pod's resize waits for room.
+    pub fn defer_resize(&self, pod_uid: &str, waits: bool) {
+        let mut deferred = self.deferred_resizes.lock().unwrap_or_else(PoisonError::into_inner);
+        if waits {
+            deferred.insert(pod_uid.to_owned());
+        } else {
+            deferred.remove(pod_uid);
+        }
+    }
+
+    /// There may be room now: those that wait for it ask again.
+    pub fn retry_resizes(&self) {
+        let deferred = self.deferred_resizes.lock().unwrap_or_else(PoisonError::into_inner);
+        deferred.iter().for_each(|uid| self.wakers.wake(uid));
     }
 
     pub fn probe_tools(&self) -> Tools {
@@ -145,6 +168,7 @@ pub async fn run_with(
         changes: broadcast::Sender::new(256),
         network_ready: AtomicBool::new(false),
         pods: Mutex::default(),
+        deferred_resizes: Mutex::default(),
         node: Mutex::default(),
         config,
         client,

@@ -2,7 +2,7 @@
 //!
 //! Start at [`run`]: it registers the [`node`], then hands each pod of the node to a worker of its own
 //! ([`worker`]). A worker is level-triggered: woken by a change of its pod, of its containers, of a probe or of an
-//! object that it mounts, it reads what is ([`pod_state`]), decides ([`actions`], pure), reports ([`status`], pure)
+//! object that it mounts, it reads what is ([`pod_state`]), decides ([`actions`] and [`resize`], pure), reports ([`status`], pure)
 //! and acts. What it acts with is below: [`container`] makes CRI configurations, [`volumes`] the mounts, [`images`],
 //! [`lifecycle`] and [`probe`] do what their names say. [`server`] is what the API server calls: logs, exec, stats.
 //!
@@ -11,7 +11,7 @@
 //! - A pod's end is told to the API only when nothing of it runs or is mounted any more.
 //! - Nothing polls; a slow relist is there only in case the runtime's event stream lies.
 //!
-//! Deliberately absent: device plugins, CSI, dynamic resources, evictions under pressure, in-place resize.
+//! Deliberately absent: device plugins, CSI, dynamic resources, evictions when the node itself runs short.
 
 mod actions;
 mod admit;
@@ -21,6 +21,7 @@ mod config;
 mod container;
 mod core;
 mod events;
+mod evict;
 mod http_get;
 mod images;
 mod lifecycle;
@@ -32,6 +33,7 @@ mod pod;
 mod pod_state;
 mod pods;
 mod probe;
+mod resize;
 pub mod runtime;
 mod server;
 mod static_pods;

@@ -17,6 +17,7 @@ pub mod annotations {
     pub const TERMINATION_GRACE_PERIOD: &str = "io.kubernetes.pod.terminationGracePeriod";
     pub const PRE_STOP: &str = "io.kubernetes.container.preStopHandler";
     pub const PORTS: &str = "io.kubernetes.container.ports";
+    pub const MEMORY_REQUEST: &str = "io.trierarch.container.memoryRequest";
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -62,6 +63,8 @@ pub struct ContainerRecord {
     pub log_path: String,
     pub user: Option<pb::LinuxContainerUser>,
     pub resources: Option<pb::LinuxContainerResources>,
+    /// What it was made with, as the runtime does not keep it.
+    pub memory_request: Option<i64>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -176,6 +179,7 @@ fn container(status: &pb::ContainerStatus, sandbox_id: &str) -> ContainerRecord 
         log_path: status.log_path.clone(),
         user: status.user.as_ref().and_then(|u| u.linux.clone()),
         resources: status.resources.as_ref().and_then(|r| r.linux.clone()),
+        memory_request: annotation(annotations::MEMORY_REQUEST).parse().ok(),
     };
     if state == State::Exited {
         if record.reason.is_empty() {

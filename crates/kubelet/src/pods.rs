@@ -86,11 +86,14 @@ pub async fn run(
                 if workers.apply(inbox.take(), &shutdown) {
                     workers.share_cpu();
                 }
+                core.retry_resizes();
             }
             Some(ended) = workers.tasks.join_next() => {
                 if let Ok(uid) = ended {
                     workers.running.remove(&uid);
                     workers.pods().remove(&uid);
+                    core.defer_resize(&uid, false);
+                    core.retry_resizes();
                 }
             }
             _ = orphans.tick(), if informer.has_synced() => workers.collect_orphans().await,
@@ -126,7 +129,8 @@ impl Workers {
                 }
                 (Change::Gone, None) => {}
                 (Change::Present(pod), Some(worker)) => {
-                    self.pods().insert(uid, pod.clone());
+                    let before = self.pods().insert(uid, pod.clone());
+                    any |= before.is_none_or(|before| before.spec != pod.spec);
                     worker.send_modify(|d| d.pod = pod);
                 }
                 (Change::Present(pod), None) => fresh.push(pod),
@@ -165,7 +169,7 @@ impl Workers {
         {
             return None;
         }
-        let node = self.core.node.lock().unwrap_or_else(PoisonError::into_inner).clone()?;
+        let node = self.core.node()?;
         let rejected: BTreeSet<String> = self
             .running
             .iter()

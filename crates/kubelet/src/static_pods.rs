@@ -6,7 +6,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use api::Object;
-use api::core::v1::{Pod, Toleration};
+use api::core::v1::{Node, Pod, Toleration};
+use api::meta::OwnerReference;
 use client::DeleteOptions;
 use futures::StreamExt;
 use inotify::{Inotify, WatchMask};
@@ -195,6 +196,17 @@ impl Mirrors {
         for (key, pod) in wanted.iter().filter(|(key, _)| !seen.contains_key(*key)) {
             let mut mirror = (**pod).clone();
             mirror.metadata.uid = None;
+            // A node may only create pods that are its own.
+            let node =
+                self.core.node().ok_or_else(|| client::Error::Config("the Node is not there yet".into()))?;
+            mirror.metadata.owner_references = Some(vec![OwnerReference {
+                api_version: Node::api_version(),
+                kind: Node::KIND.to_owned(),
+                name: node.name().to_owned(),
+                uid: node.uid().to_owned(),
+                controller: Some(true),
+                ..Default::default()
+            }]);
             let annotations = mirror.metadata.annotations.get_or_insert_with(BTreeMap::new);
             annotations.insert(CONFIG_MIRROR.into(), hash(pod, CONFIG_HASH).unwrap_or_default());
             match client.create(&mirror).await {

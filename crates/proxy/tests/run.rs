@@ -2,15 +2,13 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-mod fake_server;
-
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use fake_server::FakeServer;
 use linux::netlink::Netlink;
 use linux::netns::NetNs;
 use serde_json::{Value, json};
+use testkit::FakeServer;
 use tokio::net::UdpSocket;
 use tokio_util::sync::CancellationToken;
 

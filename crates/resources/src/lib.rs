@@ -17,6 +17,7 @@ mod kinds;
 mod podspec;
 mod prelude;
 mod print;
+pub mod quota;
 pub mod row;
 pub mod rules;
 pub mod strategy;

@@ -206,3 +206,22 @@ fn defaults_are_idempotent() {
         assert_eq!(once, twice, "{}", def.gvr());
     }
 }
+
+#[test]
+fn fields_of_converted_kinds_read_what_is_stored() {
+    let event = json!({
+        "involvedObject": {"kind": "Pod", "name": "p"}, "reportingComponent": "c", "reason": "r", "type": "Normal"
+    });
+    for (group, path, expected) in [
+        ("", "source", "c"),
+        ("", "involvedObject.name", "p"),
+        ("events.k8s.io", "reportingController", "c"),
+        ("events.k8s.io", "regarding.kind", "Pod"),
+        ("events.k8s.io", "regarding.name", "p"),
+        ("events.k8s.io", "reason", "r"),
+    ] {
+        let def = table().iter().find(|def| def.plural == "events" && def.group == group).unwrap();
+        let field = def.selectable_fields.iter().find(|field| field.path == path).unwrap();
+        assert_eq!((field.value)(&event), expected, "{path}");
+    }
+}

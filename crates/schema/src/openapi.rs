@@ -8,10 +8,12 @@
 //! absent.
 
 mod operations;
+mod protobuf;
 mod schemas;
 
 use serde_json::{Map, Value, json};
 
+pub use protobuf::v2_protobuf;
 use schemas::Schemas;
 
 /// A kind that is served, with its routes.

@@ -8,7 +8,7 @@
 
 mod decode;
 mod encode;
-mod wire;
+pub(crate) mod wire;
 
 use api::tables::{self, Definition};
 use apimachinery::{GroupVersion, GroupVersionKind};

@@ -48,17 +48,23 @@ impl rustls::client::ResolvesClientCert for Current {
 
 fn certified(pair: &Pair) -> anyhow::Result<Arc<CertifiedKey>> {
     let key = PrivateKeyDer::from_pem_slice(pair.key.as_bytes()).context("the key is not PEM")?;
-    let key = rustls::crypto::ring::sign::any_supported_type(&key).context("the key is of no supported type")?;
+    let key =
+        rustls::crypto::ring::sign::any_supported_type(&key).context("the key is of no supported type")?;
     Ok(Arc::new(CertifiedKey::new(chain(&pair.certificate)?, key)))
 }
 
 /// The certificates of a PEM text.
 pub fn chain(pem: &str) -> anyhow::Result<Vec<CertificateDer<'static>>> {
-    CertificateDer::pem_slice_iter(pem.as_bytes()).collect::<Result<_, _>>().context("the certificate is not PEM")
+    CertificateDer::pem_slice_iter(pem.as_bytes())
+        .collect::<Result<_, _>>()
+        .context("the certificate is not PEM")
 }
 
 /// A client that trusts one authority and shows a certificate that may change.
-pub fn client_config(authority: &str, certificate: Arc<Current>) -> anyhow::Result<Arc<rustls::ClientConfig>> {
+pub fn client_config(
+    authority: &str,
+    certificate: Arc<Current>,
+) -> anyhow::Result<Arc<rustls::ClientConfig>> {
     let mut roots = rustls::RootCertStore::empty();
     for certificate in chain(authority)? {
         roots.add(certificate)?;

@@ -81,7 +81,12 @@ pub struct ClusterNetwork {
     #[arg(long, value_name = "CIDR", default_value = "10.42.0.0/16")]
     pub cluster_cidr: String,
     /// Addresses of Services
-    #[arg(long, visible_alias = "service-cluster-ip-range", value_name = "CIDR", default_value = "10.43.0.0/16")]
+    #[arg(
+        long,
+        visible_alias = "service-cluster-ip-range",
+        value_name = "CIDR",
+        default_value = "10.43.0.0/16"
+    )]
     pub service_cidr: String,
     /// The DNS domain of the cluster
     #[arg(long, value_name = "DOMAIN", default_value = "cluster.local")]

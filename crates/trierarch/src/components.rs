@@ -39,7 +39,9 @@ pub async fn scheduler(args: cli::Scheduler) -> anyhow::Result<()> {
 
 pub async fn controller_manager(args: cli::ControllerManager) -> anyhow::Result<()> {
     let client = client_of(&args.access.kubeconfig, "kube-controller-manager")?;
-    let read = |path: &Path| std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()));
+    let read = |path: &Path| {
+        std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))
+    };
     let config = controllers::Config {
         node_cidr_mask: node_cidr_mask(&args.cluster_cidr)?,
         cluster_cidr: args.cluster_cidr,
@@ -52,8 +54,13 @@ pub async fn controller_manager(args: cli::ControllerManager) -> anyhow::Result<
         return Ok(controllers::run(config, client, shutdown).await?);
     }
     let lease = "kube-controller-manager";
-    let elector =
-        controller_runtime::LeaderElector::new(client.clone(), "kube-system", lease, &identity()?, host::clock());
+    let elector = controller_runtime::LeaderElector::new(
+        client.clone(),
+        "kube-system",
+        lease,
+        &identity()?,
+        host::clock(),
+    );
     let mut outcome = Ok(());
     let lead = |leading: CancellationToken| {
         let outcome = &mut outcome;
@@ -96,7 +103,9 @@ pub async fn dns(args: cli::Dns) -> anyhow::Result<()> {
 pub async fn kubelet(args: cli::Kubelet) -> anyhow::Result<()> {
     host::check_can_run_containers()?;
     let client = client_of(&args.access.kubeconfig, "kubelet")?;
-    let read = |path: &Path| std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()));
+    let read = |path: &Path| {
+        std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))
+    };
     let pair = Pair { certificate: read(&args.tls_cert_file)?, key: read(&args.tls_private_key_file)? };
     let node_name = args.hostname_override.map_or_else(host::hostname, Ok)?;
     let node_ip = args.node_ip.map_or_else(host::node_ip, Ok)?;
@@ -121,7 +130,7 @@ pub async fn kubelet(args: cli::Kubelet) -> anyhow::Result<()> {
 pub async fn cri_server(args: cli::CriServer) -> anyhow::Result<()> {
     host::check_can_run_containers()?;
     let data_dir = std::path::absolute(&args.data.data_dir)?;
-    std::fs::create_dir_all(&data_dir).with_context(|| format!("cannot make {}", data_dir.display()))?;
+    parts::make_private(&data_dir)?;
     let mut config = parts::engine_config(&data_dir, "/", &[args.service_cidr])?;
     if let Some(socket) = args.socket {
         config.socket = std::path::absolute(socket)?;
@@ -142,6 +151,7 @@ pub async fn apiserver(args: cli::Apiserver) -> anyhow::Result<()> {
     let settings = Settings {
         kubeconfig: data_dir.join("admin.kubeconfig"),
         data_dir,
+        bind_address: args.bind_address,
         port: args.secure_port,
         node_name: host::hostname()?,
         node_ip: args.advertise_address.map_or_else(host::node_ip, Ok)?,

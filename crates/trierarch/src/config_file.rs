@@ -33,7 +33,9 @@ fn config_path(arguments: &[OsString]) -> Option<OsString> {
 }
 
 fn flags(text: &str) -> anyhow::Result<Vec<OsString>> {
-    let Value::Object(settings) = serde_saphyr::from_str(text)? else { bail!("it must map flag names to values") };
+    let Value::Object(settings) = serde_saphyr::from_str(text)? else {
+        bail!("it must map flag names to values")
+    };
     let mut flags = Vec::new();
     for (name, value) in settings {
         if name == "config" {
@@ -69,11 +71,18 @@ mod tests {
 
     #[test]
     fn settings_become_flags() {
-        let flags = flags("secure-port: 7443\nno-node: true\ndata-dir: /srv/a b\nnode-label: [a=1, b=2]\n").unwrap();
+        let flags =
+            flags("secure-port: 7443\nno-node: true\ndata-dir: /srv/a b\nnode-label: [a=1, b=2]\n").unwrap();
         let flags: Vec<_> = flags.iter().map(|f| f.to_str().unwrap()).collect();
         assert_eq!(
             flags,
-            ["--data-dir=/srv/a b", "--no-node", "--node-label=a=1", "--node-label=b=2", "--secure-port=7443"]
+            [
+                "--data-dir=/srv/a b",
+                "--no-node",
+                "--node-label=a=1",
+                "--node-label=b=2",
+                "--secure-port=7443"
+            ]
         );
     }
 

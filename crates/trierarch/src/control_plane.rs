@@ -1,7 +1,7 @@
 //! The API server over the store of a data directory, with certificates that renew themselves.
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -39,6 +39,8 @@ const MIN_RENEWAL_WAIT: Duration = Duration::from_secs(60);
 pub struct Settings {
     pub data_dir: PathBuf,
     pub kubeconfig: PathBuf,
+    /// Where the listener is; unspecified for all addresses.
+    pub bind_address: IpAddr,
     pub port: u16,
     pub node_name: String,
     pub node_ip: IpAddr,
@@ -48,11 +50,20 @@ pub struct Settings {
 }
 
 impl Settings {
+    /// How clients on this machine reach the API.
+    fn url(&self) -> String {
+        let address = if self.bind_address.is_unspecified() { self.node_ip } else { self.bind_address };
+        format!("https://{}", SocketAddr::new(address, self.port))
+    }
+
     fn names(&self) -> anyhow::Result<Names> {
         Ok(Names {
             node_name: self.node_name.clone(),
             host_name: host::hostname()?,
-            node_ips: vec![self.node_ip],
+            node_ips: vec![self.node_ip, self.bind_address]
+                .into_iter()
+                .filter(|ip| !ip.is_unspecified())
+                .collect(),
             service_ip: self.service_ip,
             cluster_domain: self.network.cluster_domain.clone(),
             extra: Vec::new(),
@@ -75,7 +86,7 @@ impl ControlPlane {
         shutdown: CancellationToken,
     ) -> anyhow::Result<Self> {
         let data_dir = &settings.data_dir;
-        std::fs::create_dir_all(data_dir).with_context(|| format!("cannot make {}", data_dir.display()))?;
+        parts::make_private(data_dir)?;
         let store = match parts::open_store(data_dir) {
             Err(storage::Error::InUse { .. }) => {
                 anyhow::bail!("the data directory {} is in use by another process", data_dir.display())
@@ -107,7 +118,10 @@ impl ControlPlane {
         let front_proxy = certificates::chain(pki.front_proxy_authority())?;
         let config = authn::Config {
             client_authorities: authority.clone(),
-            request_headers: Some(RequestHeaders::usual(front_proxy.clone(), vec!["front-proxy-client".into()])),
+            request_headers: Some(RequestHeaders::usual(
+                front_proxy.clone(),
+                vec!["front-proxy-client".into()],
+            )),
             service_account_keys: vec![issuer.verifying_key().clone()],
             issuers: vec![issuer_url.clone()],
             audiences: vec![issuer_url],
@@ -123,7 +137,9 @@ impl ControlPlane {
                 authorize: authorizer,
                 admit: chain.clone(),
                 issuer: Some(issuer),
-                review_token: Some(Arc::new(move |token, audiences| review.authenticate_token(token, audiences))),
+                review_token: Some(Arc::new(move |token, audiences| {
+                    review.authenticate_token(token, audiences)
+                })),
                 service_cidr: host::cidr("--service-cidr", &settings.network.service_cidr)?,
                 node_ports: NODE_PORTS,
                 advertise: (settings.node_ip, settings.port),
@@ -137,7 +153,8 @@ impl ControlPlane {
             },
             shutdown.clone(),
         );
-        let mut control_plane = ControlPlane { api, pki: Mutex::new(pki), certificates, tasks: JoinSet::new() };
+        let mut control_plane =
+            ControlPlane { api, pki: Mutex::new(pki), certificates, tasks: JoinSet::new() };
         // The quota of a namespace is charged through the API, as an administrator.
         let charged = chain.client().set(control_plane.client("system:apiserver", &["system:masters"]));
         charged.map_err(|_| anyhow::anyhow!("the admission chain has a client already"))?;
@@ -153,33 +170,47 @@ impl ControlPlane {
         client_authorities: &[CertificateDer<'static>],
         shutdown: CancellationToken,
     ) -> anyhow::Result<()> {
-        let tls = apiserver::server::tls_config(self.certificates[&Leaf::ApiServer].clone(), client_authorities)?;
+        let tls =
+            apiserver::server::tls_config(self.certificates[&Leaf::ApiServer].clone(), client_authorities)?;
         let (api, stop) = (self.api.clone(), shutdown.clone());
         self.tasks.spawn(async move {
             if let Err(error) = api.registry.run(stop.clone()).await {
-                tracing::error!(error = &error as &dyn std::error::Error, "the caches cannot be fed any more");
+                tracing::error!(
+                    error = &error as &dyn std::error::Error,
+                    "the caches cannot be fed any more"
+                );
             }
             stop.cancel();
         });
         let (api, stop) = (self.api.clone(), shutdown.clone());
         self.tasks.spawn(async move {
             if let Err(error) = api.serve(listener, tls).await {
-                tracing::error!(error = &error as &dyn std::error::Error, "the API cannot be served any more");
+                tracing::error!(
+                    error = &error as &dyn std::error::Error,
+                    "the API cannot be served any more"
+                );
             }
             stop.cancel();
         });
         self.tasks.spawn(forget_history(self.api.clone(), shutdown));
-        self.api.bootstrap(apiserver::authz::bootstrap_objects()).await.context("cannot make what a cluster starts with")?;
+        self.api
+            .bootstrap(apiserver::authz::bootstrap_objects())
+            .await
+            .context("cannot make what a cluster starts with")?;
         self.write_kubeconfig(settings)?;
-        let address = format!("https://{}", std::net::SocketAddr::new(settings.node_ip, settings.port));
-        tracing::info!(address, kubeconfig = %settings.kubeconfig.display(), "the API is ready");
+        tracing::info!(address = settings.url(), kubeconfig = %settings.kubeconfig.display(), "the API is ready");
         Ok(())
     }
 
     fn write_kubeconfig(&self, settings: &Settings) -> anyhow::Result<()> {
         let pki = self.pki();
-        let server = format!("https://{}", std::net::SocketAddr::new(settings.node_ip, settings.port));
-        pki::write_kubeconfig(&settings.kubeconfig, &server, pki.authority(), "admin", pki.pair(Leaf::Admin))
+        pki::write_kubeconfig(
+            &settings.kubeconfig,
+            &settings.url(),
+            pki.authority(),
+            "admin",
+            pki.pair(Leaf::Admin),
+        )
     }
 
     /// Waits until the server has ended, which it does some seconds after its shutdown at the latest.

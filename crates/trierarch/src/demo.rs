@@ -102,7 +102,9 @@ async fn start_server(data_dir: &Path, kubeconfig: &Path) -> anyhow::Result<Clie
         }
         match connect(kubeconfig).await {
             Ok(client) => return Ok(client),
-            Err(error) if Instant::now() > deadline => return Err(error.context("the server does not answer")),
+            Err(error) if Instant::now() > deadline => {
+                return Err(error.context("the server does not answer"));
+            }
             Err(_) => sleep(Duration::from_millis(50)).await,
         }
     }
@@ -222,10 +224,16 @@ fn is_ready(pod: &Pod) -> bool {
 }
 
 /// The ways to the Service: by cluster address, node port and name.
-async fn addresses(client: &Client, service: &Service, node: &Node) -> anyhow::Result<Vec<(String, SocketAddr)>> {
+async fn addresses(
+    client: &Client,
+    service: &Service,
+    node: &Node,
+) -> anyhow::Result<Vec<(String, SocketAddr)>> {
     let spec = service.spec.as_ref().context("the Service has a spec")?;
-    let cluster_ip: IpAddr = spec.cluster_ip.as_deref().unwrap_or_default().parse().context("it has an address")?;
-    let node_port = spec.ports.iter().flatten().find_map(|port| port.node_port).context("it has a node port")?;
+    let cluster_ip: IpAddr =
+        spec.cluster_ip.as_deref().unwrap_or_default().parse().context("it has an address")?;
+    let node_port =
+        spec.ports.iter().flatten().find_map(|port| port.node_port).context("it has a node port")?;
     let node_addresses = node.status.as_ref().and_then(|status| status.addresses.as_ref());
     let node_ip = node_addresses.into_iter().flatten().find(|address| address.type_ == "InternalIP");
     let node_ip: IpAddr = node_ip.context("the node has an address")?.address.parse()?;

@@ -6,7 +6,8 @@ use anyhow::{Context, bail};
 
 /// The host's name, in lower case, as nodes are named.
 pub fn hostname() -> anyhow::Result<String> {
-    let name = rustix::system::uname().nodename().to_str().context("the host's name is not text")?.to_lowercase();
+    let name =
+        rustix::system::uname().nodename().to_str().context("the host's name is not text")?.to_lowercase();
     if name.is_empty() || name == "(none)" {
         bail!("the host has no name; give --node-name");
     }

@@ -15,7 +15,8 @@ pub fn socket(data_dir: &Path) -> PathBuf {
 
 pub async fn run(args: cli::Image) -> anyhow::Result<()> {
     let socket = socket(&std::path::absolute(&args.data.data_dir)?);
-    let unreachable = || format!("no container engine answers at {}; start one with `trierarch server`", socket.display());
+    let unreachable =
+        || format!("no container engine answers at {}; start one with `trierarch server`", socket.display());
     match args.command {
         cli::ImageCommand::Import { archive } => {
             let names = if archive == Path::new("-") {
@@ -24,13 +25,14 @@ pub async fn run(args: cli::Image) -> anyhow::Result<()> {
                 import_bytes(&socket, bytes).await?
             } else {
                 let archive = std::path::absolute(&archive)?;
-                std::fs::File::open(&archive).with_context(|| format!("cannot read {}", archive.display()))?;
+                std::fs::File::open(&archive)
+                    .with_context(|| format!("cannot read {}", archive.display()))?;
                 engine::import(&socket, &archive).await?
             };
             names.iter().for_each(|name| println!("imported {name}"));
         }
         cli::ImageCommand::Pull { reference, plain_http } => {
-            println!("pulled {}", engine::pull(&socket, &reference, None).await?);
+            println!("pulled {}", engine::pull(&socket, &reference, None, plain_http).await?);
         }
         cli::ImageCommand::List => {
             let mut images = engine::list(&socket).await.with_context(unreachable)?;

@@ -1,5 +1,7 @@
 //! Logs for people and for machines that collect standard error.
 
+use std::io::IsTerminal;
+
 use tracing_subscriber::EnvFilter;
 
 /// Sets the filter that replaces `-v`, in `tracing`'s syntax: `warn,scheduler=debug`.
@@ -10,11 +12,18 @@ pub fn start(verbosity: u8) {
     let default = match verbosity {
         0..=1 => "warn,trierarch=info",
         2..=3 => "info",
-        4..=5 => "info,apiserver=debug,scheduler=debug,controllers=debug,kubelet=debug,cri_server=debug,proxy=debug",
+        4..=5 => {
+            "info,apiserver=debug,scheduler=debug,controllers=debug,kubelet=debug,cri_server=debug,proxy=debug"
+        }
         _ => "debug",
     };
     let filter = EnvFilter::try_from_env(VARIABLE).unwrap_or_else(|_| EnvFilter::new(default));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(verbosity >= 2).init();
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_target(verbosity >= 2)
+        .init();
 }
 
 /// An error and its causes on one line.

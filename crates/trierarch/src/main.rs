@@ -59,7 +59,8 @@ fn run() -> anyhow::Result<()> {
         .install_default()
         .map_err(|_| anyhow::anyhow!("a TLS provider is installed already"))?;
     // Two workers do for a laptop; a busy server has its cores.
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().thread_name("trierarch").build()?;
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().enable_all().thread_name("trierarch").build()?;
     let outcome = runtime.block_on(cli.command.run());
     // What still blocks in a system call must not keep the process.
     runtime.shutdown_timeout(std::time::Duration::from_secs(1));

@@ -1,11 +1,19 @@
 //! How each part is configured, whether it runs with the others or alone.
 
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use anyhow::Context;
 use storage::embedded::Embedded;
 
 use crate::host;
+
+/// Makes a folder for what only its owner may read: the store holds every Secret.
+pub fn make_private(folder: &Path) -> anyhow::Result<()> {
+    std::fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
+    std::fs::set_permissions(folder, std::fs::Permissions::from_mode(0o700))
+        .with_context(|| format!("cannot restrict {}", folder.display()))
+}
 
 pub fn open_store(data_dir: &Path) -> Result<Embedded, storage::Error> {
     Embedded::open(&data_dir.join("state.redb"))

@@ -265,11 +265,6 @@ impl Pki {
         &self.authority.certificate
     }
 
-    /// The authority with its key, for the controller that signs what is asked of the cluster.
-    pub fn authority_pair(&self) -> &Pair {
-        &self.authority
-    }
-
     pub fn front_proxy_authority(&self) -> &str {
         &self.front_proxy_authority.certificate
     }

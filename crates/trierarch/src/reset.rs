@@ -28,8 +28,11 @@ pub async fn run(args: cli::Reset) -> anyhow::Result<()> {
     let cgroup_root = Path::new(&args.cgroup_root);
     for cgroup in [cgroup_root.join("kubepods"), cgroup_root.to_owned()] {
         // The machine's own root is not ours.
-        if cgroup != Path::new("/") {
-            linux::cgroups::Cgroup::new(&cgroup).remove().context("cannot remove the cgroups of pods")?;
+        if cgroup == Path::new("/") {
+            continue;
+        }
+        if let Err(error) = linux::cgroups::Cgroup::new(&cgroup).remove() {
+            eprintln!("left {}, which pods of another data directory are in: {error}", cgroup.display());
         }
     }
     let cni_state = data_dir.join("cni");

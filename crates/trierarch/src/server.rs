@@ -25,11 +25,18 @@ use crate::{cli, components, host, parts};
 /// How long parts may take to end after the signal, before they are left behind.
 const PATIENCE: Duration = Duration::from_secs(10);
 
+/// Upstream: pkg/cluster/ports/ports.go
+const KUBELET_PORT: u16 = 10250;
+const PROXY_HEALTH_PORT: u16 = 10256;
+
 pub async fn run(args: cli::Server) -> anyhow::Result<()> {
     let plan = Plan::new(&args)?;
     let shutdown = host::shutdown_signal()?;
     let address = SocketAddr::new(args.bind_address, args.secure_port);
     let listener = TcpListener::bind(address).await.with_context(|| format!("cannot listen on {address}"))?;
+    if plan.with_node {
+        plan.check_ports()?;
+    }
     let mut server = Server::new(shutdown.clone());
     // The API outlives the parts, so that they can say what they did last.
     let api_stop = CancellationToken::new();
@@ -68,6 +75,7 @@ impl Plan {
         let settings = Settings {
             data_dir,
             kubeconfig,
+            bind_address: args.bind_address,
             port: args.secure_port,
             node_name: args.node_name.clone().map_or_else(host::hostname, Ok)?,
             node_ip: args.node_ip.map_or_else(host::node_ip, Ok)?,
@@ -81,6 +89,15 @@ impl Plan {
             cgroup_root: args.cgroup_root.clone(),
             dns_ip: host::nth_address(service_range, 10),
         })
+    }
+
+    /// Fails, before anything is touched, when a port of the node is taken or its address is not this machine's.
+    fn check_ports(&self) -> anyhow::Result<()> {
+        for port in [KUBELET_PORT, PROXY_HEALTH_PORT, dns::DEFAULT_PORT] {
+            let address = SocketAddr::new(self.settings.node_ip, port);
+            std::net::TcpListener::bind(address).with_context(|| format!("cannot listen on {address}"))?;
+        }
+        Ok(())
     }
 
     fn data_dir(&self) -> &Path {
@@ -222,12 +239,13 @@ async fn network(
     shutdown: CancellationToken,
 ) -> anyhow::Result<()> {
     let cluster_cidr = settings.network.cluster_cidr.clone();
-    let range = cluster_cidr.parse().map_err(|_| anyhow::anyhow!("--cluster-cidr {cluster_cidr:?} is not a CIDR"))?;
+    let range =
+        cluster_cidr.parse().map_err(|_| anyhow::anyhow!("--cluster-cidr {cluster_cidr:?} is not a CIDR"))?;
     tokio::task::spawn_blocking(move || cni::setup_host(&[range])).await??;
     let proxy = proxy::Config {
         node_name: settings.node_name.clone(),
         cluster_cidrs: vec![cluster_cidr],
-        healthz_address: Some(SocketAddr::new(settings.node_ip, 10256)),
+        healthz_address: Some(SocketAddr::new(settings.node_ip, PROXY_HEALTH_PORT)),
     };
     let resolv_conf = std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
     let dns = dns::Config {
@@ -236,16 +254,17 @@ async fn network(
         upstreams: dns::upstreams(&resolv_conf),
         service_addresses: vec![dns_ip],
     };
-    let publish = dns::ensure_service(
-        &clients.admin,
-        dns_ip,
-        &settings.node_name,
-        settings.node_ip,
-        dns::DEFAULT_PORT,
-    );
+    let publish =
+        dns::ensure_service(&clients.admin, dns_ip, &settings.node_name, settings.node_ip, dns::DEFAULT_PORT);
     tokio::try_join!(
-        async { proxy::run(proxy, clients.proxy.clone(), shutdown.clone()).await.context("the Service proxy failed") },
-        async { dns::run(dns, clients.admin.clone(), shutdown.clone()).await.context("the cluster DNS failed") },
+        async {
+            proxy::run(proxy, clients.proxy.clone(), shutdown.clone())
+                .await
+                .context("the Service proxy failed")
+        },
+        async {
+            dns::run(dns, clients.admin.clone(), shutdown.clone()).await.context("the cluster DNS failed")
+        },
         async { publish.await.context("cannot publish the cluster DNS") },
     )?;
     Ok(())

@@ -36,6 +36,8 @@ pub const TEST: &[Package] = &[
     ("nftables", "/usr/sbin/nft"),
     ("iproute2", "/usr/sbin/ip"),
     ("busybox-static", "/bin/busybox"),
+    ("curl", "/usr/bin/curl"),
+    ("procps", "/usr/bin/ps"),
     ("kubernetes-client", "/usr/bin/kubectl"),
 ];
 

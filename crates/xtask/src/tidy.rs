@@ -38,7 +38,7 @@ const IMPURE_DEPENDENCIES: &[&str] =
 /// Only these crates may have unsafe code.
 const UNSAFE: &[&str] = &["linux"];
 /// Only these crates link the store; the binary opens it and hands it on.
-const STORE_USERS: &[&str] = &["apiserver", "trierarch", "testkit"];
+const STORE_USERS: &[&str] = &["apiserver", "trierarch"];
 /// A reader holds about so much.
 const MAX_LINES: usize = 1000;
 

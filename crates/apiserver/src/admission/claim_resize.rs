@@ -3,20 +3,14 @@
 //! Upstream: plugin/pkg/admission/storage/persistentvolume/resize/admission.go
 
 use apimachinery::Status;
-use serde_json::Value;
+use resources::quota::{Quantities, class_of};
 
-use super::default_storage_class::{CLASS_ANNOTATION, STORAGE_CLASSES};
-use super::quantities::Quantities;
-use super::tree::{annotation, flag, text};
+use super::default_storage_class::STORAGE_CLASSES;
+use super::tree::{flag, text};
 use super::{Context, Plugin, forbid, is_update, is_whole};
 use crate::seams::AdmissionRequest;
 
 pub(super) struct PersistentVolumeClaimResize;
-
-/// The class of a claim; the annotation of old goes first.
-pub(super) fn class_of(claim: &Value) -> &str {
-    annotation(claim, CLASS_ANNOTATION).unwrap_or_else(|| text(claim, "spec.storageClassName"))
-}
 
 impl Plugin for PersistentVolumeClaimResize {
     fn name(&self) -> &'static str {

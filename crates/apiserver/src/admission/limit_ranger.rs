@@ -8,10 +8,10 @@ use apimachinery::Status;
 use apimachinery::quantity::Quantity;
 use serde_json::Value;
 
-use super::quantities::{Quantities, of_pod};
 use super::tree::{at, items, list_mut, map_mut, text};
 use super::{Context, Plugin, core, forbid, is, is_create, is_update, join_errors};
 use crate::seams::AdmissionRequest;
+use resources::quota::{Quantities, of_pod};
 
 const ANNOTATION: &str = "kubernetes.io/limit-ranger";
 

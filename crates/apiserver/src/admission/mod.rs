@@ -24,8 +24,6 @@ mod pod_security;
 mod pod_security_checks;
 mod pod_topology_labels;
 mod priority;
-mod quantities;
-mod quota_usage;
 mod resource_quota;
 mod runtime_class;
 mod service_account;

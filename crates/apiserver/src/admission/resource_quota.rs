@@ -14,9 +14,9 @@ use client::{Client, Resource};
 use serde_json::Value;
 use tokio::sync::Semaphore;
 
-use super::quantities::Quantities;
-use super::quota_usage::{concerns, handles, in_scope, unsaid, usage};
-use super::tree::{set, text};
+use resources::quota::{Quantities, concerns, in_scope, unsaid, usage};
+
+use super::tree::{at, set, text};
 use super::{core, forbid};
 use crate::seams::{AdmissionRequest, Lookup, Operation};
 
@@ -83,6 +83,24 @@ impl ResourceQuota {
             }
         }
         last_conflict.map_or(Ok(()), Err)
+    }
+}
+
+/// Whether the request can change what is used.
+fn handles(request: &AdmissionRequest<'_>) -> bool {
+    let create = request.operation == Operation::Create;
+    let update = request.operation == Operation::Update;
+    match (&*request.gvr.group, &*request.gvr.resource, request.subresource) {
+        ("", "events", _) => false,
+        ("", "pods", "resize") => update,
+        ("", "pods", "") => {
+            let bounded = |pod: &Value| at(pod, "spec.activeDeadlineSeconds").is_some();
+            create
+                || (update && request.old_object.is_some_and(|old| bounded(old) != bounded(request.object)))
+        }
+        ("", "services" | "persistentvolumeclaims", "") => create || update,
+        (_, _, "") => create,
+        _ => false,
     }
 }
 

@@ -7,10 +7,10 @@ use std::sync::Arc;
 use apimachinery::{GroupResource, Status};
 use serde_json::Value;
 
-use super::quantities::Quantities;
 use super::tree::{at, entries, entry, items, list_mut, map_mut, set, text};
 use super::{Context, Plugin, forbid, is_create, is_whole};
 use crate::seams::AdmissionRequest;
+use resources::quota::Quantities;
 
 const RUNTIME_CLASSES: GroupResource = GroupResource::from_static("node.k8s.io", "runtimeclasses");
 

@@ -215,6 +215,7 @@ impl Call<'_> {
     ) -> Result<Option<(Outcome, bool)>, Status> {
         let tree = self.tree(existing);
         self.check_delete(name, options, &tree)?;
+        self.mutate(Operation::Delete, name, &mut Value::Null, Some(&tree)).await?;
         self.validate_admission(Operation::Delete, name, &mut Value::Null, Some(&tree)).await?;
         let now = self.server.now();
         let plan = match (&*self.def().group, &*self.def().plural) {

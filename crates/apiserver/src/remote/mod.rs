@@ -22,6 +22,10 @@ pub async fn handle(
     admit(server, resource, &asked).await?;
     let attributes = &asked.info.attributes;
     let target = location::locate(&*server.registry, attributes, &asked.info)?;
+    let streams = matches!(&*attributes.subresource, "exec" | "attach" | "portforward");
+    if streams && !asked.parts.headers.contains_key(http::header::UPGRADE) {
+        return Err(Status::bad_request("Upgrade request required"));
+    }
     if attributes.subresource == "proxy" && asked.info.rest.is_none() {
         // Upstream: links relative to the proxied page need the slash.
         let query = asked.parts.uri.query().map(|q| format!("?{q}")).unwrap_or_default();

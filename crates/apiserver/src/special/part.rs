@@ -45,10 +45,10 @@ pub fn prepare(part: Part, def: &ResourceDef, context: &Context, object: &mut Va
     match part {
         Part::Whole => def.strategy.prepare_update(context, object, old),
         Part::Status => def.strategy.prepare_status_update(context, object, old),
-        Part::EphemeralContainers => only(object, old, &[&["spec", "ephemeralContainers"]]),
+        Part::EphemeralContainers => resources::pods::prepare_ephemeral_containers(object, old),
         Part::Finalize => only(object, old, &[&["spec", "finalizers"]]),
         Part::Approval => only(object, old, &[&["status", "conditions"]]),
-        Part::Resize => resize(object, old),
+        Part::Resize => resources::pods::prepare_resize(object, old),
         Part::Binding => {}
     }
 }
@@ -69,28 +69,12 @@ fn only(object: &mut Value, old: &Value, paths: &[&[&str; 2]]) {
     }
 }
 
-/// Upstream: pkg/registry/core/pod/strategy.go dropNonResizeUpdates
-fn resize(object: &mut Value, old: &Value) {
-    let new = std::mem::replace(object, old.clone());
-    carry_over(object, &new, "metadata");
-    for list in ["containers", "initContainers"] {
-        let containers = object.get_mut("spec").and_then(|spec| spec.get_mut(list));
-        let Some(containers) = containers.and_then(Value::as_array_mut) else { continue };
-        for container in containers {
-            let wanted =
-                new["spec"][list].as_array().into_iter().flatten().find(|c| c["name"] == container["name"]);
-            if let Some(wanted) = wanted {
-                carry_over(container, wanted, "resources");
-            }
-        }
-    }
-}
-
 pub fn validate(part: Part, def: &ResourceDef, object: &Value, old: &Value) -> Vec<field::Error> {
     match part {
         Part::Whole => def.strategy.validate_update(object, old),
         Part::Status | Part::Approval => def.strategy.validate_status_update(object, old),
-        Part::EphemeralContainers | Part::Resize => def.strategy.validate(object),
+        Part::EphemeralContainers => resources::pods::validate_ephemeral_containers(object, old),
+        Part::Resize => resources::pods::validate_resize(object, old),
         Part::Finalize | Part::Binding => Vec::new(),
     }
 }

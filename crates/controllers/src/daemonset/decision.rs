@@ -11,7 +11,9 @@ use controller_runtime::EventType;
 use jiff::Timestamp;
 
 use super::placement::{should_run, target_node};
-use crate::objects::{created, is_deleting, is_ready, is_terminal, label, node_name, phase, scaled, until_available};
+use crate::objects::{
+    created, is_deleting, is_ready, is_terminal, label, node_name, phase, scaled, until_available,
+};
 
 /// The label of pods and revisions that says which template they are of.
 pub(crate) const HASH_LABEL: &str = "controller-revision-hash";
@@ -213,7 +215,8 @@ fn clear_ended(observed: &Observed<'_>, node: &Node, pod: &Arc<Pod>, plan: &mut 
     }
     let state = phase(pod).to_lowercase();
     let (namespace, name, node) = (pod.namespace(), pod.name(), node.name());
-    let message = format!("Found {state} daemon pod {namespace}/{name} on node {node}, will try to {verb} it");
+    let message =
+        format!("Found {state} daemon pod {namespace}/{name} on node {node}, will try to {verb} it");
     plan.events.push((kind, reason, message));
     plan.delete.push(pod.clone());
     true
@@ -301,7 +304,10 @@ fn surge_over(
 /// The status that nodes and pods mean, and when availability changes by the passing of time.
 ///
 /// Upstream: pkg/controller/daemon/daemon_controller.go updateDaemonSetStatus
-pub(crate) fn status(observed: &Observed<'_>, collisions: Option<i32>) -> (DaemonSetStatus, Option<Duration>) {
+pub(crate) fn status(
+    observed: &Observed<'_>,
+    collisions: Option<i32>,
+) -> (DaemonSetStatus, Option<Duration>) {
     let on_nodes = observed.on_nodes();
     let old = observed.set.status.as_ref();
     let mut status = DaemonSetStatus {

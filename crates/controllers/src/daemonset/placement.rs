@@ -1,7 +1,8 @@
 //! Which nodes a daemon's pods belong on, and how a pod is tied to one.
 
 use api::core::v1::{
-    Affinity, Node, NodeAffinity, NodeSelector, NodeSelectorRequirement, NodeSelectorTerm, Pod, PodSpec, Toleration,
+    Affinity, Node, NodeAffinity, NodeSelector, NodeSelectorRequirement, NodeSelectorTerm, Pod, PodSpec,
+    Toleration,
 };
 
 use crate::taint_eviction::tolerates;
@@ -32,7 +33,10 @@ pub(crate) fn add_tolerations(spec: &mut PodSpec) {
             ..Default::default()
         };
         let same = |t: &Toleration| {
-            t.key == wanted.key && t.effect == wanted.effect && t.operator == wanted.operator && t.value.is_none()
+            t.key == wanted.key
+                && t.effect == wanted.effect
+                && t.operator == wanted.operator
+                && t.value.is_none()
         };
         match tolerations.iter_mut().find(|t| same(t)) {
             Some(present) => *present = wanted,
@@ -106,11 +110,13 @@ pub(crate) fn should_run(template: &PodSpec, node: &Node) -> (bool, bool) {
 
 /// Whether the node passes the node selector and the required node affinity.
 fn fits(spec: &PodSpec, node: &Node) -> bool {
-    let label = |key: &str| node.metadata.labels.as_ref().and_then(|labels| labels.get(key)).map(String::as_str);
+    let label =
+        |key: &str| node.metadata.labels.as_ref().and_then(|labels| labels.get(key)).map(String::as_str);
     let selected = spec.node_selector.iter().flatten().all(|(key, value)| label(key) == Some(value));
     let term = |term: &NodeSelectorTerm| {
         let (expressions, fields) = (&term.match_expressions, &term.match_fields);
-        let empty = expressions.as_ref().is_none_or(Vec::is_empty) && fields.as_ref().is_none_or(Vec::is_empty);
+        let empty =
+            expressions.as_ref().is_none_or(Vec::is_empty) && fields.as_ref().is_none_or(Vec::is_empty);
         let name = node.metadata.name.as_deref();
         !empty
             && expressions.iter().flatten().all(|r| meets(r, label(&r.key)))
@@ -165,12 +171,36 @@ mod tests {
         check(json!({"containers": [], "nodeSelector": {"disk": "ssd"}}), json!([]), (true, true));
         check(json!({"containers": [], "nodeSelector": {"disk": "hdd"}}), json!([]), (false, false));
         check(affine(json!({})), json!([]), (false, false));
-        check(affine(json!({"matchFields": [{"key": "metadata.name", "operator": "In", "values": ["n1"]}]})), json!([]), (true, true));
-        check(affine(json!({"matchExpressions": [{"key": "cores", "operator": "Gt", "values": ["8"]}]})), json!([]), (false, false));
-        check(affine(json!({"matchExpressions": [{"key": "cores", "operator": "Lt", "values": ["9"]}]})), json!([]), (true, true));
-        check(plain.clone(), json!([{"key": "node.kubernetes.io/not-ready", "effect": "NoExecute"}]), (true, true));
-        check(plain.clone(), json!([{"key": "node.kubernetes.io/unschedulable", "effect": "NoSchedule"}]), (true, true));
-        check(plain.clone(), json!([{"key": "node.kubernetes.io/network-unavailable", "effect": "NoSchedule"}]), (false, true));
+        check(
+            affine(json!({"matchFields": [{"key": "metadata.name", "operator": "In", "values": ["n1"]}]})),
+            json!([]),
+            (true, true),
+        );
+        check(
+            affine(json!({"matchExpressions": [{"key": "cores", "operator": "Gt", "values": ["8"]}]})),
+            json!([]),
+            (false, false),
+        );
+        check(
+            affine(json!({"matchExpressions": [{"key": "cores", "operator": "Lt", "values": ["9"]}]})),
+            json!([]),
+            (true, true),
+        );
+        check(
+            plain.clone(),
+            json!([{"key": "node.kubernetes.io/not-ready", "effect": "NoExecute"}]),
+            (true, true),
+        );
+        check(
+            plain.clone(),
+            json!([{"key": "node.kubernetes.io/unschedulable", "effect": "NoSchedule"}]),
+            (true, true),
+        );
+        check(
+            plain.clone(),
+            json!([{"key": "node.kubernetes.io/network-unavailable", "effect": "NoSchedule"}]),
+            (false, true),
+        );
         check(
             json!({"containers": [], "hostNetwork": true}),
             json!([{"key": "node.kubernetes.io/network-unavailable", "effect": "NoSchedule"}]),

@@ -49,7 +49,11 @@ fn check(strategy: Value, node_count: usize, present: &str, create: &str, delete
         Observed { set: &set, nodes: &nodes, pods: &pods, hash: "new", backoff: &backoff, now: at(100) };
     let plan = decide(&observed);
     assert_eq!(plan.create.join(" "), create, "created of {present}");
-    assert_eq!(plan.delete.iter().map(|pod| pod.name()).collect::<Vec<_>>().join(" "), delete, "of {present}");
+    assert_eq!(
+        plan.delete.iter().map(|pod| pod.name()).collect::<Vec<_>>().join(" "),
+        delete,
+        "of {present}"
+    );
 }
 
 #[test]
@@ -89,7 +93,8 @@ fn pods_that_wait_for_a_node_that_is_gone_go_too() {
     let mut waiting = pod("a", "Pending", false);
     super::super::placement::tie_to_node(waiting.spec.as_mut().unwrap(), "gone");
     let (backoff, pods) = (Backoff::default(), arcs([waiting]));
-    let observed = Observed { set: &set, nodes: &[], pods: &pods, hash: "new", backoff: &backoff, now: at(0) };
+    let observed =
+        Observed { set: &set, nodes: &[], pods: &pods, hash: "new", backoff: &backoff, now: at(0) };
     assert_eq!(decide(&observed).delete.len(), 1);
 }
 

@@ -19,8 +19,8 @@ use jiff::Timestamp;
 use super::indexes::{Indexes, index_of, indexes_of};
 use super::pods::{is_indexed, is_tracked, make, surplus};
 use super::policy::{
-    Record, Verdict, failure_counts, finished_at, is_failed, judge, remaining, replaces_ended_only, restarted_too_often,
-    success,
+    Record, Verdict, failure_counts, finished_at, is_failed, judge, remaining, replaces_ended_only,
+    restarted_too_often, success,
 };
 use crate::objects::{is_active, is_deleting, is_ready, is_terminal, phase};
 
@@ -117,7 +117,13 @@ fn completions(spec: &JobSpec) -> i32 {
     spec.completions.unwrap_or(1)
 }
 
-fn observe<'a>(job: &'a Job, spec: &'a JobSpec, pods: &'a [Arc<Pod>], record: Record, now: Timestamp) -> Work<'a> {
+fn observe<'a>(
+    job: &'a Job,
+    spec: &'a JobSpec,
+    pods: &'a [Arc<Pod>],
+    record: Record,
+    now: Timestamp,
+) -> Work<'a> {
     let mut status = job.status.clone().unwrap_or_default();
     settle_uncounted(&mut status, pods);
     if status.start_time.is_none() && spec.suspend != Some(true) {
@@ -165,8 +171,7 @@ fn observe<'a>(job: &'a Job, spec: &'a JobSpec, pods: &'a [Arc<Pod>], record: Re
 ///
 /// Upstream: pkg/controller/job/job_controller.go cleanUncountedPodsWithoutFinalizers
 fn settle_uncounted(status: &mut JobStatus, pods: &[Arc<Pod>]) {
-    let tracked: BTreeSet<&str> =
-        pods.iter().filter(|pod| is_tracked(pod)).map(|pod| pod.uid()).collect();
+    let tracked: BTreeSet<&str> = pods.iter().filter(|pod| is_tracked(pod)).map(|pod| pod.uid()).collect();
     let uncounted = status.uncounted_terminated_pods.get_or_insert_default();
     for (list, number) in
         [(&mut uncounted.succeeded, &mut status.succeeded), (&mut uncounted.failed, &mut status.failed)]
@@ -174,7 +179,8 @@ fn settle_uncounted(status: &mut JobStatus, pods: &[Arc<Pod>]) {
         let Some(uids) = list else { continue };
         let before = uids.len();
         uids.retain(|uid| tracked.contains(uid.as_str()));
-        *number = Some(number.unwrap_or(0) + (before - uids.len()) as i32);
+        let settled = (before - uids.len()) as i32;
+        *number = Some(number.unwrap_or(0) + settled).filter(|number| *number != 0);
         list.take_if(|uids| uids.is_empty());
     }
 }
@@ -254,7 +260,11 @@ impl<'a> Work<'a> {
     }
 
     fn failed_by_limits(&mut self) -> Option<End> {
-        let limit = self.spec.backoff_limit.unwrap_or(if self.spec.backoff_limit_per_index.is_some() { i32::MAX } else { 6 });
+        let limit = self.spec.backoff_limit.unwrap_or(if self.spec.backoff_limit_per_index.is_some() {
+            i32::MAX
+        } else {
+            6
+        });
         if self.failed > limit || restarted_too_often(self.job, self.pods.iter().map(|pod| &**pod)) {
             return Some(failure("BackoffLimitExceeded", "Job has reached the specified backoff limit"));
         }
@@ -455,7 +465,8 @@ impl<'a> Work<'a> {
                     }
                     None => {}
                 }
-            } else if (failed || end.is_some_and(|end| end.failed)) && valid && judge(self.spec, pod).counts() {
+            } else if (failed || end.is_some_and(|end| end.failed)) && valid && judge(self.spec, pod).counts()
+            {
                 uncounted.1.insert(pod.uid().to_owned());
             }
         }
@@ -465,7 +476,8 @@ impl<'a> Work<'a> {
             self.status.completed_indexes = Some(done.to_string()).filter(|text| !text.is_empty());
             self.status.failed_indexes = self.failed_indexes.as_ref().map(ToString::to_string);
         }
-        let list = |set: BTreeSet<String>| Some(set.into_iter().collect::<Vec<_>>()).filter(|l| !l.is_empty());
+        let list =
+            |set: BTreeSet<String>| Some(set.into_iter().collect::<Vec<_>>()).filter(|l| !l.is_empty());
         let lists = self.status.uncounted_terminated_pods.get_or_insert_default();
         (lists.succeeded, lists.failed) = (list(uncounted.0), list(uncounted.1));
     }

@@ -86,7 +86,11 @@ fn failed_container<'a>(
 /// The message of the rule that is met, if one is.
 ///
 /// Upstream: pkg/controller/job/success_policy.go matchSuccessPolicy
-pub(crate) fn success(policy: Option<&SuccessPolicy>, completions: i32, succeeded: &Indexes) -> Option<String> {
+pub(crate) fn success(
+    policy: Option<&SuccessPolicy>,
+    completions: i32,
+    succeeded: &Indexes,
+) -> Option<String> {
     if succeeded.is_empty() {
         return None;
     }
@@ -137,7 +141,11 @@ pub(crate) fn finished_at(pod: &Pod) -> Timestamp {
         let at = pod.metadata.deletion_timestamp.as_ref()?.0;
         at.checked_sub(SignedDuration::from_secs(grace)).ok()
     };
-    ended.and_then(|all| all.into_iter().max()).or_else(unready).or_else(deleted).unwrap_or_else(|| created(pod))
+    ended
+        .and_then(|all| all.into_iter().max())
+        .or_else(unready)
+        .or_else(deleted)
+        .unwrap_or_else(|| created(pod))
 }
 
 /// Failures in a row, and when the last was.
@@ -210,16 +218,16 @@ mod tests {
             "state": {"terminated": {"exitCode": code, "finishedAt": "2026-01-01T00:00:30Z"}},
         }]))
         .unwrap();
-        status.conditions = serde_json::from_value(json!([{"type": "DisruptionTarget", "status": "True"}])).unwrap();
+        status.conditions =
+            serde_json::from_value(json!([{"type": "DisruptionTarget", "status": "True"}])).unwrap();
         failed
     }
 
     #[test]
     fn the_first_rule_that_matches_judges() {
-        let codes = |operator: &str, action: &str| {
-            json!({"action": action, "onExitCodes": {"operator": operator, "values": [3, 4]}})
-        };
-        let disruption = json!({"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]});
+        let codes = |operator: &str, action: &str| json!({"action": action, "onExitCodes": {"operator": operator, "values": [3, 4]}});
+        let disruption =
+            json!({"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]});
         let message = "Container main for pod ns/p failed with exit code 3 matching FailJob rule at index 1";
         for (rules, code, expected) in [
             (json!([]), 3, Verdict::Count),

@@ -1,6 +1,7 @@
 //! What is to be done for a StatefulSet: pure.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -236,31 +237,56 @@ fn keep(observed: &Observed<'_>, pod: &Arc<Pod>, plan: &mut Plan) -> Flow {
     Flow::Next
 }
 
-/// Deletes pods of other revisions from the last ordinal to the partition, as many as may be unavailable.
-///
-/// Upstream: pkg/controller/statefulset/stateful_set_control.go updateStatefulSetAfterInvariantEstablished
+/// Deletes pods of other revisions from the last ordinal to the partition.
 fn roll(observed: &Observed<'_>, plan: &mut Plan) {
-    let set = observed.set;
-    let rolling = rolling(set);
-    let max = rolling.and_then(|rolling| rolling.max_unavailable.as_ref());
-    let max = max.and_then(|max| scaled(max, replicas(set), false)).unwrap_or(1).max(1);
+    let rolling = rolling(observed.set);
     let partition = rolling.and_then(|rolling| rolling.partition).unwrap_or(0);
-    let present = by_ordinal(observed);
-    let range = start(set)..end(set);
-    let available = |ordinal: &i32| present.get(ordinal).is_some_and(|pod| !observed.is_unavailable(pod));
-    let unavailable = range.clone().filter(|ordinal| !available(ordinal)).count();
-    let budget = usize::try_from(max).unwrap_or(1).saturating_sub(unavailable);
-    let open = start(set).saturating_add(partition)..end(set);
-    let outdated = open.rev().filter_map(|ordinal| present.get(&ordinal));
-    let outdated =
-        outdated.filter(|pod| revision(pod) != observed.update.name && !is_deleting(&****pod) && !is_terminal(pod));
-    for pod in outdated.take(budget) {
-        plan.steps.push(Step::Delete((*pod).clone()));
-        if revision(pod) == observed.current.name {
+    let open = start(observed.set).saturating_add(partition)..end(observed.set);
+    let max = rolling.and_then(|rolling| rolling.max_unavailable.as_ref());
+    let gone = match max.and_then(|max| scaled(max, replicas(observed.set), false)) {
+        Some(max) => outdated_within(observed, open, max.max(1)),
+        None => outdated_last(observed, open).into_iter().collect(),
+    };
+    for pod in gone {
+        if revision(&pod) == observed.current.name {
             let current = plan.status.current_replicas.get_or_insert_default();
             *current = (*current - 1).max(0);
         }
+        plan.steps.push(Step::Delete(pod));
     }
+}
+
+fn is_outdated(observed: &Observed<'_>, pod: &Pod) -> bool {
+    revision(pod) != observed.update.name && !is_deleting(pod)
+}
+
+/// The last outdated pod, unless one after it is unavailable: one at a time.
+///
+/// Upstream: pkg/controller/statefulset/stateful_set_control.go updateStatefulSet
+fn outdated_last(observed: &Observed<'_>, open: Range<i32>) -> Option<Arc<Pod>> {
+    let present = by_ordinal(observed);
+    for ordinal in open.rev() {
+        let pod = present.get(&ordinal).filter(|pod| !is_terminal(pod))?;
+        if is_outdated(observed, pod) {
+            return Some((*pod).clone());
+        }
+        if observed.is_unavailable(pod) {
+            return None;
+        }
+    }
+    None
+}
+
+/// As many outdated pods as may be unavailable beside those that are.
+///
+/// Upstream: pkg/controller/statefulset/stateful_set_control.go updateStatefulSetAfterInvariantEstablished
+fn outdated_within(observed: &Observed<'_>, open: Range<i32>, max_unavailable: i32) -> Vec<Arc<Pod>> {
+    let present = by_ordinal(observed);
+    let available = |ordinal: &i32| present.get(ordinal).is_some_and(|pod| !observed.is_unavailable(pod));
+    let unavailable = (start(observed.set)..end(observed.set)).filter(|ordinal| !available(ordinal)).count();
+    let budget = usize::try_from(max_unavailable).unwrap_or(1).saturating_sub(unavailable);
+    let pods = open.rev().filter_map(|ordinal| present.get(&ordinal).copied());
+    pods.filter(|pod| is_outdated(observed, pod) && !is_terminal(pod)).take(budget).cloned().collect()
 }
 
 /// Upstream: pkg/controller/statefulset/stateful_set_control.go computeReplicaStatus

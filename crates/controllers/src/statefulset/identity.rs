@@ -2,9 +2,7 @@
 
 use api::Object;
 use api::apps::v1::StatefulSet;
-use api::core::v1::{
-    PersistentVolumeClaim, PersistentVolumeClaimVolumeSource, Pod, PodTemplateSpec, Volume,
-};
+use api::core::v1::{PersistentVolumeClaim, PersistentVolumeClaimVolumeSource, Pod, PodTemplateSpec, Volume};
 use api::meta::{ObjectMeta, OwnerReference};
 
 use crate::objects::{controller_reference, label, pod_from_template};
@@ -140,7 +138,12 @@ fn names<T: Object>(reference: &OwnerReference, object: &T) -> bool {
 }
 
 /// Upstream: pkg/controller/statefulset/stateful_set_utils.go isClaimOwnerUpToDate
-pub(crate) fn owners(claim: &PersistentVolumeClaim, set: &StatefulSet, pod: &Pod, scaled_down: bool) -> Owners {
+pub(crate) fn owners(
+    claim: &PersistentVolumeClaim,
+    set: &StatefulSet,
+    pod: &Pod,
+    scaled_down: bool,
+) -> Owners {
     let present = claim.metadata.owner_references.clone().unwrap_or_default();
     if is_stale(claim, set) || is_stale(claim, pod) {
         return Owners::Right;

@@ -12,7 +12,8 @@ fn set(spec: Value) -> StatefulSet {
     for (key, value) in spec.as_object().unwrap() {
         full[key] = value.clone();
     }
-    StatefulSet::from_value(json!({"metadata": {"namespace": "ns", "name": "s", "uid": "s"}, "spec": full})).unwrap()
+    StatefulSet::from_value(json!({"metadata": {"namespace": "ns", "name": "s", "uid": "s"}, "spec": full}))
+        .unwrap()
 }
 
 /// `ordinal:revision`, after `!` when it is not ready, `-` when it is going, `F` when it has failed.
@@ -95,15 +96,22 @@ fn parallel_pods_come_and_go_at_once() {
 
 #[test]
 fn rolling_goes_from_the_last_to_the_partition() {
-    let rolling = |update: Value| json!({"updateStrategy": {"type": "RollingUpdate", "rollingUpdate": update}});
+    let rolling =
+        |update: Value| json!({"updateStrategy": {"type": "RollingUpdate", "rollingUpdate": update}});
     check(rolling(json!({"partition": 0})), "0:old 1:old 2:old", "delete s-2");
     check(rolling(json!({"partition": 0})), "0:old 1:old 2:new", "delete s-1");
     check(rolling(json!({"partition": 0})), "0:old 1:old !2:new", "");
     check(rolling(json!({"partition": 2})), "0:old 1:old 2:new", "");
     check(rolling(json!({"partition": 2})), "0:old", "create s-1:old");
     check(rolling(json!({"partition": 2})), "0:old 1:old", "create s-2:new");
-    check(rolling(json!({"partition": 0, "maxUnavailable": 2})), "0:old 1:old 2:old", "delete s-2, delete s-1");
+    check(
+        rolling(json!({"partition": 0, "maxUnavailable": 2})),
+        "0:old 1:old 2:old",
+        "delete s-2, delete s-1",
+    );
     check(rolling(json!({"maxUnavailable": "34%"})), "0:old 1:old 2:old", "delete s-2");
+    check(json!({"podManagementPolicy": "Parallel"}), "0:old 1:old !2:old", "delete s-2");
+    check(json!({"podManagementPolicy": "Parallel"}), "0:old !1:old !2:new", "");
     check(json!({"updateStrategy": {"type": "OnDelete"}}), "0:old 1:old 2:old", "");
     check(json!({"updateStrategy": {"type": "OnDelete"}}), "0:old 1:old", "create s-2:new");
 }
@@ -117,11 +125,13 @@ fn claims_come_before_pods_and_outlive_them() {
         })
     };
     let claim = |ordinal: i32, owners: Value| {
-        let metadata = json!({"namespace": "ns", "name": format!("data-s-{ordinal}"), "ownerReferences": owners});
+        let metadata =
+            json!({"namespace": "ns", "name": format!("data-s-{ordinal}"), "ownerReferences": owners});
         PersistentVolumeClaim::from_value(json!({ "metadata": metadata })).unwrap()
     };
     let by_pod = |uid: &str| json!([{"apiVersion": "v1", "kind": "Pod", "name": "s-1", "uid": uid, "controller": true}]);
-    let by_other = json!([{"apiVersion": "v1", "kind": "Other", "name": "o", "uid": "o", "controller": true}]);
+    let by_other =
+        json!([{"apiVersion": "v1", "kind": "Other", "name": "o", "uid": "o", "controller": true}]);
     let check = |spec: Value, present: &str, claims: &[PersistentVolumeClaim], expected: &str| {
         assert_eq!(shown(&decided(&set(spec), present, claims, 10_000)), expected, "{present} {claims:?}");
     };
@@ -130,9 +140,24 @@ fn claims_come_before_pods_and_outlive_them() {
     check(spec("Retain", "Retain", 1), "", std::slice::from_ref(&first), "create s-0:new");
     check(spec("Retain", "Retain", 1), "0:new", std::slice::from_ref(&first), "");
     check(spec("Retain", "Delete", 1), "0:new", std::slice::from_ref(&first), "own data-s-0 StatefulSet");
-    check(spec("Delete", "Retain", 1), "0:new 1:new", &[first.clone(), second], "own data-s-1 Pod, delete s-1");
-    check(spec("Delete", "Retain", 1), "0:new 1:new", &[first.clone(), claim(1, by_pod("uid-s-1"))], "delete s-1");
-    check(spec("Delete", "Retain", 2), "0:new 1:new", &[first.clone(), claim(1, by_pod("uid-s-1"))], "own data-s-1 ");
+    check(
+        spec("Delete", "Retain", 1),
+        "0:new 1:new",
+        &[first.clone(), second],
+        "own data-s-1 Pod, delete s-1",
+    );
+    check(
+        spec("Delete", "Retain", 1),
+        "0:new 1:new",
+        &[first.clone(), claim(1, by_pod("uid-s-1"))],
+        "delete s-1",
+    );
+    check(
+        spec("Delete", "Retain", 2),
+        "0:new 1:new",
+        &[first.clone(), claim(1, by_pod("uid-s-1"))],
+        "own data-s-1 ",
+    );
     check(spec("Delete", "Retain", 2), "0:new", &[first, claim(1, by_pod("gone"))], "");
     let plan = decided(&set(spec("Retain", "Delete", 1)), "0:new", &[claim(0, by_other)], 10_000);
     assert_eq!((shown(&plan).as_str(), plan.conflicts.as_slice()), ("", ["data-s-0".to_owned()].as_slice()));

@@ -299,6 +299,7 @@ impl Engine {
             shm: (options.ipc() != NamespaceMode::Node).then(|| sandbox.dir.join("shm")),
             all_capabilities: self.facts.capabilities.clone(),
             cgroup_v2: self.facts.cgroup_v2,
+            cgroup_mounts: self.facts.cgroup_mounts.clone(),
             host_devices,
             localhost_seccomp: self.localhost_seccomp(security),
             hostname: if own_network {
@@ -435,7 +436,11 @@ impl Engine {
             return Err(Error::Conflict(format!("container {id} is not running")));
         }
         let (group, limits) = (container.cgroup(), limits(&wanted));
-        blocking(move || group.set(&limits).map_err(Error::kernel("set limits"))).await?;
+        blocking(move || {
+            refuse_starvation(&limits, &group.usage())?;
+            group.set(&limits).map_err(Error::kernel("set limits"))
+        })
+        .await?;
         container.change(|phase| merge(&mut phase.resources, &wanted));
         write_json(&container.dir.join("resources.json"), &container.phase().resources)
     }
@@ -497,6 +502,19 @@ fn limits(wanted: &LinuxContainerResources) -> Limits {
         cpuset_cpus: text(&wanted.cpuset_cpus),
         cpuset_mems: text(&wanted.cpuset_mems),
         unified: wanted.unified.clone().into_iter().collect(),
+    }
+}
+
+/// A limit below what is in use would have the kernel kill the container at once.
+fn refuse_starvation(limits: &Limits, usage: &linux::cgroups::Usage) -> Result<(), Error> {
+    let wanted = limits.memory_limit.and_then(|limit| u64::try_from(limit).ok());
+    let lowered = wanted.filter(|wanted| usage.memory_limit_bytes.is_none_or(|now| *wanted < now));
+    match lowered.filter(|wanted| *wanted < usage.memory_bytes) {
+        Some(wanted) => Err(Error::Conflict(format!(
+            "attempting to set a memory limit ({wanted}) below current usage ({})",
+            usage.memory_bytes
+        ))),
+        None => Ok(()),
     }
 }
 

@@ -11,6 +11,8 @@ use crate::runtime::spec::HostDevice;
 pub(crate) struct Machine {
     pub capabilities: BTreeSet<String>,
     pub cgroup_v2: bool,
+    /// Where containers see cgroups.
+    pub cgroup_mounts: Vec<String>,
 }
 
 impl Machine {
@@ -18,8 +20,19 @@ impl Machine {
         Self {
             capabilities: linux::process::effective_capabilities(),
             cgroup_v2: linux::cgroups::version() == linux::cgroups::Version::V2,
+            cgroup_mounts: cgroup_mounts(),
         }
     }
+}
+
+/// Those below the root first: a read-only root takes no more mounts.
+fn cgroup_mounts() -> Vec<String> {
+    let root = Path::new("/sys/fs/cgroup");
+    if linux::cgroups::version() == linux::cgroups::Version::V2 {
+        return vec![root.display().to_string()];
+    }
+    let below = std::fs::read_dir(root).into_iter().flatten().flatten().map(|entry| entry.path());
+    below.chain([root.to_owned()]).map(|path| path.display().to_string()).collect()
 }
 
 /// A device file at `path`, shown to the container at `as_path`.

@@ -48,6 +48,9 @@ pub(crate) struct Facts {
     /// Capabilities that this process can hand out at most.
     pub all_capabilities: BTreeSet<String>,
     pub cgroup_v2: bool,
+    /// What is mounted at and below `/sys/fs/cgroup` in a container: version 1 has a mount a hierarchy, and the
+    /// runtime leaves them writable.
+    pub cgroup_mounts: Vec<String>,
     pub host_devices: Vec<HostDevice>,
     /// A seccomp profile that was read from the file of `Localhost`.
     pub localhost_seccomp: Option<Value>,
@@ -91,7 +94,7 @@ pub(crate) fn build(
     let oci = &mut spec["linux"];
     if !security.privileged {
         oci["maskedPaths"] = json!(security.masked_paths);
-        oci["readonlyPaths"] = json!(security.readonly_paths);
+        oci["readonlyPaths"] = json!([&security.readonly_paths[..], &facts.cgroup_mounts[..]].concat());
         if let Some(profile) = seccomp_profile(&security, &capabilities, facts)? {
             oci["seccomp"] = profile;
         }

@@ -75,9 +75,15 @@ impl ImageService for Image {
         request: Request<v1::PullImageRequest>,
     ) -> Result<Response<v1::PullImageResponse>, Status> {
         let request = request.into_inner();
+        let asked_plain =
+            request.image.as_ref().is_some_and(|i| i.annotations.contains_key(crate::cli::PLAIN_HTTP));
         let name = reference(request.image)?;
         let credentials = Credentials::from_cri(request.auth.as_ref());
-        let image_ref = pull(&self.engine.images, &name, &credentials, &self.engine.config.plain_http)
+        let mut plain_http = self.engine.config.plain_http.clone();
+        if asked_plain {
+            plain_http.extend(name.split('/').next().map(str::to_owned));
+        }
+        let image_ref = pull(&self.engine.images, &name, &credentials, &plain_http)
             .await
             .map_err(|e| status(e.into()))?;
         Ok(Response::new(v1::PullImageResponse { image_ref }))

@@ -201,6 +201,8 @@ fn container_annotations(pod: &Pod, container: &Container, restart_count: i32) -
     if let Some(seconds) = pod.spec.as_ref().and_then(|s| s.termination_grace_period_seconds) {
         set(annotations::TERMINATION_GRACE_PERIOD, seconds.to_string());
     }
+    let request = qos::request(&container.resources, "memory").unwrap_or(0);
+    set(annotations::MEMORY_REQUEST, request.to_string());
     let json = |value: serde_json::Result<String>| value.unwrap_or_default();
     if let Some(hook) = container.lifecycle.as_ref().and_then(|l| l.pre_stop.as_ref()) {
         set(annotations::PRE_STOP, json(serde_json::to_string(hook)));

@@ -121,10 +121,11 @@ pub fn verify_non_root(pod: &Pod, container: &Container, image: &ImageUser) -> R
     match run_as_user(&of_pod, &own) {
         Some(0) => Err(format!("container's runAsUser breaks non-root policy {who}")),
         Some(_) => Ok(()),
-        None if image.uid == Some(0) => {
+        // An image that names no user runs as root.
+        None if image.uid == Some(0) || (image.uid.is_none() && image.username.is_empty()) => {
             Err(format!("container has runAsNonRoot and image will run as root {who}"))
         }
-        None if image.uid.is_none() && !image.username.is_empty() => Err(format!(
+        None if image.uid.is_none() => Err(format!(
             "container has runAsNonRoot and image has non-numeric user ({}), cannot verify user is non-root {who}",
             image.username
         )),
@@ -214,6 +215,7 @@ mod tests {
         let cases = [
             (json!({}), json!({}), image(Some(0), ""), true),
             (json!({"runAsNonRoot": true}), json!({}), image(Some(0), ""), false),
+            (json!({"runAsNonRoot": true}), json!({}), image(None, ""), false),
             (json!({"runAsNonRoot": true}), json!({}), image(Some(5), ""), true),
             (json!({"runAsNonRoot": true}), json!({}), image(None, "web"), false),
             (json!({"runAsNonRoot": true}), json!({"runAsUser": 7}), image(Some(0), ""), true),

@@ -7,8 +7,15 @@ use super::Facts;
 use crate::actions::sandbox_changed;
 use crate::pod::{containers, init_containers, is_sidecar, phase};
 
-const OWNED: [&str; 5] =
-    ["PodReadyToStartContainers", "Initialized", "Ready", "ContainersReady", "PodScheduled"];
+const OWNED: [&str; 7] = [
+    "PodReadyToStartContainers",
+    "Initialized",
+    "Ready",
+    "ContainersReady",
+    "PodScheduled",
+    "PodResizePending",
+    "PodResizeInProgress",
+];
 
 /// All conditions: others' as they stand, then ours, with the time of the last change kept where nothing changed.
 pub fn all(facts: &Facts, status: &PodStatus) -> Vec<PodCondition> {
@@ -34,6 +41,7 @@ pub fn all(facts: &Facts, status: &PodStatus) -> Vec<PodCondition> {
     all.extend(
         ours.into_iter().map(|c| PodCondition { observed_generation: facts.pod.metadata.generation, ..c }),
     );
+    all.extend_from_slice(facts.resize);
     for condition in &mut all {
         stamp(condition, facts);
     }

@@ -8,7 +8,7 @@ pub mod publisher;
 
 use std::collections::HashMap;
 
-use api::core::v1::{ContainerState, ContainerStateTerminated, HostIP, Pod, PodIP, PodStatus};
+use api::core::v1::{ContainerState, ContainerStateTerminated, HostIP, Pod, PodCondition, PodIP, PodStatus};
 use api::meta::Time;
 use jiff::Timestamp;
 
@@ -45,6 +45,8 @@ pub struct Facts<'a> {
     /// By container name: why the next start has not happened.
     pub waiting: &'a HashMap<String, Waiting>,
     pub readiness: &'a Readiness,
+    /// The conditions that tell of a resize.
+    pub resize: &'a [PodCondition],
     /// No container will be started again.
     pub terminal: bool,
     pub verdict: Option<&'a Verdict>,

@@ -3,7 +3,8 @@
 use serde_json::{Map, Value, json};
 
 /// The patch of `status` that makes `old` be `new`; `None` when they are equal. Conditions are merged by their
-/// type on the server, so what vanished from one is set to null; other lists are replaced.
+/// type on the server, so one that vanished is deleted, and what vanished from one is set to null; other lists
+/// are replaced.
 pub fn diff(old: &Value, new: &Value, uid: Option<&str>) -> Option<Value> {
     let empty = Map::new();
     let old = old.as_object().unwrap_or(&empty);
@@ -58,7 +59,10 @@ fn conditions(old: Option<&Value>, new: &Value) -> Value {
         }
         Some(condition)
     });
-    Value::Array(changed.collect())
+    let kept = |kind: &Value| new.as_array().into_iter().flatten().any(|c| c["type"] == *kind);
+    let gone = old.iter().map(|o| &o["type"]).filter(|kind| !kept(kind));
+    let gone = gone.map(|kind| json!({"$patch": "delete", "type": kind}));
+    Value::Array(changed.chain(gone).collect())
 }
 
 #[cfg(test)]
@@ -80,6 +84,11 @@ mod tests {
                 json!({"conditions": [{"type": "A", "status": "False", "message": "m"}, {"type": "B", "status": "True"}]}),
                 json!({"conditions": [{"type": "A", "status": "True"}, {"type": "B", "status": "True"}]}),
                 Some(json!({"status": {"conditions": [{"type": "A", "status": "True", "message": null}]}})),
+            ),
+            (
+                json!({"conditions": [{"type": "A", "status": "True"}, {"type": "B", "status": "True"}]}),
+                json!({"conditions": [{"type": "B", "status": "True"}]}),
+                Some(json!({"status": {"conditions": [{"$patch": "delete", "type": "A"}]}})),
             ),
             (
                 json!({"podIPs": [{"ip": "1"}]}),

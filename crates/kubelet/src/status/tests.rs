@@ -56,6 +56,7 @@ impl Case {
 
     fn status(&self) -> PodStatus {
         generate(&Facts {
+            resize: &[],
             pod: &self.pod,
             old: &self.old,
             state: &self.state,

@@ -1,6 +1,7 @@
 //! A pod's worker: one task that makes one pod be as declared, from its first sight to its end.
 
 mod mounts;
+mod resize;
 mod start;
 mod terminate;
 
@@ -21,6 +22,7 @@ use tokio_util::sync::CancellationToken;
 use crate::actions::{Plan, compute_pod_actions};
 use crate::core::Core;
 use crate::events::PodEvents;
+use crate::evict;
 use crate::pod;
 use crate::pod_state::{self, PodState, State};
 use crate::probe::Probes;
@@ -36,6 +38,9 @@ pub struct Desired {
     /// This node does not take it.
     pub rejected: Option<Verdict>,
 }
+
+/// How often the use of local storage is measured, where it is bounded.
+const MEASURE: Duration = Duration::from_secs(10);
 
 /// How long to wait before what failed is tried again, at most.
 const RETRY: Duration = Duration::from_secs(10);
@@ -55,6 +60,9 @@ pub struct Worker {
     failures: u32,
     /// Nothing of the pod runs any more.
     finished: bool,
+    resize: resize::Resize,
+    /// When the pod's use of local storage was measured last.
+    measured: Option<Instant>,
 }
 
 impl Worker {
@@ -63,6 +71,7 @@ impl Worker {
         let waker = core.wakers.add(pod.uid());
         let mut probes = Probes::new(core.probe_tools(), waker.clone());
         probes.adopt(&pod);
+        let resize = resize::Resize::new(&pod);
         Worker {
             status: pod.status.clone().unwrap_or_default(),
             core,
@@ -75,6 +84,8 @@ impl Worker {
             next: None,
             failures: 0,
             finished: false,
+            resize,
+            measured: None,
         }
     }
 
@@ -83,7 +94,7 @@ impl Worker {
         let uid = self.pod.uid().to_owned();
         loop {
             let desired = self.desired.borrow_and_update().clone();
-            self.pod = desired.pod.clone();
+            self.take_over(&desired.pod);
             self.next = None;
             tokio::select! {
                 gone = self.step(&desired) => if gone { return uid },
@@ -158,12 +169,14 @@ impl Worker {
     /// Makes the status from what is, and reports it.
     fn report(&mut self, state: &PodState, terminal: bool) {
         let readiness = self.probes.readiness(&self.pod, state);
+        let resize = self.resize_conditions();
         let facts = Facts {
             pod: &self.pod,
             old: &self.status,
             state,
             waiting: &self.waiting,
             readiness: &readiness,
+            resize: &resize,
             terminal,
             verdict: self.verdict.as_ref(),
             runtime_name: &self.core.runtime_name,
@@ -185,6 +198,8 @@ impl Worker {
         };
         self.probes.sync(&self.pod, &state, false);
         self.check_deadline();
+        self.check_storage().await;
+        self.note_resize(&state);
         let plan = compute_pod_actions(&self.pod, &state, &self.probes.results());
         self.report(&state, false);
         let over = plan.kill_pod && !plan.create_sandbox;
@@ -213,6 +228,7 @@ impl Worker {
     async fn look_after_acting(&mut self) {
         let Ok(state) = pod_state::read(self.core.runtime.as_ref(), self.pod.uid()).await else { return };
         self.probes.sync(&self.pod, &state, false);
+        self.note_resize(&state);
         self.report(&state, false);
         self.publish(false);
         self.prune(&state).await;
@@ -237,6 +253,29 @@ impl Worker {
         let message = "Pod was active on the node longer than the specified deadline";
         self.event(false, "DeadlineExceeded", message);
         self.verdict = Some(Verdict { reason: "DeadlineExceeded".into(), message: message.into() });
+    }
+
+    /// Looks from time to time whether the pod uses more of the disk than it may: the kernel tells nobody.
+    // Upstream: pkg/kubelet/eviction/eviction_manager.go synchronize
+    async fn check_storage(&mut self) {
+        if !evict::is_limited(&self.pod) || self.verdict.is_some() {
+            return;
+        }
+        let due = self.measured.map(|at| at + MEASURE);
+        if let Some(left) =
+            due.and_then(|due| due.checked_duration_since(Instant::now())).filter(|d| !d.is_zero())
+        {
+            return self.look_again(left);
+        }
+        self.measured = Some(Instant::now());
+        self.look_again(MEASURE);
+        let Ok(used) = evict::measure(&self.pod, &self.core.paths, self.core.runtime.as_ref()).await else {
+            return;
+        };
+        if let Some(verdict) = evict::verdict(&self.pod, &used) {
+            self.event(true, &verdict.reason, &verdict.message);
+            self.verdict = Some(verdict);
+        }
     }
 
     /// Removes all but the newest dead container of each name, and sandboxes that hold nothing.
@@ -277,6 +316,7 @@ impl Worker {
         if plan.kill_pod {
             self.leave_sandbox(plan, state).await?;
         }
+        let resized = !plan.kill_pod && self.resize_running(state).await?;
         for kill in &plan.kill {
             if let Some(record) = state.containers.iter().find(|c| c.id == kill.id) {
                 self.kill(record, &kill.message, kill.reason, None).await.map_err(drop)?;
@@ -285,9 +325,13 @@ impl Worker {
         let starts =
             !(plan.start.is_empty() && plan.start_init.is_empty() && plan.start_ephemeral.is_empty());
         if !plan.create_sandbox && !starts {
-            return Ok(!plan.kill.is_empty());
+            if resized {
+                self.settle_resize()?;
+            }
+            return Ok(resized || !plan.kill.is_empty());
         }
-        self.start_all(plan, state, refreshed).await.map(|()| true)
+        self.start_all(plan, state, refreshed).await?;
+        self.settle_resize().map(|()| true)
     }
 }
 

@@ -50,6 +50,9 @@ impl Worker {
             );
             return Err(());
         }
+        if state.running().next().is_none() {
+            self.resize.of_cgroup = Some(config::pod_resources(&self.pod));
+        }
         let around = core.surroundings(&self.pod, state);
         match core.volumes.setup(&self.pod, &around).await {
             Ok(mounted) => {
@@ -269,15 +272,23 @@ impl Worker {
         self.post_start(container, &id, start.state, &events).await
     }
 
-    async fn image(&mut self, start: &Start<'_>, events: &PodEvents<'_>) -> Result<Image, Waiting> {
-        // A pod that is being deleted does not wait for its images.
-        let cancel = CancellationToken::new();
+    /// Ends when the pod is to end.
+    fn ending(&self) -> impl Future<Output = ()> + Send + 'static {
         let mut desired = self.desired.clone();
-        let stop = cancel.clone();
-        let watch = async move {
+        async move {
             let ending = |d: &super::Desired| d.removed || d.pod.metadata.deletion_timestamp.is_some();
             // An error means that the kubelet stops.
             let _ = desired.wait_for(ending).await;
+        }
+    }
+
+    async fn image(&mut self, start: &Start<'_>, events: &PodEvents<'_>) -> Result<Image, Waiting> {
+        // A pod that is being deleted does not wait for its images.
+        let cancel = CancellationToken::new();
+        let stop = cancel.clone();
+        let ending = self.ending();
+        let watch = async move {
+            ending.await;
             stop.cancel();
             std::future::pending::<()>().await;
         };
@@ -373,9 +384,12 @@ impl Worker {
         let runtime = self.core.runtime.clone();
         let pod_ip = self.core.surroundings(&self.pod, state).pod_ips.first().cloned().unwrap_or_default();
         let name = pod::display(&self.pod);
-        let Err(message) = lifecycle::run(runtime.as_ref(), hook, container, id, &name, &pod_ip).await else {
-            return Ok(());
+        let outcome = tokio::select! {
+            outcome = lifecycle::run(runtime.as_ref(), hook, container, id, &name, &pod_ip) => outcome,
+            // A hook that hangs does not keep the pod from being deleted.
+            () = self.ending() => return Ok(()),
         };
+        let Err(message) = outcome else { return Ok(()) };
         events.warning(&container.name, "FailedPostStartHook", "PostStartHook failed");
         let record =
             ContainerRecord { id: id.to_owned(), name: container.name.clone(), ..Default::default() };

@@ -18,6 +18,9 @@ use crate::status;
 
 /// Containers always get this long, so that none is killed for want of a moment.
 const MIN_GRACE_SECONDS: i64 = 2;
+/// Who is evicted at once gets this.
+// Upstream: pkg/kubelet/eviction/eviction_manager.go immediateEvictionGracePeriodSeconds
+const EVICTION_GRACE_SECONDS: i64 = 1;
 
 impl Worker {
     /// Stops everything and reports the end. Sets `finished` when nothing is left running.
@@ -72,9 +75,15 @@ impl Worker {
     async fn kill_all(&mut self, state: &PodState) -> runtime::Result<()> {
         let mut desired = self.desired.clone();
         let mut pod = desired.borrow_and_update().pod.clone();
+        if self.verdict.as_ref().is_some_and(|v| v.reason == "Evicted") {
+            let mut evicted = (*pod).clone();
+            let grace = &mut evicted.metadata.deletion_grace_period_seconds;
+            *grace = Some(grace.unwrap_or(EVICTION_GRACE_SECONDS).min(EVICTION_GRACE_SECONDS));
+            pod = std::sync::Arc::new(evicted);
+        }
         loop {
             let grace = pod::grace_period_seconds(&pod);
-            self.pod = pod.clone();
+            self.pod = std::sync::Arc::new(self.resize.allocation.apply(&pod));
             let killing = kill_in_order(self, state);
             tokio::pin!(killing);
             let hurried = loop {

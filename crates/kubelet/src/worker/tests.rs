@@ -148,6 +148,7 @@ impl Runtime for FakeRuntime {
             labels: config.labels,
             annotations: config.annotations,
             mounts: config.mounts,
+            resources: config.linux.map(|l| pb::ContainerResources { linux: l.resources, windows: None }),
             ..Default::default()
         };
         world.containers.push((sandbox.to_owned(), status));
@@ -190,8 +191,12 @@ impl Runtime for FakeRuntime {
     async fn container_status(&self, id: &str) -> Result<pb::ContainerStatus> {
         self.world().container(id).cloned()
     }
-    async fn update_resources(&self, _: &str, _: pb::LinuxContainerResources) -> Result<()> {
-        unused()
+    async fn update_resources(&self, id: &str, wanted: pb::LinuxContainerResources) -> Result<()> {
+        let mut world = self.world();
+        world.calls.push(format!("update {id} {} {}", wanted.cpu_shares, wanted.memory_limit_in_bytes));
+        let resources = pb::ContainerResources { linux: Some(wanted), windows: None };
+        world.container(id)?.resources = Some(resources);
+        Ok(())
     }
     async fn exec_sync(&self, id: &str, command: &[String], _: i64) -> Result<pb::ExecSyncResponse> {
         self.world().calls.push(format!("exec {id} {}", command.join(" ")));
@@ -335,6 +340,7 @@ impl Bench {
             changes: broadcast::Sender::new(1),
             network_ready: true.into(),
             pods: Mutex::default(),
+            deferred_resizes: Mutex::default(),
             node: Mutex::default(),
             machine: Machine { memory: 1 << 30, milli_cpu: 1000, ..Default::default() },
             config,
@@ -450,5 +456,33 @@ async fn a_pod_that_is_done_succeeds() {
     bench.runtime.exit("job", 0);
     bench.wake();
     bench.status("the pod has succeeded", phase("Succeeded")).await;
+    bench.delete(0).await;
+}
+
+#[tokio::test]
+async fn a_resize_updates_what_it_can_and_restarts_what_it_must() {
+    let container = |name: &str, policy: &str| {
+        json!({
+            "name": name, "image": "present",
+            "resizePolicy": [{"resourceName": "memory", "restartPolicy": policy}],
+            "resources": {"requests": {"cpu": "500m"}, "limits": {"memory": "64Mi"}},
+        })
+    };
+    let spec = json!({"containers": [container("a", "NotRequired"), container("b", "RestartContainer")]});
+    let mut bench = Bench::new(spec).await;
+    bench.status("the pod runs", phase("Running")).await;
+    bench.runtime.calls();
+    bench.desired.send_modify(|d| {
+        let mut pod = (*d.pod).clone();
+        for container in &mut pod.spec.as_mut().unwrap().containers {
+            let resources = json!({"requests": {"cpu": "250m"}, "limits": {"memory": "32Mi"}});
+            container.resources = serde_json::from_value(resources).unwrap();
+        }
+        d.pod = Arc::new(pod);
+    });
+    let restarted = |status: &Value| status["containerStatuses"][1]["restartCount"] == 1;
+    bench.status("one is restarted", restarted).await;
+    let update = format!("update a-0 256 {}", 32 << 20);
+    assert_eq!(bench.runtime.calls(), [update.as_str(), "stop b-0 30s", "start b-1"]);
     bench.delete(0).await;
 }

@@ -102,6 +102,18 @@ fn validate_host_network(spec: &Value, path: &Path, resource_is: ResourceIs) -> 
 }
 
 /// Upstream: pkg/apis/core/validation/validation.go validatePodSpecSecurityContext
+/// Upstream: pkg/apis/core/validation/validation.go IsValidSysctlName
+fn is_sysctl_name(name: &str) -> bool {
+    let plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
+    let is_segment = |segment: &str| {
+        let bytes = segment.as_bytes();
+        let ends = [bytes.first(), bytes.last()];
+        ends.iter().all(|end| end.is_some_and(|byte| plain(*byte)))
+            && bytes.iter().all(|byte| plain(*byte) || matches!(byte, b'-' | b'_'))
+    };
+    name.len() <= 253 && name.split(['.', '/']).all(is_segment)
+}
+
 fn validate_security_context(spec: &Value, path: &Path) -> Errors {
     let mut errors = Errors::new();
     let Some(context) = spec.get("securityContext") else { return errors };
@@ -122,13 +134,12 @@ fn validate_security_context(spec: &Value, path: &Path) -> Errors {
         let name = text(sysctl, "name");
         if name.is_empty() {
             errors.push(Error::required(&at.child("name"), ""));
-        } else if seen.contains(&name) {
-            errors.push(Error::duplicate(&at.child("name"), name));
-        } else if !name.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_./".contains(&b)) || name.len() > 253
-        {
+        } else if !is_sysctl_name(name) {
             let detail = "must have at most 253 characters and match regex \
                           ^([a-z0-9]([-_a-z0-9]*[a-z0-9])?[\\./])*[a-z0-9]([-_a-z0-9]*[a-z0-9])?$";
             errors.push(Error::invalid(&at.child("name"), name, detail));
+        } else if seen.contains(&name) {
+            errors.push(Error::duplicate(&at.child("name"), name));
         }
         seen.push(name);
     }
@@ -256,4 +267,24 @@ pub fn validate_pod(spec: &Value) -> Errors {
         }
     }
     errors
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_of_sysctls() {
+        for (name, good) in [
+            ("kernel.shmmax", true),
+            ("net/ipv4/ip_forward", true),
+            ("safe-and-unsafe", true),
+            ("foo-", false),
+            ("bar..", false),
+            ("A.b", false),
+            ("_a", false),
+        ] {
+            assert_eq!(is_sysctl_name(name), good, "{name}");
+        }
+    }
 }

@@ -41,18 +41,16 @@ pub fn row_of_events_group() -> Arc<ResourceDef> {
             crate::convert::event_to_core(&mut converted);
             cells(&converted, now)
         })
-        .fields(&[
-            "reason",
-            "regarding.kind",
-            "regarding.namespace",
-            "regarding.name",
-            "regarding.uid",
-            "regarding.apiVersion",
-            "regarding.resourceVersion",
-            "regarding.fieldPath",
-            "reportingController",
-            "type",
-        ])
+        // What is stored has the names of the core group.
+        .fields(&["reason", "type"])
+        .field("regarding.kind", |o| text(o, "involvedObject.kind").to_owned())
+        .field("regarding.namespace", |o| text(o, "involvedObject.namespace").to_owned())
+        .field("regarding.name", |o| text(o, "involvedObject.name").to_owned())
+        .field("regarding.uid", |o| text(o, "involvedObject.uid").to_owned())
+        .field("regarding.apiVersion", |o| text(o, "involvedObject.apiVersion").to_owned())
+        .field("regarding.resourceVersion", |o| text(o, "involvedObject.resourceVersion").to_owned())
+        .field("regarding.fieldPath", |o| text(o, "involvedObject.fieldPath").to_owned())
+        .field("reportingController", |o| text(o, "reportingComponent").to_owned())
         .strategy(Rules { validate: validate_new, create_on_update: true, ..Rules::PLAIN })
         .build()
 }

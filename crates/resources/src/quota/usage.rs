@@ -6,10 +6,8 @@ use apimachinery::GroupVersionResource;
 use apimachinery::quantity::Quantity;
 use serde_json::Value;
 
-use super::claim_resize::class_of;
 use super::quantities::{Quantities, of_pod};
-use super::tree::{at, flag, integer, items, strings, text};
-use crate::seams::{AdmissionRequest, Operation};
+use crate::get::{at, flag, int, list, text, texts};
 
 fn one() -> Quantity {
     Quantity::from_value_i64(1)
@@ -20,30 +18,12 @@ fn count(n: usize) -> Quantity {
 }
 
 /// `count/deployments.apps`, `count/pods`.
-fn count_name(gvr: &GroupVersionResource) -> String {
+pub fn count_name(gvr: &GroupVersionResource) -> String {
     format!("count/{}", gvr.group_resource())
 }
 
-/// Whether the request can change what is used.
-pub(super) fn handles(request: &AdmissionRequest<'_>) -> bool {
-    let create = request.operation == Operation::Create;
-    let update = request.operation == Operation::Update;
-    match (&*request.gvr.group, &*request.gvr.resource, request.subresource) {
-        ("", "events", _) => false,
-        ("", "pods", "resize") => update,
-        ("", "pods", "") => {
-            let bounded = |pod: &Value| at(pod, "spec.activeDeadlineSeconds").is_some();
-            create
-                || (update && request.old_object.is_some_and(|old| bounded(old) != bounded(request.object)))
-        }
-        ("", "services" | "persistentvolumeclaims", "") => create || update,
-        (_, _, "") => create,
-        _ => false,
-    }
-}
-
 /// What the object uses.
-pub(super) fn usage(gvr: &GroupVersionResource, object: &Value) -> Quantities {
+pub fn usage(gvr: &GroupVersionResource, object: &Value) -> Quantities {
     let mut used = Quantities::default();
     used.insert(count_name(gvr), one());
     match (&*gvr.group, &*gvr.resource) {
@@ -93,18 +73,26 @@ fn computed(requests: &Quantities, limits: &Quantities) -> Quantities {
 }
 
 fn service_usage(service: &Value, used: &mut Quantities) {
-    let ports = items(service, "spec.ports");
+    let ports = list(service, "spec.ports");
     used.insert("services", one());
     let (balancers, node_ports) = match text(service, "spec.type") {
         "NodePort" => (0, ports.len()),
         "LoadBalancer" if flag(service, "spec.allocateLoadBalancerNodePorts") == Some(false) => {
-            (1, ports.iter().filter(|port| integer(port, "nodePort").unwrap_or_default() != 0).count())
+            (1, ports.iter().filter(|port| int(port, "nodePort").unwrap_or_default() != 0).count())
         }
         "LoadBalancer" => (1, ports.len()),
         _ => (0, 0),
     };
     used.insert("services.loadbalancers", count(balancers));
     used.insert("services.nodeports", count(node_ports));
+}
+
+const CLASS_ANNOTATION: &str = "volume.beta.kubernetes.io/storage-class";
+
+/// The StorageClass that a claim asks for.
+pub fn class_of(claim: &Value) -> &str {
+    let annotation = at(claim, "metadata.annotations").and_then(|all| all.get(CLASS_ANNOTATION));
+    annotation.and_then(Value::as_str).unwrap_or_else(|| text(claim, "spec.storageClassName"))
 }
 
 fn claim_usage(claim: &Value, used: &mut Quantities) {
@@ -132,7 +120,7 @@ fn claim_usage(claim: &Value, used: &mut Quantities) {
 }
 
 /// Whether a name of a quota is about the resource of the request.
-pub(super) fn concerns(gvr: &GroupVersionResource, name: &str) -> bool {
+pub fn concerns(gvr: &GroupVersionResource, name: &str) -> bool {
     if name == count_name(gvr) {
         return true;
     }
@@ -158,7 +146,7 @@ pub(super) fn concerns(gvr: &GroupVersionResource, name: &str) -> bool {
 }
 
 /// What containers must say because a quota limits it; `None` when all is said.
-pub(super) fn unsaid(gvr: &GroupVersionResource, object: &Value, names: &[&str]) -> Option<String> {
+pub fn unsaid(gvr: &GroupVersionResource, object: &Value, names: &[&str]) -> Option<String> {
     const REQUIRED: [&str; 6] =
         ["cpu", "limits.cpu", "limits.memory", "memory", "requests.cpu", "requests.memory"];
     let by_pod =
@@ -168,7 +156,7 @@ pub(super) fn unsaid(gvr: &GroupVersionResource, object: &Value, names: &[&str])
     }
     let mut messages = Vec::new();
     for name in REQUIRED.into_iter().filter(|name| names.contains(name)) {
-        let containers = items(object, "spec.containers").iter().chain(items(object, "spec.initContainers"));
+        let containers = list(object, "spec.containers").iter().chain(list(object, "spec.initContainers"));
         let mut silent: Vec<&str> = containers
             .filter(|container| {
                 let requests = Quantities::read(container, "resources.requests");
@@ -185,21 +173,21 @@ pub(super) fn unsaid(gvr: &GroupVersionResource, object: &Value, names: &[&str])
 }
 
 /// Whether all scopes of a quota hold for an object.
-pub(super) fn in_scope(quota: &Value, gvr: &GroupVersionResource, object: &Value) -> bool {
+pub fn in_scope(quota: &Value, gvr: &GroupVersionResource, object: &Value) -> bool {
     let is_pod = gvr.group.is_empty() && gvr.resource == "pods";
-    let plain = strings(quota, "spec.scopes");
+    let plain = texts(quota, "spec.scopes");
     let plain = plain.iter().all(|scope| is_pod && scope_holds(scope, "Exists", &[], object));
     plain
-        && items(quota, "spec.scopeSelector.matchExpressions").iter().all(|selector| {
-            let values = strings(selector, "values");
+        && list(quota, "spec.scopeSelector.matchExpressions").iter().all(|selector| {
+            let values = texts(selector, "values");
             is_pod && scope_holds(text(selector, "scopeName"), text(selector, "operator"), &values, object)
         })
 }
 
-fn scope_holds(scope: &str, operator: &str, values: &[String], pod: &Value) -> bool {
-    let bounded = integer(pod, "spec.activeDeadlineSeconds").is_some_and(|seconds| seconds >= 0);
+fn scope_holds(scope: &str, operator: &str, values: &[&str], pod: &Value) -> bool {
+    let bounded = int(pod, "spec.activeDeadlineSeconds").is_some_and(|seconds| seconds >= 0);
     let best_effort = || {
-        let mut containers = items(pod, "spec.containers").iter().chain(items(pod, "spec.initContainers"));
+        let mut containers = list(pod, "spec.containers").iter().chain(list(pod, "spec.initContainers"));
         containers.all(|container| {
             let says = |which| {
                 let amounts = Quantities::read(container, which);
@@ -215,7 +203,7 @@ fn scope_holds(scope: &str, operator: &str, values: &[String], pod: &Value) -> b
         "NotBestEffort" => !best_effort(),
         "PriorityClass" => {
             let class = text(pod, "spec.priorityClassName");
-            let among = values.iter().any(|value| value == class);
+            let among = values.contains(&class);
             match operator {
                 "In" => !class.is_empty() && among,
                 "NotIn" => !among,
@@ -230,11 +218,11 @@ fn scope_holds(scope: &str, operator: &str, values: &[String], pod: &Value) -> b
 
 fn crosses_namespaces(pod: &Value) -> bool {
     let crossing =
-        |term: &Value| !items(term, "namespaces").is_empty() || at(term, "namespaceSelector").is_some();
+        |term: &Value| !list(term, "namespaces").is_empty() || at(term, "namespaceSelector").is_some();
     ["podAffinity", "podAntiAffinity"].iter().any(|kind| {
         let path = |when: &str| format!("spec.affinity.{kind}.{when}DuringSchedulingIgnoredDuringExecution");
-        items(pod, &path("required")).iter().any(crossing)
-            || items(pod, &path("preferred"))
+        list(pod, &path("required")).iter().any(crossing)
+            || list(pod, &path("preferred"))
                 .iter()
                 .filter_map(|weighted| at(weighted, "podAffinityTerm"))
                 .any(crossing)

@@ -5,46 +5,46 @@ use std::collections::BTreeMap;
 use apimachinery::quantity::Quantity;
 use serde_json::Value;
 
-use super::tree::{entries, items, text};
+use crate::get::{entries, list, text};
 
 /// A resource list. What is no quantity was refused or will be by validation, and is left out.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub(super) struct Quantities(BTreeMap<String, Quantity>);
+pub struct Quantities(BTreeMap<String, Quantity>);
 
 impl Quantities {
-    pub(super) fn read(object: &Value, path: &str) -> Self {
+    pub fn read(object: &Value, path: &str) -> Self {
         let read = |(name, value): (&str, &Value)| Some((name.to_owned(), Quantity::from_value(value).ok()?));
         Quantities(entries(object, path).filter_map(read).collect())
     }
 
-    pub(super) fn get(&self, name: &str) -> Option<&Quantity> {
+    pub fn get(&self, name: &str) -> Option<&Quantity> {
         self.0.get(name)
     }
 
-    pub(super) fn insert(&mut self, name: impl Into<String>, quantity: Quantity) {
+    pub fn insert(&mut self, name: impl Into<String>, quantity: Quantity) {
         self.0.insert(name.into(), quantity);
     }
 
-    pub(super) fn iter(&self) -> impl Iterator<Item = (&str, &Quantity)> {
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &Quantity)> {
         self.0.iter().map(|(name, quantity)| (name.as_str(), quantity))
     }
 
-    pub(super) fn is_empty(&self) -> bool {
+    pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
-    pub(super) fn retain(&mut self, keep: impl Fn(&str, &Quantity) -> bool) {
+    pub fn retain(&mut self, keep: impl Fn(&str, &Quantity) -> bool) {
         self.0.retain(|name, quantity| keep(name, quantity));
     }
 
-    pub(super) fn add(&mut self, other: &Quantities) {
+    pub fn add(&mut self, other: &Quantities) {
         for (name, quantity) in other.iter() {
             self.0.entry(name.to_owned()).or_default().add(quantity);
         }
     }
 
     /// Each by the larger.
-    pub(super) fn raise(&mut self, other: &Quantities) {
+    pub fn raise(&mut self, other: &Quantities) {
         for (name, quantity) in other.iter() {
             match self.0.get_mut(name) {
                 Some(own) if *own >= *quantity => {}
@@ -53,7 +53,7 @@ impl Quantities {
         }
     }
 
-    pub(super) fn to_value(&self) -> Value {
+    pub fn to_value(&self) -> Value {
         self.iter().map(|(name, quantity)| (name.to_owned(), Value::from(quantity.to_string()))).collect()
     }
 }
@@ -62,15 +62,15 @@ impl Quantities {
 /// along with the sidecars started before it, whichever is more; then what the pod itself says.
 ///
 /// Upstream: component-helpers/resource/helpers.go AggregateContainerRequests
-pub(super) fn of_pod(pod: &Value, which: &str) -> Quantities {
+pub fn of_pod(pod: &Value, which: &str) -> Quantities {
     let path = format!("resources.{which}");
     let mut total = Quantities::default();
-    for container in items(pod, "spec.containers") {
+    for container in list(pod, "spec.containers") {
         total.add(&Quantities::read(container, &path));
     }
     let mut sidecars = Quantities::default();
     let mut initial = Quantities::default();
-    for container in items(pod, "spec.initContainers") {
+    for container in list(pod, "spec.initContainers") {
         let own = Quantities::read(container, &path);
         if text(container, "restartPolicy") == "Always" {
             total.add(&own);
