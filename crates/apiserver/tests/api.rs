@@ -434,6 +434,33 @@ async fn a_running_pod_is_deleted_by_its_kubelet() {
     assert_eq!(api.get(&path).await.code, 404);
 }
 
+/// What is marked to be removed now may be removed by others before the call that marked it comes to do so.
+#[tokio::test]
+async fn a_deletion_that_others_finish_is_done() {
+    let api = Api::new().await;
+    let now = json!({"apiVersion": "v1", "kind": "DeleteOptions", "gracePeriodSeconds": 0}).to_string();
+    for round in 0..20 {
+        let name = format!("p{round}");
+        assert_eq!(api.post(PODS, &pod(&name)).await.code, 201);
+        let path = format!("{PODS}/{name}");
+        let delete = || api.send("DELETE", &path, &[("content-type", "application/json")], now.clone());
+        let collector = async {
+            loop {
+                let seen = api.get(&path).await;
+                if seen.code == 404 {
+                    return;
+                }
+                if seen.json()["metadata"]["deletionTimestamp"].is_string() {
+                    delete().await;
+                }
+                tokio::task::yield_now().await;
+            }
+        };
+        let (deleted, ()) = tokio::join!(delete(), collector);
+        assert_eq!(deleted.code, 200, "{}", deleted.message());
+    }
+}
+
 #[tokio::test]
 async fn finalizers_hold_an_object() {
     let api = Api::new().await;

@@ -22,6 +22,10 @@ const WORKERS: usize = 5;
 /// What comes was charged at admission. To count at once would take back what was charged for the next object,
 /// which is on its way still.
 const AFTER_ADDITIONS: Duration = Duration::from_secs(1);
+/// What is wrong for any other reason is mended so often.
+///
+/// Upstream: pkg/controller/resourcequota/config/v1alpha1/defaults.go ResourceQuotaSyncPeriod
+const RECOUNT: Duration = Duration::from_secs(300);
 
 /// The objects of a kind whose costs are sums.
 pub(crate) type Costly = (GroupVersionResource, Vec<Value>);
@@ -108,8 +112,11 @@ pub(crate) async fn run(context: Context) {
     });
     let this = controller.clone();
     controller.quotas.subscribe(move |event| {
-        // Not when the status changes: admission has charged what is about to come, and is not here yet.
-        if event.old().is_none_or(|old| old.spec != event.object().spec) {
+        // Not when what is used changes: admission has charged what is about to come, and is not here yet.
+        let quota = event.object();
+        let limits = |quota: &ResourceQuota| quota.spec.as_ref().and_then(|spec| spec.hard.clone());
+        let told = quota.status.as_ref().and_then(|status| status.hard.clone());
+        if event.old().is_none_or(|old| old.spec != quota.spec) || told != limits(quota) {
             this.queue.add(event.object().key());
         }
     });
@@ -172,6 +179,7 @@ impl Quotas {
 
     async fn reconcile(&self, key: &str) -> Result<(), Error> {
         let Some(quota) = self.quotas.get(key) else { return Ok(()) };
+        self.queue.add_after(key.to_owned(), RECOUNT);
         let namespace = quota.namespace();
         let now = self.context.clock().now();
         let status = decide(&quota, &self.costly(namespace, now), |group, resource| {

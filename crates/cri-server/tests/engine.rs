@@ -3,6 +3,8 @@
 //! Each test has a directory and a cgroup of its own and takes everything away at its end. They need root and
 //! Debian's busybox-static.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
 use std::time::{Duration, Instant};
@@ -40,8 +42,12 @@ impl Engine {
         engine
     }
 
+    #[allow(
+        clippy::zombie_processes,
+        reason = "it is waited for when the Engine is dropped, or here before a panic"
+    )]
     async fn spawn(dir: &Path) -> (Child, cri::Clients) {
-        let process = Command::new(program()).arg("serve").arg(dir).spawn().unwrap();
+        let mut process = Command::new(program()).arg("serve").arg(dir).spawn().unwrap();
         let socket = dir.join("cri.sock");
         let give_up = Instant::now() + Duration::from_secs(20);
         loop {
@@ -50,7 +56,11 @@ impl Engine {
             {
                 return (process, clients);
             }
-            assert!(Instant::now() < give_up, "the engine does not answer");
+            if Instant::now() > give_up {
+                process.kill().unwrap();
+                process.wait().unwrap();
+                panic!("the engine does not answer");
+            }
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     }

@@ -14,7 +14,8 @@ const MAX_REQUEST_BYTES: u64 = 16 << 10;
 fn main() -> std::io::Result<()> {
     let port = std::env::args().nth(1).unwrap_or_else(|| "8080".into());
     // Both families where the kernel has IPv6, IPv4 alone where it does not.
-    let listener = TcpListener::bind(format!("[::]:{port}")).or_else(|_| TcpListener::bind(format!("0.0.0.0:{port}")))?;
+    let listener = TcpListener::bind(format!("[::]:{port}"))
+        .or_else(|_| TcpListener::bind(format!("0.0.0.0:{port}")))?;
     let pod = std::env::var("HOSTNAME").unwrap_or_else(|_| "unknown".into());
     println!("{pod} serves on port {port}");
     for connection in listener.incoming() {

@@ -1,5 +1,7 @@
 //! The binary as a person meets it: the demo, its errors, and that nothing of it stays.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use std::process::Command;
 
 use e2e::{Cluster, binary, eventually, fail, succeed};

@@ -1,5 +1,7 @@
 //! What outlives what: containers that die, servers that are killed.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use e2e::{Cluster, eventually, images};
 use serde_json::Value;
 

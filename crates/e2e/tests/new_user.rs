@@ -1,5 +1,7 @@
 //! What a new user does, with stock kubectl.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use e2e::{Background, Cluster, eventually, images, succeed};
 
 const APPLICATION: &str = "

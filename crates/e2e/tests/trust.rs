@@ -1,5 +1,7 @@
 //! What the installation refuses, and what a container cannot do.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use std::os::unix::fs::PermissionsExt;
 
 use e2e::{Cluster, eventually, fail, images};

@@ -1,5 +1,7 @@
 //! The contract of [`Store`], run on every backend.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use std::sync::Arc;
 
 use bytes::Bytes;

@@ -568,11 +568,11 @@ mod tests {
         assert_eq!(pki.renew(&names(), at(LEAF_SECONDS / 5 * 4 - 600)).unwrap(), []);
         let due = pki.next_renewal().unwrap();
         assert_eq!(pki.renew(&names(), due).unwrap().len(), LEAVES.len());
-        let old = pki.authority_pair().clone();
+        let old = pki.authority.clone();
         let late = at(AUTHORITY_SECONDS / 5 * 4);
         pki.renew(&names(), late).unwrap();
         assert_ne!(pki.authority(), old.certificate);
-        assert_eq!(pki.authority_pair().key, old.key);
+        assert_eq!(pki.authority.key, old.key);
         let admin = &LEAVES[5];
         assert!(is_good(admin, pki.pair(Leaf::Admin), &old, &names(), late));
     }
@@ -586,7 +586,7 @@ mod tests {
         fs::write(dir.path().join(".proxy.key.new"), "half").unwrap();
         fs::remove_file(dir.path().join("proxy.key")).unwrap();
         let second = Pki::load_or_create(dir.path(), &names(), at(60)).unwrap();
-        assert_eq!(first.authority_pair().key, second.authority_pair().key);
+        assert_eq!(first.authority.key, second.authority.key);
         assert_eq!(
             first.pair(Leaf::Scheduler).certificate,
             second.pair(Leaf::Scheduler).certificate,

@@ -192,26 +192,37 @@ fn returns_object(def: &ResourceDef) -> bool {
     }
 }
 
+fn is_same(a: &Value, b: &Value) -> bool {
+    metadata::text(a, "uid") == metadata::text(b, "uid")
+}
+
 impl Call<'_> {
     /// Deletes an object. False when it is still there.
     pub async fn delete(&mut self, name: &str, options: &DeleteOptions) -> Result<(Outcome, bool), Status> {
+        let mut ours = None;
         for _ in 0..ATTEMPTS {
-            let Some(existing) = self.registry().get(self.resource, self.namespace(), name)? else {
-                return Err(self.not_found(name));
-            };
-            if let Some(done) = self.delete_once(name, options, &existing).await? {
+            let existing = self.registry().get(self.resource, self.namespace(), name)?;
+            if let Some(ours) = &ours
+                && existing.as_ref().is_none_or(|now| !is_same(&self.tree(now), ours))
+            {
+                return Ok((self.removed(name, ours.clone()), true));
+            }
+            let Some(existing) = existing else { return Err(self.not_found(name)) };
+            if let Some(done) = self.delete_once(name, options, &existing, &mut ours).await? {
                 return Ok(done);
             }
         }
         Err(Status::modified(&self.def().group_resource(), name))
     }
 
-    /// `None` when another write came between.
+    /// `None` when another write came between. `ours` becomes what this call has marked to be removed now: as soon
+    /// as it is marked, those who watch for that may remove it sooner than we do.
     async fn delete_once(
         &mut self,
         name: &str,
         options: &DeleteOptions,
         existing: &Arc<Object>,
+        ours: &mut Option<Value>,
     ) -> Result<Option<(Outcome, bool)>, Status> {
         let tree = self.tree(existing);
         self.check_delete(name, options, &tree)?;
@@ -232,7 +243,10 @@ impl Call<'_> {
                 Ok(written.map(|object| (Outcome::Stored(object), false)))
             }
             Plan::MarkAndRemove(marked) => match self.write_marked(&marked, existing).await? {
-                Some(object) => self.remove(&object, name, &marked).await,
+                Some(object) => {
+                    *ours = Some(marked.clone());
+                    self.remove(&object, name, &marked).await
+                }
                 None => Ok(None),
             },
             Plan::Remove => self.remove(existing, name, &tree).await,
@@ -266,23 +280,26 @@ impl Call<'_> {
                 Ok(Some((_, revision))) => {
                     metadata::of(&mut last).insert("resourceVersion".into(), revision.to_string().into());
                 }
-                Ok(None) => return Err(self.not_found(name)),
-                Err(storage::Error::Conflict(None)) => return Err(self.not_found(name)),
-                Err(storage::Error::Conflict(Some(_))) => {
+                Ok(None) | Err(storage::Error::Conflict(_)) => {
                     self.lost_race(existing).await;
                     return Ok(None);
                 }
                 Err(error) => return Err(store_error(error)),
             }
         }
+        Ok(Some((self.removed(name, last), true)))
+    }
+
+    /// The answer to a deletion that is done: the last state of the object, or a Status about it.
+    fn removed(&self, name: &str, last: Value) -> Outcome {
         if returns_object(self.def()) {
-            return Ok(Some((Outcome::Tree(last), true)));
+            return Outcome::Tree(last);
         }
         let details = Details {
             name: name.to_owned(),
             group: self.def().group.to_string(),
             kind: self.def().plural.to_string(),
-            uid: metadata::text(tree, "uid").to_owned(),
+            uid: metadata::text(&last, "uid").to_owned(),
             ..Default::default()
         };
         let mut status = Status { status: "Success".into(), ..Default::default() }.with_details(details);
@@ -291,7 +308,7 @@ impl Call<'_> {
         if let Some(fields) = value.as_object_mut() {
             fields.remove("code");
         }
-        Ok(Some((Outcome::Tree(value), true)))
+        Outcome::Tree(value)
     }
 
     fn check_delete(&self, name: &str, options: &DeleteOptions, tree: &Value) -> Result<(), Status> {

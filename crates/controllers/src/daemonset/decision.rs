@@ -222,11 +222,10 @@ fn clear_ended(observed: &Observed<'_>, node: &Node, pod: &Arc<Pod>, plan: &mut 
     true
 }
 
+type NewAndOld<'a> = (Option<&'a Arc<Pod>>, Option<&'a Arc<Pod>>);
+
 /// The new and the old pod on a node; `None` when there are more, which is for [`manage_node`] to clear.
-fn new_and_old<'a>(
-    observed: &Observed<'_>,
-    pods: &[&'a Arc<Pod>],
-) -> Option<(Option<&'a Arc<Pod>>, Option<&'a Arc<Pod>>)> {
+fn new_and_old<'a>(observed: &Observed<'_>, pods: &[&'a Arc<Pod>]) -> Option<NewAndOld<'a>> {
     let (mut new, mut old) = (None, None);
     for pod in pods.iter().filter(|pod| !is_deleting(&****pod)) {
         let place = if observed.is_updated(pod) { &mut new } else { &mut old };

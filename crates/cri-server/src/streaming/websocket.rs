@@ -121,14 +121,13 @@ where
     let (mut read, mut write) = tokio::io::split(outer);
     let receive = async move {
         while let Some(Ok(message)) = stream.next().await {
-            match message {
-                Message::Binary(bytes) => {
-                    if write.write_all(&bytes).await.is_err() {
-                        return;
-                    }
-                }
+            let bytes = match message {
+                Message::Binary(bytes) => bytes,
                 Message::Close(_) => return,
-                _ => {}
+                _ => continue,
+            };
+            if write.write_all(&bytes).await.is_err() {
+                return;
             }
         }
     };
