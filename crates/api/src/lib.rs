@@ -5,9 +5,11 @@
 //! `serde_json::Value` trees under the direction of [`tables`].
 
 mod complete;
+pub mod descriptions;
 mod object;
 pub mod tables;
 
+pub use k8s_openapi::ByteString;
 pub use k8s_openapi::api::*;
 pub use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions;
 pub use k8s_openapi::apimachinery::pkg as machinery;

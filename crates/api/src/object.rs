@@ -169,9 +169,13 @@ objects! {
     crate::rbac::v1::ClusterRoleBinding, false;
     crate::rbac::v1::Role, true;
     crate::rbac::v1::RoleBinding, true;
+    crate::resource::v1::ResourceClaim, true;
+    crate::resource::v1::ResourceClaimTemplate, true;
+    crate::resource::v1::ResourceSlice, false;
     crate::scheduling::v1::PriorityClass, false;
     crate::storage::v1::CSIDriver, false;
     crate::storage::v1::CSINode, false;
+    crate::storage::v1::CSIStorageCapacity, true;
     crate::storage::v1::StorageClass, false;
     crate::storage::v1::VolumeAttachment, false;
 }

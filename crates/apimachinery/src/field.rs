@@ -115,11 +115,13 @@ pub struct Error {
     pub path: Path,
     pub value: Value,
     pub detail: String,
+    /// The message leaves the value out, whatever the type of the error.
+    pub omits_value: bool,
 }
 
 impl Error {
     fn new(kind: ErrorType, path: &Path, value: impl Into<Value>, detail: impl Into<String>) -> Self {
-        Error { kind, path: path.clone(), value: value.into(), detail: detail.into() }
+        Error { kind, path: path.clone(), value: value.into(), detail: detail.into(), omits_value: false }
     }
 
     pub fn not_found(path: &Path, value: impl Into<Value>) -> Self {
@@ -166,6 +168,12 @@ impl Error {
         Self::new(ErrorType::TooMany, path, actual, format!("must have at most {max} {items}"))
     }
 
+    /// The same error, told without the value: for values that are too large to show.
+    pub fn without_value(mut self) -> Self {
+        self.omits_value = true;
+        self
+    }
+
     pub fn internal(path: &Path, why: impl fmt::Display) -> Self {
         Self::new(ErrorType::Internal, path, "", why.to_string())
     }
@@ -174,6 +182,7 @@ impl Error {
     pub fn body(&self) -> String {
         let words = self.kind.words();
         let mut body = match &self.value {
+            _ if self.omits_value => words.to_owned(),
             _ if !self.kind.shows_value() => {
                 if self.kind == ErrorType::TooMany {
                     format!("{words}: {}", self.value)

@@ -2,17 +2,20 @@
 //!
 //! Start with [`gvk`] (what an object is), then [`status`] (what a server answers when it cannot) and
 //! [`field`] (what is wrong with an object). The rest are the API's small dialects: [`selector`]s,
-//! [`quantity`], [`time`], [`names`].
+//! [`quantity`], [`time`], [`names`], [`versions`], [`jsonpath`].
 //!
 //! What always holds: every message worded here is upstream's, because clients match on it.
 
 pub mod field;
 pub mod gvk;
+pub mod jsonpath;
 pub mod names;
+pub mod objectmeta;
 pub mod quantity;
 pub mod selector;
 pub mod status;
 pub mod time;
+pub mod versions;
 
 pub use gvk::{GroupKind, GroupResource, GroupVersion, GroupVersionKind, GroupVersionResource};
 pub use status::Status;

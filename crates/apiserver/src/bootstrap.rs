@@ -113,6 +113,7 @@ impl ApiServer {
         for name in ["kube-system", "kube-public", "kube-node-lease", "default"] {
             self.create_absent(&client, namespace(name)).await?;
         }
+        self.bootstrap_service_cidr(&client).await?;
         let mut objects = roles;
         objects.extend(priority_classes());
         objects.push(authentication_data(&self.config.authentication_data));
@@ -120,14 +121,16 @@ impl ApiServer {
         for object in objects {
             self.create_absent(&client, object).await?;
         }
-        self.bootstrap_service_cidr(&client).await?;
         // A server on a loopback address can be reached by no pod, and is no endpoint.
         if !self.config.advertise.0.is_loopback() {
             for endpoints in kubernetes_endpoints(self) {
                 self.create_or_replace(&client, endpoints).await?;
             }
         }
+        self.tasks.spawn(crate::services::addresses::keep(self.clone(), client));
         self.health.bootstrapped.store(true, Ordering::Release);
+        self.tasks.spawn(self.clone().keep_flow_control());
+        self.tasks.spawn(self.clone().keep_aggregation());
         Ok(())
     }
 

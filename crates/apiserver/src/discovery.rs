@@ -54,24 +54,11 @@ fn groups(table: &Table) -> Vec<(&str, Vec<&str>)> {
         }
     }
     for (_, versions) in &mut groups {
-        versions.sort_by_key(|version| std::cmp::Reverse(version_rank(version)));
+        versions.sort_by(|a, b| apimachinery::versions::compare(b, a));
     }
     let place = |group: &str| GROUP_ORDER.iter().position(|g| *g == group).unwrap_or(GROUP_ORDER.len());
     groups.sort_by(|(a, _), (b, _)| place(a).cmp(&place(b)).then_with(|| a.cmp(b)));
     groups
-}
-
-/// GA before beta before alpha, and higher numbers first.
-fn version_rank(version: &str) -> (u8, u32, u32) {
-    let rest = version.trim_start_matches('v');
-    let number = |text: &str| text.parse().unwrap_or(0);
-    if let Some((major, minor)) = rest.split_once("beta") {
-        (1, number(major), number(minor))
-    } else if let Some((major, minor)) = rest.split_once("alpha") {
-        (0, number(major), number(minor))
-    } else {
-        (2, number(rest), 0)
-    }
 }
 
 fn api_group(group: &str, versions: &[&str]) -> Value {
@@ -96,6 +83,14 @@ fn verbs(verbs: &[Verb]) -> Value {
     json!(names)
 }
 
+/// Objects of a custom kind whose definition is being deleted can only be read and deleted.
+fn served_verbs(def: &ResourceDef) -> Value {
+    let terminating = def.custom.as_ref().is_some_and(|custom| custom.versions.is_terminating());
+    let kept = |verb: &&Verb| !terminating || !matches!(verb, Verb::Create | Verb::Patch | Verb::Update);
+    let kept: Vec<Verb> = def.verbs.iter().filter(kept).copied().collect();
+    verbs(&kept)
+}
+
 /// Upstream: apiserver/pkg/endpoints/discovery/storageversionhash.go
 fn storage_version_hash(resource: &Resource) -> String {
     let gvk = resource.storage_gvk();
@@ -110,7 +105,7 @@ pub fn resource_list(table: &Table, group: &str, version: &str) -> Value {
         let def = &row.def;
         let mut entry = json!({
             "name": def.plural, "singularName": def.singular, "namespaced": def.namespaced(), "kind": def.kind,
-            "verbs": verbs(&def.verbs),
+            "verbs": served_verbs(def),
         });
         if !def.short_names.is_empty() {
             entry["shortNames"] = json!(def.short_names);
@@ -158,7 +153,7 @@ fn aggregated_resource(def: &ResourceDef) -> Value {
     let mut entry = json!({
         "resource": def.plural, "responseKind": response_kind(def, &def.gvk()),
         "scope": if def.namespaced() { "Namespaced" } else { "Cluster" },
-        "singularResource": def.singular, "verbs": verbs(&def.verbs),
+        "singularResource": def.singular, "verbs": served_verbs(def),
     });
     if !def.short_names.is_empty() {
         entry["shortNames"] = json!(def.short_names);
@@ -244,12 +239,34 @@ pub fn handle(server: &Arc<ApiServer>, asked: &Asked, path: &str) -> Result<Resp
     {
         let mut document = aggregated(&table, path == "/api");
         document["apiVersion"] = format!("apidiscovery.k8s.io/{version}").into();
+        if path == "/apis" {
+            server.aggregation.join_discovery(&mut document);
+        }
         return Ok(aggregated_response(asked, version, &document));
     }
     let advertised = std::net::SocketAddr::from(server.config.advertise).to_string();
-    let document = document(&table, &advertised, path)?;
+    let document = with_others(server, path, document(&table, &advertised, path))?;
     let negotiated = negotiate::accept(&asked.parts.headers, false)?;
     Ok(encode::value(negotiated.format, StatusCode::OK, &document))
+}
+
+/// A plain document with the groups of aggregated API servers.
+fn with_others(server: &ApiServer, path: &str, own: Result<Value, Status>) -> Result<Value, Status> {
+    if path == "/apis" {
+        let mut list = own?;
+        server.aggregation.join_groups(&mut list);
+        return Ok(list);
+    }
+    match path.strip_prefix("/apis/").filter(|group| !group.contains('/')) {
+        None => own,
+        Some(group) => {
+            let (own, absent) = match own {
+                Ok(own) => (Some(own), Status::page_not_found()),
+                Err(absent) => (None, absent),
+            };
+            server.aggregation.join_group(group, own).ok_or(absent)
+        }
+    }
 }
 
 /// The version of the aggregated form, when that is what the client wants most of what is there.

@@ -15,7 +15,7 @@ use storage::Revision;
 use crate::body::{Body, Response};
 use crate::negotiate::{Format, Negotiated, Shape};
 use crate::registry::Resource;
-use crate::registry::cache::{self, Event, Kind};
+use crate::registry::cache::{self, Event, Form, Kind};
 use crate::registry::list::Listing;
 use crate::registry::object::{Object, put_decimal};
 
@@ -70,7 +70,7 @@ impl Encoder {
     /// The object in the version of the request.
     pub fn tree<'a>(&self, object: &'a Object) -> Cow<'a, Value> {
         if self.is_native(object) {
-            return Cow::Borrowed(object.tree());
+            return object.open();
         }
         let mut tree = object.decode();
         resources::convert::from_storage(self.def(), &mut tree);
@@ -94,6 +94,10 @@ impl Encoder {
         let plain = self.negotiated.shape == Shape::Object && self.negotiated.format == Format::Json;
         let body = match outcome {
             Outcome::Stored(object) if plain => self.json(object),
+            Outcome::Stored(object) if self.is_protobuf_object() => {
+                let def = self.def();
+                schema::protobuf::envelope(&group_version(def), &def.kind, &self.message(object)?).into()
+            }
             Outcome::Stored(object) => self.one(&self.tree(object))?,
             Outcome::Tree(tree) if plain => tree.to_string().into(),
             Outcome::Tree(tree) if tree["kind"] == "Status" => {
@@ -102,6 +106,13 @@ impl Encoder {
             Outcome::Tree(tree) => self.one(tree)?,
         };
         Ok(self.respond(code, Body::Full(body)))
+    }
+
+    /// Whether whole objects are asked for, of a kind that is known to protobuf.
+    fn is_protobuf_object(&self) -> bool {
+        self.negotiated.shape == Shape::Object
+            && self.negotiated.format == Format::Protobuf
+            && definition(self.def()).is_some()
     }
 
     fn respond(&self, code: StatusCode, body: Body) -> Response {
@@ -158,7 +169,7 @@ impl Encoder {
         if let Some(remaining) = listing.remaining {
             metadata["remainingItemCount"] = remaining.into();
         }
-        let kind = format!("{}List", self.def().kind);
+        let kind = self.def().list_kind.to_string();
         let format = self.negotiated.format;
         match (self.negotiated.shape, format) {
             (Shape::Object, Format::Json) => Ok(self.json_list(&kind, &metadata, listing.objects)),
@@ -170,10 +181,17 @@ impl Encoder {
                 let body = schema::protobuf::envelope(&group_version(self.def()), &kind, &message);
                 Ok(self.respond(StatusCode::OK, Body::Full(body.into())))
             }
-            (Shape::Object, Format::Yaml) => {
+            (Shape::Object, Format::Yaml | Format::Cbor) => {
                 let items: Vec<Cow<'_, Value>> = listing.objects.iter().map(|o| self.tree(o)).collect();
                 let list = json!({"kind": kind, "apiVersion": group_version(self.def()), "metadata": metadata, "items": items});
-                Ok(value(format, StatusCode::OK, &list))
+                // The items of a list without a definition of its own have one still.
+                match (format, definition(self.def())) {
+                    (Format::Cbor, Some(definition)) => {
+                        let body = schema::cbor::encode_list(&list, definition);
+                        Ok(self.respond(StatusCode::OK, Body::Full(body.into())))
+                    }
+                    _ => Ok(value(format, StatusCode::OK, &list)),
+                }
             }
             (Shape::Table, _) => {
                 let trees: Vec<Cow<'_, Value>> = listing.objects.iter().map(|o| self.tree(o)).collect();
@@ -284,6 +302,9 @@ impl EventEncoder {
         let negotiated = self.encoder.negotiated;
         let stream =
             if negotiated.stream || negotiated.format == Format::Protobuf { ";stream=watch" } else { "" };
+        if negotiated.format == Format::Cbor {
+            return crate::negotiate::CBOR_SEQ.to_owned();
+        }
         format!("{}{stream}", negotiated.format.content_type())
     }
 
@@ -293,10 +314,15 @@ impl EventEncoder {
 
     /// An event as all see it.
     pub fn event(&mut self, kind: Kind, event: &Event) -> Bytes {
-        if self.shares_frames() && self.encoder.is_native(&event.object) {
-            return event.frame(kind).clone();
+        let form = match self.encoder.negotiated.format {
+            Format::Json => Form::Json,
+            Format::Protobuf => Form::Protobuf,
+            _ => return self.object(kind, &event.object),
+        };
+        if self.encoder.negotiated.shape != Shape::Object || !self.encoder.is_native(&event.object) {
+            return self.object(kind, &event.object);
         }
-        self.object(kind, &event.object)
+        event.frame(form, kind, || self.object(kind, &event.object)).clone()
     }
 
     /// An event with an object of its own.
@@ -337,6 +363,10 @@ impl EventEncoder {
             (Format::Protobuf, Some(definition)) => {
                 let body = schema::protobuf::encode(shown, definition).unwrap_or_default();
                 schema::protobuf::watch_frame(kind, &body).into()
+            }
+            (Format::Cbor, definition) => {
+                let object = schema::cbor::encode(shown, definition);
+                schema::cbor::watch_event(kind, &object).into()
             }
             (Format::Yaml, _) => {
                 let event = json!({"type": kind, "object": shown});
@@ -392,6 +422,7 @@ pub fn encode(
     match (format, definition) {
         (Format::Json, _) => Ok(tree.to_string().into()),
         (Format::Yaml, _) => Ok(to_yaml(tree).into()),
+        (Format::Cbor, definition) => Ok(schema::cbor::encode(tree, definition).into()),
         (Format::Protobuf, Some(definition)) => {
             schema::protobuf::encode(tree, definition).map(Bytes::from).map_err(Status::internal)
         }
@@ -422,13 +453,25 @@ pub fn value(format: Format, code: StatusCode, tree: &Value) -> Response {
     }
 }
 
-/// A refusal.
-pub fn failure(status: &Status) -> Response {
+/// A refusal, in the form that the client accepts; in JSON when there is none.
+pub fn failure(status: &Status, accepted: Option<&HeaderValue>) -> Response {
     let code = StatusCode::from_u16(status.code).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-    let mut response = value(Format::Json, code, &Value::from(status));
+    let format = accepted.map_or(Format::Json, crate::negotiate::of_failure);
+    let mut response = value(format, code, &Value::from(status));
     let retry = status.details.as_ref().map_or(0, |d| d.retry_after_seconds);
     if retry > 0 {
         response.headers_mut().insert(header::RETRY_AFTER, retry.into());
     }
+    response
+}
+
+/// The answer to a request for which there is no seat.
+///
+/// Upstream: apiserver/pkg/server/filters/priority-and-fairness.go tooManyRequests
+pub fn too_many_requests() -> Response {
+    let text = Bytes::from_static(b"Too many requests, please try again later.\n");
+    let mut response = respond(StatusCode::TOO_MANY_REQUESTS, "text/plain; charset=utf-8", Body::Full(text));
+    response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+    response.headers_mut().insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
     response
 }

@@ -16,19 +16,25 @@ use rustls_pki_types::CertificateDer;
 use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 
+use crate::admission::webhook::client::WebhookClient;
+use crate::aggregation::Aggregation;
 use crate::authn::{ANONYMOUS, Clock, Random, TokenIssuer, UNAUTHENTICATED, impersonate};
 use crate::authz::forbidden;
 use crate::body::{Body, Response};
 use crate::encode::{self, Encoder, EventEncoder, Include, Outcome, definition};
+use crate::extensions::{self, admit};
+use crate::flowcontrol::{Classified, FlowControl, Seat};
 use crate::negotiate::{self, Format};
 use crate::options::{DeleteOptions, ListOptions, WriteOptions};
 use crate::registry::call::Call;
 use crate::registry::{Registry, Resource};
+use crate::remote::outbound::Peers;
+use crate::remote::resolve::Resolver;
 use crate::request::RequestInfo;
 use crate::seams::{Admit, Authenticate, Authorize, Decision, UserInfo};
 use crate::services::Services;
 use crate::special::part::Part;
-use crate::{discovery, health, openapi, remote, special};
+use crate::{aggregation, discovery, flowcontrol, health, metrics, openapi, remote, special};
 
 /// Upstream: apiserver/pkg/server/config.go MaxRequestBodyBytes
 pub const MAX_BODY_BYTES: usize = 3 * 1024 * 1024;
@@ -53,6 +59,11 @@ pub struct Config {
     pub advertise: (IpAddr, u16),
     /// How this server shows itself to kubelets; without it, their certificates are not checked and it shows none.
     pub kubelet_tls: Option<Arc<rustls::ClientConfig>>,
+    /// How this server shows itself to aggregated API servers, which then believe whom it names.
+    pub front_proxy: Option<Arc<dyn rustls::client::ResolvesClientCert>>,
+    /// How many requests run at once: upstream's --max-requests-inflight and --max-mutating-requests-inflight
+    /// together.
+    pub max_in_flight: u32,
     /// The authorities that others need to check those whom this server believes: keys and PEM texts of
     /// `kube-system/extension-apiserver-authentication`.
     pub authentication_data: Vec<(String, String)>,
@@ -64,9 +75,16 @@ pub struct ApiServer {
     pub registry: Arc<Registry>,
     pub config: Config,
     pub services: Services,
+    /// Other API servers, and what they serve.
+    pub aggregation: Aggregation,
+    /// The way to webhooks, also for conversions.
+    pub webhooks: WebhookClient,
+    pub flow_control: FlowControl,
     pub health: health::Health,
-    pub metrics: health::Metrics,
+    pub metrics: metrics::Metrics,
     pub openapi: openapi::Documents,
+    /// What nodes were last known to use.
+    pub resource_metrics: special::resource_metrics::Samples,
     pub shutdown: CancellationToken,
     /// Tunnels that outlive their requests.
     pub tasks: tokio_util::task::TaskTracker,
@@ -117,6 +135,15 @@ pub struct Asked {
     pub user: UserInfo,
 }
 
+/// What is noted of a request on its way, for its answer.
+#[derive(Default)]
+struct Notes {
+    warnings: Vec<String>,
+    classified: Option<Classified>,
+    /// What it is counted as.
+    target: Option<metrics::Target>,
+}
+
 /// Where a request ends that names a resource.
 enum Route {
     Part(Part),
@@ -127,16 +154,24 @@ impl ApiServer {
     /// [`Registry::run`] must be running.
     pub fn new(registry: Arc<Registry>, config: Config, shutdown: CancellationToken) -> Arc<Self> {
         let services = Services::new(config.service_cidr, config.node_ports.clone());
-        Arc::new(ApiServer {
+        let peers = Arc::new(Peers::new(Resolver::new(registry.clone()), config.front_proxy.clone()));
+        registry.connect(WebhookClient::new(peers.clone()), config.random.clone());
+        let server = Arc::new(ApiServer {
             registry,
-            config,
             services,
+            webhooks: WebhookClient::new(peers.clone()),
+            aggregation: Aggregation::new(peers),
+            flow_control: FlowControl::new(config.max_in_flight),
+            config,
             health: health::Health::default(),
-            metrics: health::Metrics::default(),
+            metrics: metrics::Metrics::default(),
             openapi: openapi::Documents::default(),
+            resource_metrics: special::resource_metrics::Samples::default(),
             shutdown,
             tasks: tokio_util::task::TaskTracker::new(),
-        })
+        });
+        server.tasks.spawn(extensions::run(server.clone()));
+        server
     }
 
     /// Seconds since the epoch.
@@ -155,15 +190,17 @@ impl ApiServer {
         let (parts, body) = request.into_parts();
         let head = parts.method == Method::HEAD;
         let accepts_gzip = encode_gzip(&parts);
-        let mut warnings = Vec::new();
-        let mut response = match self.answer(parts, body, peer, &mut warnings).await {
+        let accepted = parts.headers.get(http::header::ACCEPT).cloned();
+        let asked = self.metrics.asked(&parts.method);
+        let mut notes = Notes::default();
+        let mut response = match self.answer(parts, body, peer, &mut notes).await {
             Ok(response) => response,
-            Err(status) => encode::failure(&status),
+            Err(status) => encode::failure(&status, accepted.as_ref()),
         };
         if accepts_gzip {
             response = crate::body::compress(response);
         }
-        for warning in warnings {
+        for warning in notes.warnings {
             if let Ok(value) = HeaderValue::from_str(&format!("299 - \"{}\"", escape(&warning))) {
                 response.headers_mut().append(http::header::WARNING, value);
             }
@@ -174,7 +211,10 @@ impl ApiServer {
         response
             .headers_mut()
             .insert(http::header::CACHE_CONTROL, HeaderValue::from_static("no-cache, private"));
-        self.metrics.answered(response.status());
+        if let Some(classified) = notes.classified {
+            classified.write(response.headers_mut());
+        }
+        asked.answered(response.status(), notes.target);
         response
     }
 
@@ -183,7 +223,7 @@ impl ApiServer {
         parts: http::request::Parts,
         body: RequestBody,
         peer: Peer,
-        warnings: &mut Vec<String>,
+        notes: &mut Notes,
     ) -> Result<Response, Status> {
         let mut info = RequestInfo::new(&parts.method, &parts.uri)?;
         info.name_by_selector();
@@ -196,6 +236,10 @@ impl ApiServer {
                 impersonate(user, &parts.headers, &*self.config.authorize)?
             }
         };
+        let _seat = match self.seat(&user, &info, notes).await {
+            Ok(seat) => seat,
+            Err(refusal) => return Ok(refusal),
+        };
         match self.config.authorize.authorize(&user, &info.attributes) {
             Decision::Allow { .. } => {}
             Decision::Deny { reason } | Decision::NoOpinion { reason } => {
@@ -203,20 +247,44 @@ impl ApiServer {
             }
         }
         let asked = Asked { info, parts, body, user };
-        if !asked.info.attributes.is_resource {
+        let attributes = &asked.info.attributes;
+        if let Some(service) = self.aggregation.service_for(&*self.registry, attributes) {
+            return aggregation::forward(self, &service, asked).await;
+        }
+        if !attributes.is_resource {
             return self.other_path(asked).await;
         }
-        let attributes = &asked.info.attributes;
         let table = self.registry.table();
         let found = table.find(&attributes.group, &attributes.version, &attributes.resource);
         let resource = found.cloned().ok_or_else(Status::page_not_found)?;
+        notes.target = Some(metrics::Target::new(&resource, attributes));
+        if let Some(custom) = &resource.def.custom {
+            notes.warnings.extend(custom.warnings.iter().cloned());
+        }
         match self.route(&resource, &asked)? {
-            Route::Special => special::handle(self, &resource, asked, warnings).await,
+            Route::Special => special::handle(self, &resource, asked, &mut notes.warnings).await,
             Route::Part(part) => match attributes.verb.as_str() {
                 "get" | "list" | "watch" => self.read(&resource, asked).await,
-                _ => self.write(&resource, part, asked, warnings).await,
+                _ => self.write(&resource, part, asked, &mut notes.warnings).await,
             },
         }
+    }
+
+    /// The seats that the request needs; the answer when it has to come back later.
+    async fn seat(
+        &self,
+        user: &UserInfo,
+        info: &RequestInfo,
+        notes: &mut Notes,
+    ) -> Result<Option<Seat>, Response> {
+        if flowcontrol::is_long_running(&info.attributes) {
+            return Ok(None);
+        }
+        let width = || flowcontrol::width(&self.registry.table(), info);
+        let (classified, seat) =
+            self.flow_control.admit(&*self.registry, user, &info.attributes, width).await;
+        notes.classified = classified;
+        seat.map_err(|flowcontrol::Refused| encode::too_many_requests())
     }
 
     /// Paths that name no resource.
@@ -228,6 +296,7 @@ impl ApiServer {
             }
             "openid" => health::handle(self, &asked, &path),
             "openapi" => openapi::handle(self, &asked, &path),
+            "debug" => flowcontrol::debug(self, &path),
             "" | "api" | "apis" => discovery::handle(self, &asked, &path),
             _ => Err(Status::page_not_found()),
         }
@@ -283,7 +352,10 @@ impl ApiServer {
     }
 
     pub fn encoder(&self, resource: &Arc<Resource>, asked: &Asked) -> Result<Encoder, Status> {
-        let negotiated = negotiate::accept(&asked.parts.headers, true)?;
+        let negotiated = match resource.def.custom {
+            Some(_) => negotiate::accept_custom(&asked.parts.headers)?,
+            None => negotiate::accept(&asked.parts.headers, true)?,
+        };
         let include = match asked.info.query.get("includeObject").unwrap_or_default() {
             "None" => Include::None,
             "Object" => Include::Object,
@@ -300,6 +372,7 @@ impl ApiServer {
             let object = self.registry.get(resource, namespace, &attributes.name)?;
             let object =
                 object.ok_or_else(|| Status::not_found(&resource.def.group_resource(), &attributes.name))?;
+            let object = self.registry.view(resource, object).await?;
             return encoder.outcome(StatusCode::OK, &Outcome::Stored(object));
         }
         let watch = attributes.verb == "watch";
@@ -342,7 +415,9 @@ impl ApiServer {
         let result = run(&mut call, part, &asked, &body).await;
         warnings.append(&mut call.warnings);
         match result? {
-            Written::One(outcome, code) => encoder.outcome(code, &outcome),
+            Written::One(outcome, code) => {
+                encoder.outcome(code, &self.registry.shown(resource, outcome).await?)
+            }
             Written::Many(listing) => encoder.list(listing),
         }
     }
@@ -425,7 +500,15 @@ async fn run(call: &mut Call<'_>, part: Part, asked: &Asked, body: &Bytes) -> Re
 pub fn read_object(call: &mut Call<'_>, headers: &http::HeaderMap, body: &Bytes) -> Result<Value, Status> {
     let format = negotiate::content(headers)?;
     let def = call.def();
-    let decoded = decode_body(format, body, definition(def), call.strictness()).map_err(|error| match error {
+    let strictness = call.strictness();
+    let mut decoded = decode_body(format, body, definition(def), strictness);
+    if let Some(custom) = &def.custom {
+        decoded = decoded.and_then(|mut decoded| {
+            fill_kind(def, &mut decoded.object);
+            admit::shape(custom, decoded, strictness)
+        });
+    }
+    let decoded = decoded.map_err(|error| match error {
         schema::Error::Type(_) => Status::bad_request(schema::decode::cannot_be_handled(&def.kind, &def.version, &error)),
         error => Status::bad_request(format!(
             "the object provided is unrecognized (must be of type {}): couldn't get version/kind; json parse error: \
@@ -448,6 +531,13 @@ pub fn read_object(call: &mut Call<'_>, headers: &http::HeaderMap, body: &Bytes)
     Ok(object)
 }
 
+/// A kind that is left out is the route's.
+fn fill_kind(def: &resources::ResourceDef, object: &mut Value) {
+    let Some(fields) = object.as_object_mut() else { return };
+    fields.entry("apiVersion").or_insert_with(|| encode::group_version(def).into());
+    fields.entry("kind").or_insert_with(|| def.kind.as_ref().into());
+}
+
 /// A body in any of the forms.
 pub fn decode_body(
     format: Format,
@@ -460,6 +550,13 @@ pub fn decode_body(
         (Format::Yaml, Some(definition)) => schema::decode::yaml(body, definition, strictness),
         (Format::Json, None) => schema::decode::untyped_json(body),
         (Format::Yaml, None) => schema::decode::untyped_yaml(body),
+        (Format::Cbor, Some(definition)) => {
+            schema::decode::value(schema::cbor::decode(body)?, definition, strictness)
+        }
+        (Format::Cbor, None) => {
+            let object = schema::cbor::decode(body)?;
+            Ok(schema::decode::Decoded { object, problems: Vec::new() })
+        }
         (Format::Protobuf, _) => {
             let (gvk, mut object) = schema::protobuf::decode(body)?;
             object["apiVersion"] = gvk.group_version().to_string().into();

@@ -1,15 +1,10 @@
 //! `/healthz`, `/livez`, `/readyz`, `/version`, `/metrics`, and the issuer's own pages.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use apimachinery::Status;
 use http::StatusCode;
-use prometheus_client::encoding::text::encode;
-use prometheus_client::metrics::counter::Counter;
-use prometheus_client::metrics::family::Family;
-use prometheus_client::metrics::gauge::Gauge;
-use prometheus_client::registry::Registry as MetricsRegistry;
 use serde_json::json;
 
 use crate::body::{Body, Response};
@@ -40,52 +35,6 @@ impl Health {
             checks.push(("shutdown", running));
         }
         checks
-    }
-}
-
-/// What is counted.
-#[derive(Default)]
-pub struct Metrics {
-    requests: Family<Vec<(String, String)>, Counter>,
-    watches: Arc<AtomicI64>,
-}
-
-/// Counts an open watch for as long as it lives.
-pub struct Open(Arc<AtomicI64>);
-
-impl Drop for Open {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
-impl Metrics {
-    pub fn answered(&self, code: StatusCode) {
-        self.requests.get_or_create(&vec![("code".to_owned(), code.as_str().to_owned())]).inc();
-    }
-
-    pub fn watching(&self) -> Open {
-        self.watches.fetch_add(1, Ordering::Relaxed);
-        Open(self.watches.clone())
-    }
-
-    fn text(&self, server: &ApiServer) -> String {
-        let mut registry = MetricsRegistry::default();
-        registry.register("apiserver_request", "Requests answered, by code", self.requests.clone());
-        let watches = Gauge::<i64>::default();
-        watches.set(self.watches.load(Ordering::Relaxed));
-        registry.register("apiserver_longrunning_requests", "Open watches", watches);
-        let objects = Family::<Vec<(String, String)>, Gauge>::default();
-        for row in server.registry.table().rows() {
-            if let Some(cache) = &row.cache {
-                let labels = vec![("resource".to_owned(), row.def.group_resource().to_string())];
-                objects.get_or_create(&labels).set(i64::try_from(cache.read().count()).unwrap_or(i64::MAX));
-            }
-        }
-        registry.register("apiserver_storage_objects", "Stored objects, by resource", objects);
-        let mut text = String::new();
-        encode(&mut text, &registry).expect("writing to a String cannot fail");
-        text
     }
 }
 

@@ -3,7 +3,7 @@
 //! Upstream: apiserver/pkg/endpoints/handlers/negotiation/negotiate.go
 
 use apimachinery::Status;
-use http::{HeaderMap, header};
+use http::{HeaderMap, HeaderValue, header};
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Format {
@@ -11,11 +11,16 @@ pub enum Format {
     Json,
     Yaml,
     Protobuf,
+    Cbor,
 }
 
 pub const JSON: &str = "application/json";
 pub const YAML: &str = "application/yaml";
 pub const PROTOBUF: &str = "application/vnd.kubernetes.protobuf";
+pub const CBOR: &str = "application/cbor";
+/// CBOR items one after the other: watches.
+pub const CBOR_SEQ: &str = "application/cbor-seq";
+/// What refusals name: upstream has no CBOR unless asked for it, and clients compare these words.
 const ACCEPTED: &[&str] = &[JSON, YAML, PROTOBUF];
 
 impl Format {
@@ -24,6 +29,7 @@ impl Format {
             Format::Json => JSON,
             Format::Yaml => YAML,
             Format::Protobuf => PROTOBUF,
+            Format::Cbor => CBOR,
         }
     }
 
@@ -32,6 +38,7 @@ impl Format {
             JSON => Some(Format::Json),
             YAML => Some(Format::Yaml),
             PROTOBUF => Some(Format::Protobuf),
+            CBOR | CBOR_SEQ => Some(Format::Cbor),
             _ => None,
         }
     }
@@ -107,6 +114,29 @@ pub fn accept(headers: &HeaderMap, shapes: bool) -> Result<Negotiated, Status> {
         .ok_or_else(|| Status::not_acceptable(ACCEPTED))
 }
 
+/// The same for custom kinds: their objects have no protobuf form, only what is told about them has.
+pub fn accept_custom(headers: &HeaderMap) -> Result<Negotiated, Status> {
+    if !headers.contains_key(header::ACCEPT) {
+        return Ok(Negotiated::default());
+    }
+    let clauses = clauses(headers);
+    let has_form = |n: &Negotiated| n.format != Format::Protobuf || n.shape != Shape::Object;
+    let wanted = clauses.iter().find_map(|clause| negotiate(clause, true).filter(has_form));
+    wanted.ok_or_else(|| Status::not_acceptable(&[JSON, YAML]))
+}
+
+/// The form of a refusal: the first wanted one that there is, whatever shape was asked for.
+pub fn of_failure(accepted: &HeaderValue) -> Format {
+    let mut headers = HeaderMap::new();
+    headers.insert(header::ACCEPT, accepted.clone());
+    let wanted = clauses(&headers);
+    let format = |clause: &Clause<'_>| match clause.media_type {
+        "*/*" | "application/*" => Some(Format::Json),
+        other => Format::of(other),
+    };
+    wanted.iter().find_map(format).unwrap_or_default()
+}
+
 fn negotiate(clause: &Clause<'_>, shapes: bool) -> Option<Negotiated> {
     let format = match clause.media_type {
         "*/*" | "application/*" => Format::Json,
@@ -164,7 +194,9 @@ pub fn patch(headers: &HeaderMap, strategic: bool) -> Result<Patch, Status> {
         "application/json-patch+json" => Ok(Patch::Json),
         "application/merge-patch+json" => Ok(Patch::Merge),
         "application/strategic-merge-patch+json" if strategic => Ok(Patch::Strategic),
-        "application/apply-patch+yaml" | "application/apply-patch" => Ok(Patch::Apply),
+        "application/apply-patch+yaml" | "application/apply-patch+cbor" | "application/apply-patch" => {
+            Ok(Patch::Apply)
+        }
         _ => Err(Status::unsupported_media_type(PATCHES)),
     }
 }
@@ -187,7 +219,8 @@ mod tests {
             Some((Format::Json, Shape::Table)),
         );
         check("application/vnd.kubernetes.protobuf, */*", Some((Format::Protobuf, Shape::Object)));
-        check("application/cbor, application/json", Some((Format::Json, Shape::Object)));
+        check("application/cbor, application/json", Some((Format::Cbor, Shape::Object)));
+        check("application/cbor-seq", Some((Format::Cbor, Shape::Object)));
         check(
             "text/html;q=0.9, application/yaml;q=0.8, application/json;q=0.5",
             Some((Format::Yaml, Shape::Object)),

@@ -1,12 +1,13 @@
-//! `/openapi/v2` and `/openapi/v3`: documents made from the table when first asked for, and kept.
+//! `/openapi/v2` and `/openapi/v3`: documents made from the table when first asked for, and kept packed.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex};
+use std::io::{Read, Write};
+use std::sync::{Arc, Mutex, Weak};
 
 use apimachinery::Status;
 use bytes::Bytes;
 use http::{HeaderValue, StatusCode, header};
-use schema::openapi::{Kind, Subresource};
+use schema::openapi::{self, Kind, Subresource};
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 
@@ -16,20 +17,20 @@ use crate::handle::{ApiServer, Asked};
 use crate::health::VERSION;
 use crate::registry::{Resource, Table};
 
-#[derive(Clone)]
-struct Document {
-    body: Bytes,
-    hash: String,
+/// A document as gzip.
+type Packed = Bytes;
+
+fn pack(document: &[u8]) -> Packed {
+    let mut packed = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
+    let written = packed.write_all(document).and_then(|()| packed.finish());
+    written.expect("memory takes all").into()
 }
 
-impl Document {
-    fn new(value: &Value) -> Self {
-        Document::of(Bytes::from(value.to_string()))
-    }
-
-    fn of(body: Bytes) -> Self {
-        Document { hash: hex(&Sha256::digest(&body)), body }
-    }
+fn unpack(packed: &Packed) -> Bytes {
+    let mut document = Vec::new();
+    let read = flate2::read::GzDecoder::new(&**packed).read_to_end(&mut document);
+    read.expect("it was packed here");
+    document.into()
 }
 
 const JSON: &str = "application/json";
@@ -55,41 +56,82 @@ fn form(accept: &str) -> Option<&'static str> {
 
 /// The documents that were asked for, for one table.
 #[derive(Default)]
-pub struct Documents(Mutex<HashMap<String, (usize, Document)>>);
+pub struct Documents(Mutex<Kept>);
+
+#[derive(Default)]
+struct Kept {
+    table: Weak<Table>,
+    /// The version 3 documents there are, and what tells their contents apart.
+    hashes: Option<Arc<Vec<(String, String)>>>,
+    documents: HashMap<String, Packed>,
+}
 
 impl Documents {
-    /// `path` is `v2`, `v2-protobuf`, or the group version's path for version 3 (`apis/apps/v1`).
-    fn get(&self, table: &Arc<Table>, path: &str) -> Option<Document> {
-        let made_for = Arc::as_ptr(table) as usize;
-        let kept = self
-            .lock()
-            .get(path)
-            .filter(|(table, _)| *table == made_for)
-            .map(|(_, document)| document.clone());
-        if kept.is_some() {
-            return kept;
+    fn lock(&self, table: &Arc<Table>) -> std::sync::MutexGuard<'_, Kept> {
+        let mut kept = self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        if !std::ptr::eq(kept.table.as_ptr(), Arc::as_ptr(table)) {
+            *kept = Kept { table: Arc::downgrade(table), ..Kept::default() };
         }
-        let kinds: Vec<Kind> = match path {
-            "v2" | "v2-protobuf" => table.rows().iter().map(|row| kind(row)).collect(),
-            _ => table.rows().iter().filter(|row| group_path(row) == path).map(|row| kind(row)).collect(),
-        };
-        if kinds.is_empty() {
-            return None;
-        }
-        let document = match path {
-            "v2" => Document::new(&schema::openapi::v2(&kinds, VERSION)),
-            "v2-protobuf" => {
-                let document = schema::openapi::v2(&kinds, VERSION);
-                Document::of(schema::openapi::v2_protobuf(&document).into())
-            }
-            _ => Document::new(&schema::openapi::v3(&kinds, VERSION)),
-        };
-        self.lock().insert(path.to_owned(), (made_for, document.clone()));
-        Some(document)
+        kept
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<String, (usize, Document)>> {
-        self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    /// The paths of all version 3 documents with the hash of each. A document is a function of the kinds, so these
+    /// are hashed, and no document is made for it.
+    fn hashes(&self, table: &Arc<Table>) -> Arc<Vec<(String, String)>> {
+        if let Some(hashes) = &self.lock(table).hashes {
+            return hashes.clone();
+        }
+        let mut groups: Vec<(String, Sha256)> = Vec::new();
+        for row in table.rows() {
+            let path = group_path(row);
+            let at = groups.iter().position(|(known, _)| *known == path).unwrap_or_else(|| {
+                groups.push((path, Sha256::new_with_prefix(VERSION)));
+                groups.len() - 1
+            });
+            groups[at].1.update(format!("{:?}", kind(row)));
+        }
+        let kinds: Vec<Kind> = table.rows().iter().map(|row| kind(row)).collect();
+        for path in openapi::v3_others(&kinds) {
+            let hash = Sha256::new_with_prefix(VERSION).chain_update(&path);
+            groups.push((path, hash));
+        }
+        let hashes: Vec<_> = groups.into_iter().map(|(path, hash)| (path, hex(&hash.finalize()))).collect();
+        let hashes = Arc::new(hashes);
+        self.lock(table).hashes = Some(hashes.clone());
+        hashes
+    }
+
+    /// What tells the version 2 document apart: it is made of all that the others are made of.
+    fn hash_of_all(&self, table: &Arc<Table>, path: &str) -> String {
+        let mut hash = Sha256::new_with_prefix(path);
+        self.hashes(table).iter().for_each(|(_, part)| hash.update(part));
+        hex(&hash.finalize())
+    }
+
+    /// `path` is `v2`, `v2-protobuf`, or that of a version 3 document (`apis/apps/v1`).
+    fn get(&self, table: &Arc<Table>, path: &str) -> Option<Packed> {
+        if let Some(packed) = self.lock(table).documents.get(path) {
+            return Some(packed.clone());
+        }
+        let kinds = |wanted: &dyn Fn(&Resource) -> bool| -> Vec<Kind> {
+            table.rows().iter().filter(|row| wanted(row)).map(|row| kind(row)).collect()
+        };
+        let document = match path {
+            "v2" => openapi::v2(&kinds(&|_| true), VERSION).to_string().into_bytes(),
+            "v2-protobuf" => openapi::v2_protobuf(&openapi::v2(&kinds(&|_| true), VERSION)),
+            _ => {
+                let kinds = kinds(&|row| group_path(row) == path);
+                let document = if kinds.is_empty() {
+                    openapi::v3_other(path, VERSION)?
+                } else {
+                    openapi::v3(&kinds, VERSION)
+                };
+                document.to_string().into_bytes()
+            }
+        };
+        let packed = pack(&document);
+        self.lock(table).documents.insert(path.to_owned(), packed.clone());
+        Some(packed)
     }
 }
 
@@ -121,53 +163,107 @@ fn kind(row: &Resource) -> Kind {
                 verbs: verbs(&s.verbs),
             })
             .collect(),
-        schema: None,
+        schema: def.custom.as_ref().map(|custom| declared(def, &custom.declared)),
+        list_kind: def.list_kind.to_string(),
     }
+}
+
+/// The schema of a custom kind, with the fields that it can be selected by.
+fn declared(def: &resources::ResourceDef, schema: &Value) -> Value {
+    let mut schema = if schema.is_object() { schema.clone() } else { json!({}) };
+    if !def.selectable_fields.is_empty() {
+        let fields: Vec<Value> =
+            def.selectable_fields.iter().map(|field| json!({"fieldPath": field.path})).collect();
+        schema["x-kubernetes-selectable-fields"] = fields.into();
+    }
+    schema
 }
 
 pub fn handle(server: &Arc<ApiServer>, asked: &Asked, path: &str) -> Result<Response, Status> {
     let table = server.registry.table();
+    let documents = &server.openapi;
     match path {
         "/openapi/v2" => {
             let accept = asked.parts.headers.get(header::ACCEPT).and_then(|v| v.to_str().ok());
             let form = form(accept.unwrap_or_default());
             let form = form.ok_or_else(|| Status::not_acceptable(&[JSON, PROTOBUF]))?;
+            if let Some((document, hash)) = with_others(server, &table, form) {
+                return Ok(respond(asked, &document, &hash, form));
+            }
             let path = if form == PROTOBUF { "v2-protobuf" } else { "v2" };
-            let document = server.openapi.get(&table, path).ok_or_else(Status::page_not_found)?;
-            Ok(respond(asked, &document, form))
+            let document = documents.get(&table, path).ok_or_else(Status::page_not_found)?;
+            Ok(respond(asked, &document, &documents.hash_of_all(&table, path), form))
         }
         "/openapi/v3" => {
-            let mut paths = Map::new();
-            for row in table.rows() {
-                let path = group_path(row);
-                if paths.contains_key(&path) {
-                    continue;
-                }
-                let document = server.openapi.get(&table, &path).ok_or_else(Status::page_not_found)?;
-                let url = format!("/openapi/v3/{path}?hash={}", document.hash);
-                paths.insert(path, json!({"serverRelativeURL": url}));
-            }
-            Ok(respond(asked, &Document::new(&json!({"paths": paths})), JSON))
+            let url = |(path, hash): &(String, String)| {
+                let url = format!("/openapi/v3/{path}?hash={hash}");
+                (path.clone(), json!({"serverRelativeURL": url}))
+            };
+            let mut paths: Map<String, Value> = documents.hashes(&table).iter().map(url).collect();
+            server.aggregation.join_openapi_v3(&mut paths);
+            let root = json!({"paths": paths}).to_string();
+            let hash = hex(&Sha256::digest(&root));
+            Ok(respond(asked, &pack(root.as_bytes()), &hash, JSON))
         }
         _ => {
-            let group = path.strip_prefix("/openapi/v3/").ok_or_else(Status::page_not_found)?;
-            let document = server.openapi.get(&table, group).ok_or_else(Status::page_not_found)?;
-            Ok(respond(asked, &document, JSON))
+            let path = path.strip_prefix("/openapi/v3/").ok_or_else(Status::page_not_found)?;
+            let hashes = documents.hashes(&table);
+            let (_, hash) = hashes.iter().find(|(p, _)| p == path).ok_or_else(Status::page_not_found)?;
+            let document = documents.get(&table, path).ok_or_else(Status::page_not_found)?;
+            Ok(respond(asked, &document, hash, JSON))
         }
     }
 }
 
-fn respond(asked: &Asked, document: &Document, content_type: &'static str) -> Response {
-    let etag = format!("\"{}\"", document.hash);
-    let given = asked.parts.headers.get(header::IF_NONE_MATCH).and_then(|v| v.to_str().ok());
-    let known = given.is_some_and(|given| given.split(',').any(|tag| tag.trim() == etag));
-    let body = if known { Body::empty() } else { Body::Full(document.body.clone()) };
+/// The version 2 document with what aggregated API servers serve, kept until one of them says something else;
+/// `None` when there are none.
+fn with_others(server: &ApiServer, table: &Arc<Table>, form: &str) -> Option<(Packed, String)> {
+    let generation = server.aggregation.openapi_generation();
+    if generation == 0 {
+        return None;
+    }
+    let own = server.openapi.hash_of_all(table, form);
+    let hash = hex(&Sha256::digest(format!("{own}/{generation}")));
+    let key = format!("joined {form} {hash}");
+    if let Some(packed) = server.openapi.lock(table).documents.get(&key) {
+        return Some((packed.clone(), hash));
+    }
+    let own = unpack(&server.openapi.get(table, "v2")?);
+    let mut document: Value = serde_json::from_slice(&own).ok()?;
+    server.aggregation.join_openapi_v2(&mut document);
+    let packed = match form {
+        PROTOBUF => pack(&openapi::v2_protobuf(&document)),
+        _ => pack(document.to_string().as_bytes()),
+    };
+    let kept = &mut server.openapi.lock(table).documents;
+    kept.retain(|key, _| !key.starts_with(&format!("joined {form} ")));
+    kept.insert(key, packed.clone());
+    Some((packed, hash))
+}
+
+fn respond(asked: &Asked, document: &Packed, hash: &str, content_type: &'static str) -> Response {
+    let given = |name: header::HeaderName| asked.parts.headers.get(name).and_then(|v| v.to_str().ok());
+    let etag = format!("\"{hash}\"");
+    let known =
+        given(header::IF_NONE_MATCH).is_some_and(|tags| tags.split(',').any(|tag| tag.trim() == etag));
+    let packed = given(header::ACCEPT_ENCODING).is_some_and(|codings| {
+        codings.split(',').any(|coding| coding.split(';').next().unwrap_or_default().trim() == "gzip")
+    });
+    let body = match (known, packed) {
+        (true, _) => Body::empty(),
+        (false, true) => Body::Full(document.clone()),
+        (false, false) => Body::Full(unpack(document)),
+    };
     let mut response = Response::new(body);
     *response.status_mut() = if known { StatusCode::NOT_MODIFIED } else { StatusCode::OK };
-    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
-    response.headers_mut().insert(header::VARY, HeaderValue::from_static("Accept"));
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
+    headers.insert(header::VARY, HeaderValue::from_static("Accept"));
+    if packed && !known {
+        headers.insert(header::CONTENT_ENCODING, HeaderValue::from_static("gzip"));
+    }
     if let Ok(etag) = HeaderValue::from_str(&etag) {
-        response.headers_mut().insert(header::ETAG, etag);
+        headers.insert(header::ETAG, etag);
     }
     response
 }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use apimachinery::{GroupResource, GroupVersionKind, GroupVersionResource, Status};
 use async_trait::async_trait;
+use resources::ResourceDef;
 use serde_json::Value;
 
 /// Who asks, as authentication found.
@@ -63,6 +64,26 @@ pub trait Lookup: Send + Sync + 'static {
     /// The revision of the newest change of the resource: what was derived from `list` at an equal revision
     /// still holds.
     fn revision(&self, resource: &GroupResource) -> u64;
+
+    /// Tells of every change of the resource from now on; `None` where nothing changes.
+    fn changes(&self, _resource: &GroupResource) -> Option<tokio::sync::watch::Receiver<u64>> {
+        None
+    }
+
+    /// The resource of a kind, and whether it is namespaced.
+    fn resource_of(&self, kind: &GroupVersionKind) -> Option<(GroupResource, bool)> {
+        let row = resources::table().iter().find(|row| row.gvk() == *kind)?;
+        Some((row.group_resource(), row.namespaced()))
+    }
+
+    /// The other versions in which the same objects are served, with the kind that the subresource has there.
+    fn equivalents(
+        &self,
+        _resource: &GroupVersionResource,
+        _subresource: &str,
+    ) -> Vec<(GroupVersionResource, GroupVersionKind)> {
+        Vec::new()
+    }
 }
 
 /// Who is behind a request. `peer_certificates` are those of the TLS handshake, verified against the client CA.
@@ -98,6 +119,8 @@ pub struct AdmissionRequest<'a> {
     pub user: &'a UserInfo,
     pub gvk: GroupVersionKind,
     pub gvr: GroupVersionResource,
+    /// The row of the resource; `None` for a resource that is in no table.
+    pub def: Option<&'a ResourceDef>,
     pub subresource: &'a str,
     pub namespace: &'a str,
     /// Empty at create with generateName.
@@ -119,4 +142,7 @@ pub trait Admit: Send + Sync + 'static {
 
     /// Runs after the strategy's validation; does not change the object.
     async fn validate(&self, request: &mut AdmissionRequest<'_>) -> Result<(), Status>;
+
+    /// What is counted there, for one scrape.
+    fn register(&self, _metrics: &mut prometheus_client::registry::Registry) {}
 }

@@ -1,4 +1,11 @@
 //! Connections: TLS, HTTP/1.1 and HTTP/2, one task each; and the way for parts in the same process.
+//!
+//! What always holds: nobody's silence costs others anything. Handshakes, headers and bodies have a time; a
+//! connection that asks nothing makes room for others ([`strangers`]); a peer that does not read is given up
+//! ([`wire`]).
+
+mod strangers;
+mod wire;
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -9,24 +16,32 @@ use bytes::Bytes;
 use futures::StreamExt;
 use http::Request;
 use http_body_util::BodyExt;
-use hyper::service::service_fn;
+use hyper::body::Incoming;
+use hyper::server::conn::{http1, http2};
+use hyper::service::{Service, service_fn};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use hyper_util::server::conn::auto;
 use rustls::server::{ResolvesServerCert, WebPkiClientVerifier};
 use rustls_pki_types::CertificateDer;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
+use tokio_rustls::server::TlsStream;
 use tokio_util::task::TaskTracker;
 
-use crate::body::Body;
+use crate::body::{Body, BoxError, Response};
 use crate::handle::{ApiServer, Peer, RequestBody};
 use crate::seams::UserInfo;
+use strangers::{Stranger, Strangers};
+use wire::Wire;
 
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 const HEADER_TIMEOUT: Duration = Duration::from_secs(32);
 const MAX_CONNECTIONS: usize = 16_384;
 /// Upstream: apiserver/pkg/server/secure_serving.go
 const MAX_STREAMS: u32 = 250;
+/// How much of one answer may wait for a peer to take it.
+const SEND_BUFFER: usize = 256 << 10;
+/// A peer is asked so often whether it is still there.
+const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(30);
 /// How long open requests may take after the shutdown began.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -63,6 +78,11 @@ pub fn tls_config(
     Ok(Arc::new(config))
 }
 
+/// What answers the requests of a connection.
+trait Answers<F>: Service<Request<Incoming>, Response = Response, Error = Infallible, Future = F> {}
+
+impl<F, S: Service<Request<Incoming>, Response = Response, Error = Infallible, Future = F>> Answers<F> for S {}
+
 impl ApiServer {
     /// Serves connections until the shutdown; then lets open requests end.
     pub async fn serve(
@@ -72,6 +92,7 @@ impl ApiServer {
     ) -> Result<(), Error> {
         let acceptor = tokio_rustls::TlsAcceptor::from(tls);
         let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+        let strangers = Strangers::default();
         let connections = TaskTracker::new();
         loop {
             let slot = tokio::select! {
@@ -92,9 +113,13 @@ impl ApiServer {
                 Err(error) => return Err(Error::Accept(error)),
             };
             let (server, acceptor) = (self.clone(), acceptor.clone());
+            let stranger = strangers.admit();
             connections.spawn(async move {
                 let _slot = slot;
-                server.connection(stream, address, acceptor).await;
+                tokio::select! {
+                    () = stranger.dismissed.cancelled() => {}
+                    () = server.connection(stream, address, acceptor, &stranger) => {}
+                }
             });
         }
         connections.close();
@@ -114,6 +139,7 @@ impl ApiServer {
         stream: TcpStream,
         address: std::net::SocketAddr,
         acceptor: tokio_rustls::TlsAcceptor,
+        stranger: &Stranger,
     ) {
         if let Err(error) = stream.set_nodelay(true) {
             tracing::debug!(%error, %address, "a connection ended");
@@ -131,30 +157,61 @@ impl ApiServer {
             let (_, session) = stream.get_ref();
             session.peer_certificates().unwrap_or_default().iter().map(|c| c.clone().into_owned()).collect()
         };
-        let service = service_fn(|request: Request<hyper::body::Incoming>| {
+        let is_http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
+        let service = service_fn(|request: Request<Incoming>| {
+            stranger.introduce();
             let server = self.clone();
             let peer = Peer::Remote { certificates: certificates.clone(), address };
             async move { Ok::<_, Infallible>(server.handle(request.map(RequestBody::Incoming), peer).await) }
         });
-        let mut builder = auto::Builder::new(TokioExecutor::new());
-        builder.http1().timer(TokioTimer::new()).header_read_timeout(HEADER_TIMEOUT);
-        builder
-            .http2()
-            .timer(TokioTimer::new())
-            .max_concurrent_streams(MAX_STREAMS)
-            .keep_alive_interval(Some(Duration::from_secs(30)));
-        let connection = builder.serve_connection_with_upgrades(TokioIo::new(stream), service);
-        tokio::pin!(connection);
-        let result = tokio::select! {
-            result = connection.as_mut() => result,
-            () = self.shutdown.cancelled() => {
-                connection.as_mut().graceful_shutdown();
-                connection.await
-            }
+        let result = match is_http2 {
+            true => self.http2(stream, service).await,
+            false => self.http1(stream, service).await,
         };
         if let Err(error) = result {
             tracing::debug!(error, %address, "a connection ended");
         }
+    }
+
+    async fn http2<F>(&self, stream: TlsStream<TcpStream>, service: impl Answers<F>) -> Result<(), BoxError>
+    where
+        F: Future<Output = Result<Response, Infallible>> + Send + 'static,
+    {
+        let wire = Wire::gathering(stream);
+        let connection = http2::Builder::new(TokioExecutor::new())
+            .timer(TokioTimer::new())
+            .max_concurrent_streams(MAX_STREAMS)
+            .max_send_buf_size(SEND_BUFFER)
+            .keep_alive_interval(Some(KEEP_ALIVE_INTERVAL))
+            .serve_connection(TokioIo::new(wire.clone()), service);
+        let mut connection = std::pin::pin!(connection);
+        tokio::select! {
+            result = wire.drive(connection.as_mut()) => result,
+            () = self.shutdown.cancelled() => {
+                connection.as_mut().graceful_shutdown();
+                wire.drive(connection).await
+            }
+        }
+    }
+
+    async fn http1<F>(&self, stream: TlsStream<TcpStream>, service: impl Answers<F>) -> Result<(), BoxError>
+    where
+        F: Future<Output = Result<Response, Infallible>> + Send + 'static,
+    {
+        let connection = http1::Builder::new()
+            .timer(TokioTimer::new())
+            .header_read_timeout(HEADER_TIMEOUT)
+            .serve_connection(TokioIo::new(Wire::direct(stream)), service)
+            .with_upgrades();
+        let mut connection = std::pin::pin!(connection);
+        tokio::select! {
+            result = connection.as_mut() => result?,
+            () = self.shutdown.cancelled() => {
+                connection.as_mut().graceful_shutdown();
+                connection.await?;
+            }
+        }
+        Ok(())
     }
 
     /// The way to this server for parts in the same process, as this user: the same line, less TLS and

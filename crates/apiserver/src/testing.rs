@@ -75,6 +75,8 @@ pub fn config() -> Config {
         node_ports: 30000..=32767,
         advertise: ([192, 0, 2, 1].into(), 6443),
         kubelet_tls: None,
+        front_proxy: None,
+        max_in_flight: 600,
         authentication_data: Vec::new(),
         clock: Arc::new(|| jiff::Timestamp::from_second(1_700_000_000).expect("a time in range")),
         random: Arc::new(move |bytes| {

@@ -6,7 +6,7 @@ use std::future::Future;
 use std::io;
 use std::path::PathBuf;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -101,7 +101,9 @@ impl std::fmt::Debug for Token {
 
 /// Connections to one server as one user.
 pub struct HttpsTransport {
-    http: HttpClient<Connector, Full<Bytes>>,
+    http: RwLock<HttpClient<Connector, Full<Bytes>>>,
+    /// Whether the client certificate may be another one by now than that of the connections that are kept.
+    renews: bool,
     connector: Connector,
     /// For streams that are upgraded, which HTTP/2 cannot do.
     upgrade_connector: Connector,
@@ -139,7 +141,8 @@ impl HttpsTransport {
             (plain.clone(), plain)
         };
         Ok(HttpsTransport {
-            http: http_client(connector.clone()),
+            http: RwLock::new(http_client(connector.clone())),
+            renews: matches!(config.identity, Some(Identity::Files { .. })),
             connector,
             upgrade_connector,
             scheme,
@@ -153,6 +156,17 @@ impl HttpsTransport {
     pub async fn connect(&self) -> Result<impl AsyncRead + AsyncWrite + Send + Unpin + use<>, Error> {
         let stream = self.upgrade_connector.clone().connect().await;
         stream.map_err(|e| Error::Transport(e.into()))
+    }
+
+    /// What was shown is believed no more: the next request shows what is there now. A certificate counts for the
+    /// whole life of a connection, so those that are kept are given up.
+    fn refused(&self) {
+        if let Some(tokens) = &self.tokens {
+            tokens.forget();
+        }
+        if self.renews {
+            *self.http.write().unwrap_or_else(PoisonError::into_inner) = http_client(self.connector.clone());
+        }
     }
 
     /// Gives a request whose URI is a path the server's address and the user's token.
@@ -185,12 +199,10 @@ impl Transport for HttpsTransport {
     async fn send(&self, mut request: Request<Bytes>) -> Result<Response<Body>, Error> {
         let streams = is_stream(request.uri());
         self.prepare(&mut request)?;
-        let response =
-            self.http.request(request.map(Full::new)).await.map_err(|e| Error::Transport(e.into()))?;
-        if response.status() == http::StatusCode::UNAUTHORIZED
-            && let Some(tokens) = &self.tokens
-        {
-            tokens.forget();
+        let http = self.http.read().unwrap_or_else(PoisonError::into_inner).clone();
+        let response = http.request(request.map(Full::new)).await.map_err(|e| Error::Transport(e.into()))?;
+        if response.status() == http::StatusCode::UNAUTHORIZED {
+            self.refused();
         }
         let (parts, body) = response.into_parts();
         let body = if streams && parts.status.is_success() {
@@ -260,21 +272,30 @@ impl Tokens {
     }
 }
 
-fn tls_config(config: &Config) -> Result<ClientConfig, Error> {
+/// The beginning of a TLS client that believes these.
+pub fn trusting(
+    trust: &Trust,
+) -> Result<rustls::ConfigBuilder<ClientConfig, rustls::client::WantsClientCert>, Error> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let builder = ClientConfig::builder_with_provider(provider.clone())
         .with_safe_default_protocol_versions()
         .map_err(|e| bad(format!("TLS: {e}")))?;
-    let builder = match &config.trust {
+    Ok(match trust {
         Trust::Anyone => {
-            builder.dangerous().with_custom_certificate_verifier(Arc::new(TrustAnyone(provider.clone())))
+            builder.dangerous().with_custom_certificate_verifier(Arc::new(TrustAnyone(provider)))
         }
         Trust::Roots(pem) => builder.with_root_certificates(roots(pem)?),
         Trust::System => {
             let pem = std::fs::read(SYSTEM_ROOTS).map_err(|e| bad(format!("{SYSTEM_ROOTS}: {e}")))?;
             builder.with_root_certificates(roots(&pem)?)
         }
-    };
+    })
+}
+
+/// TLS as a configuration asks for it, without ALPN: for callers that keep connections of their own.
+pub fn tls_config(config: &Config) -> Result<ClientConfig, Error> {
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let builder = trusting(&config.trust)?;
     Ok(match config.identity.clone() {
         None => builder.with_no_client_auth(),
         Some(source) => {

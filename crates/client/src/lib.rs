@@ -1,12 +1,15 @@
 //! The way to an API server. Start with [`Client`]: typed and untyped calls, the same whether the server is
-//! behind HTTPS ([`https`], by [`kubeconfig`]) or in the same process (the API server's own [`Transport`]).
+//! behind HTTPS ([`https`], by [`kubeconfig`]) or in the same process (the API server's own [`Transport`]), and
+//! whether as oneself or as a [`service_account`]. Small servers have their callers judged by it ([`delegated`]).
 //!
 //! What always holds: every call is one HTTP exchange with upstream's paths and bodies, so that a part behaves
 //! the same in one process and in many; a server's refusal is an [`apimachinery::Status`].
 
 mod call;
+pub mod delegated;
 pub mod https;
 pub mod kubeconfig;
+pub mod service_account;
 mod watch;
 
 use std::pin::Pin;

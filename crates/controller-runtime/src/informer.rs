@@ -109,11 +109,13 @@ impl<T: Cached> Shared<T> {
 /// A handle to the cache of one kind. Clones share it. Objects are decoded once and shared.
 pub struct Informer<T> {
     shared: Arc<Shared<T>>,
+    /// As whom this handle writes.
+    writer: Client,
 }
 
 impl<T> Clone for Informer<T> {
     fn clone(&self) -> Self {
-        Informer { shared: self.shared.clone() }
+        Informer { shared: self.shared.clone(), writer: self.writer.clone() }
     }
 }
 
@@ -134,7 +136,7 @@ impl<T: Cached> Informer<T> {
             handlers: Mutex::default(),
             synced: watch::Sender::new(false),
         };
-        Informer { shared: Arc::new(shared) }
+        Informer { shared: Arc::new(shared), writer: factory.client.clone() }
     }
 
     /// By `namespace/name`, or `name` for cluster-scoped kinds.
@@ -214,15 +216,15 @@ impl<T: Cached> Informer<T> {
 /// Writes that are read back at once.
 impl<T: Object> Informer<T> {
     pub async fn create(&self, object: &T) -> Result<Arc<T>, Error> {
-        self.shared.client.create(object).await.map(|object| self.keep(object))
+        self.writer.create(object).await.map(|object| self.keep(object))
     }
 
     pub async fn update(&self, object: &T) -> Result<Arc<T>, Error> {
-        self.shared.client.update(object).await.map(|object| self.keep(object))
+        self.writer.update(object).await.map(|object| self.keep(object))
     }
 
     pub async fn update_status(&self, object: &T) -> Result<Arc<T>, Error> {
-        self.shared.client.update_status(object).await.map(|object| self.keep(object))
+        self.writer.update_status(object).await.map(|object| self.keep(object))
     }
 
     pub async fn patch(
@@ -232,8 +234,7 @@ impl<T: Object> Informer<T> {
         patch_type: PatchType,
         patch: &Value,
     ) -> Result<Arc<T>, Error> {
-        let patched =
-            self.shared.client.patch(object.namespace(), object.name(), subresource, patch_type, patch);
+        let patched = self.writer.patch(object.namespace(), object.name(), subresource, patch_type, patch);
         patched.await.map(|object| self.keep(object))
     }
 
@@ -289,14 +290,22 @@ struct FactoryInner {
 #[derive(Clone)]
 pub struct InformerFactory {
     inner: Arc<FactoryInner>,
+    writer: Client,
 }
 
 impl InformerFactory {
     pub fn new(client: Client, shutdown: CancellationToken) -> Self {
+        let writer = client.clone();
         let inner = FactoryInner { client, shutdown, tasks: TaskTracker::new(), informers: Mutex::default() };
-        InformerFactory { inner: Arc::new(inner) }
+        InformerFactory { inner: Arc::new(inner), writer }
     }
 
+    /// The same informers for a part that writes as somebody else than who feeds the caches.
+    pub fn acting_as(&self, writer: Client) -> Self {
+        InformerFactory { inner: self.inner.clone(), writer }
+    }
+
+    /// Who feeds the caches.
     pub fn client(&self) -> &Client {
         &self.inner.client
     }
@@ -334,13 +343,14 @@ impl InformerFactory {
         let mut informers = self.lock();
         if let Some(informer) = informers.all.get(&key).and_then(|i| i.as_any().downcast_ref::<Informer<T>>())
         {
-            return informer.clone();
+            return Informer { writer: self.writer.clone(), ..informer.clone() };
         }
-        let informer = Informer::new(&self.inner, resource, filter, decode);
+        let mut informer = Informer::new(&self.inner, resource, filter, decode);
         if informers.started {
             informer.start(&self.inner.tasks);
         }
         informers.all.insert(key, Box::new(informer.clone()));
+        informer.writer = self.writer.clone();
         informer
     }
 

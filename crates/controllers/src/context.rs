@@ -2,7 +2,8 @@
 
 use std::sync::Arc;
 
-use client::Client;
+use api::Object;
+use client::{Client, DeleteOptions};
 use controller_runtime::{Clock, EventRecorder, InformerFactory};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -26,6 +27,15 @@ pub(crate) struct Context {
 impl Context {
     pub fn clock(&self) -> &Clock {
         &self.config.clock
+    }
+
+    /// Deletes this very object. One that is gone, or has given its name to another, is as good as deleted.
+    pub async fn delete<T: Object>(&self, object: &T) -> Result<(), client::Error> {
+        let options = DeleteOptions::uid(object.uid());
+        match self.client.delete::<T>(object.namespace(), object.name(), &options).await {
+            Err(error) if !error.is_not_found() && !error.is_conflict() => Err(error),
+            _ => Ok(()),
+        }
     }
 
     /// A recorder of events under the name that upstream's controller uses.

@@ -8,10 +8,9 @@ use api::apps::v1::{Deployment, DeploymentCondition, DeploymentStatus, ReplicaSe
 use api::core::v1::{Pod, PodTemplateSpec};
 use api::meta::ObjectMeta;
 use api::{IntOrString, Object};
-use client::{DeleteOptions, PatchType};
+use client::DeleteOptions;
 use controller_runtime::{Event, EventRecorder, Informer, WorkQueue, run_workers};
 use jiff::Timestamp;
-use serde_json::json;
 
 use crate::Error;
 use crate::context::Context;
@@ -675,8 +674,11 @@ impl Controller {
         }
         let mut resource_version = deployment.metadata.resource_version.clone();
         if let Some(revision) = &plan.revision {
-            let patch = json!({"metadata": {"uid": deployment.uid(), "annotations": {REVISION: revision}}});
-            let patched = self.deployments.patch(deployment, None, PatchType::Merge, &patch).await?;
+            // Its role lets the controller update Deployments, not patch them.
+            let mut annotated = deployment.clone();
+            let annotations = annotated.metadata.annotations.get_or_insert_default();
+            annotations.insert(REVISION.to_owned(), revision.to_string());
+            let patched = self.deployments.update(&annotated).await?;
             resource_version = patched.metadata.resource_version.clone();
         }
         if let Some(status) = plan.status {

@@ -23,8 +23,8 @@ use crate::selector::{self, Labels};
 const COMPONENT: &str = "endpoint-slice-controller";
 const WORKERS: usize = 5;
 const MAX_ENDPOINTS: usize = 100;
-const SERVICE_NAME: &str = "kubernetes.io/service-name";
-const MANAGED_BY: &str = "endpointslice.kubernetes.io/managed-by";
+pub(crate) const SERVICE_NAME: &str = "kubernetes.io/service-name";
+pub(crate) const MANAGED_BY: &str = "endpointslice.kubernetes.io/managed-by";
 const MANAGER: &str = "endpointslice-controller.k8s.io";
 pub(crate) const HEADLESS: &str = "service.kubernetes.io/headless";
 
@@ -109,7 +109,9 @@ fn endpoint_ports(service: &Service, pod: &Pod) -> Vec<EndpointPort> {
 }
 
 /// Ports as a key: slices hold endpoints of equal ports only.
-fn port_key(ports: &[EndpointPort]) -> Vec<(String, String, i32, String)> {
+pub(crate) type PortKey = Vec<(String, String, i32, String)>;
+
+pub(crate) fn port_key(ports: &[EndpointPort]) -> PortKey {
     let text = |text: &Option<String>| text.clone().unwrap_or_default();
     let mut key: Vec<_> = ports
         .iter()

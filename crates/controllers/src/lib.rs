@@ -11,6 +11,9 @@
 //!
 //! Names of events, conditions, annotations and messages are upstream's.
 
+mod autoscaler;
+mod bootstrap_tokens;
+mod certificates;
 mod clusterrole_aggregation;
 mod context;
 mod cron_job;
@@ -20,6 +23,7 @@ mod deployment_status;
 mod disruption;
 mod endpoints;
 mod endpointslice;
+mod endpointslice_mirroring;
 mod garbage_collector;
 mod garbage_graph;
 mod history;
@@ -33,10 +37,13 @@ mod pod_control;
 mod pod_gc;
 mod replicaset;
 mod replication;
+mod resource_claims;
 mod resource_quota;
 mod root_ca;
 mod selector;
 mod service_account;
+mod service_account_tokens;
+mod service_cidrs;
 #[cfg(test)]
 mod simulation;
 mod statefulset;
@@ -45,8 +52,10 @@ mod table;
 mod taint_eviction;
 mod ttl_after_finished;
 mod universe;
+mod volumes;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use client::Client;
 use controller_runtime::{Clock, InformerFactory};
@@ -57,6 +66,7 @@ use tokio_util::task::TaskTracker;
 use context::Context;
 pub use table::names;
 use universe::Universe;
+pub use volumes::local_path::{LocalPath, run_node as run_local_path, storage_class as local_path_class};
 
 /// How the controllers are set up.
 #[derive(Clone)]
@@ -67,9 +77,41 @@ pub struct Config {
     pub node_cidr_mask: u8,
     /// What pods verify the API server by.
     pub root_ca_pem: String,
+    /// What approved certificate requests are signed with; without it none are.
+    pub signing_authority: Option<SigningAuthority>,
+    /// Makes the tokens of ServiceAccounts' Secrets; without it none are made.
+    pub sign_token: Option<TokenSigner>,
     pub clock: Clock,
     /// The names of controllers that do not run.
     pub disabled: Vec<String>,
+}
+
+/// An authority that certificates are issued by.
+#[derive(Clone)]
+pub struct SigningAuthority {
+    pub certificate_pem: String,
+    pub key_pem: String,
+    /// No certificate is issued for longer.
+    pub longest: Duration,
+}
+
+/// Makes a signed token of claims.
+pub type TokenSigner = Arc<dyn Fn(&serde_json::Value) -> Result<String, String> + Send + Sync>;
+
+/// As whom the controllers act.
+#[derive(Clone)]
+pub struct Clients {
+    /// What the shared caches are fed by, and the controllers without an account of their own.
+    pub shared: Client,
+    /// The client of the ServiceAccount of this name in `kube-system`.
+    pub of_account: Arc<dyn Fn(&str) -> Client + Send + Sync>,
+}
+
+/// All as one.
+impl From<Client> for Clients {
+    fn from(client: Client) -> Self {
+        Clients { shared: client.clone(), of_account: Arc::new(move |_| client.clone()) }
+    }
 }
 
 /// What can go wrong in a controller's work on one key; it is tried again.
@@ -85,8 +127,13 @@ pub enum Error {
 }
 
 /// Runs all controllers until the shutdown.
-pub async fn run(config: Config, client: Client, shutdown: CancellationToken) -> Result<(), Error> {
+pub async fn run(
+    config: Config,
+    clients: impl Into<Clients>,
+    shutdown: CancellationToken,
+) -> Result<(), Error> {
     node_ipam::check(&config)?;
+    let Clients { shared: client, of_account } = clients.into();
     let informers = InformerFactory::new(client.clone(), shutdown.clone());
     let context = Context {
         universe: Universe::new(client.clone(), informers.clone()),
@@ -101,7 +148,12 @@ pub async fn run(config: Config, client: Client, shutdown: CancellationToken) ->
     let mut running = JoinSet::new();
     for controller in table::CONTROLLERS {
         if !context.config.disabled.iter().any(|name| name == controller.name) {
-            running.spawn((controller.run)(context.clone()));
+            let client = match table::service_account(controller.name) {
+                Some(account) => of_account(account),
+                None => context.client.clone(),
+            };
+            let informers = context.informers.acting_as(client.clone());
+            running.spawn((controller.run)(Context { client, informers, ..context.clone() }));
         }
     }
     while let Some(ended) = running.join_next().await {

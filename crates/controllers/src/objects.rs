@@ -1,5 +1,6 @@
 //! Questions that many controllers ask of objects.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use api::core::v1::{Pod, PodCondition, PodTemplateSpec};
@@ -42,6 +43,15 @@ pub(crate) fn label<'a, T: Object>(object: &'a T, key: &str) -> Option<&'a str> 
 
 pub(crate) fn annotation<'a, T: Object>(object: &'a T, key: &str) -> Option<&'a str> {
     object.metadata().annotations.as_ref()?.get(key).map(String::as_str)
+}
+
+pub(crate) fn annotations_mut<T: Object>(object: &mut T) -> &mut BTreeMap<String, String> {
+    object.metadata_mut().annotations.get_or_insert_default()
+}
+
+/// How long until a moment; zero when it is past.
+pub(crate) fn until(moment: Timestamp, now: Timestamp) -> Duration {
+    moment.duration_since(now).try_into().unwrap_or(Duration::ZERO)
 }
 
 pub(crate) fn split_key(key: &str) -> (&str, &str) {

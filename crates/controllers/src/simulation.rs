@@ -18,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::Config;
 
+mod seeds;
 mod workloads;
 
 /// Paths of collections, and the kinds in them.
@@ -303,6 +304,8 @@ impl Cluster {
             cluster_cidr: "10.42.0.0/16".into(),
             node_cidr_mask: 24,
             root_ca_pem: "PEM".into(),
+            signing_authority: None,
+            sign_token: None,
             clock,
             disabled: Vec::new(),
         };

@@ -10,9 +10,7 @@ use api::Object;
 use api::apps::v1::{ControllerRevision, StatefulSet, StatefulSetStatus};
 use api::core::v1::{PersistentVolumeClaim, Pod};
 use api::meta::LabelSelector;
-use client::PatchType;
 use controller_runtime::{Event, Informer, WorkQueue, run_workers};
-use serde_json::json;
 
 use crate::Error;
 use crate::context::Context;
@@ -53,8 +51,6 @@ pub(crate) async fn run(context: Context) {
     let this = controller.clone();
     controller.sets.subscribe(move |event| this.queue.add(event.object().key()));
     let this = controller.clone();
-    controller.history.revisions.subscribe(move |event| this.enqueue_owner(event));
-    let this = controller.clone();
     controller.claims.subscribe(move |event| this.claim_event(event));
     let this = controller.clone();
     controller.pods.pods.subscribe(move |event| {
@@ -81,10 +77,14 @@ fn selector_of(set: &StatefulSet) -> LabelSelector {
 }
 
 impl StatefulSets {
-    /// A pod or a revision has changed: its owner is looked at, or who may adopt it.
-    fn enqueue_owner<T: Object>(&self, event: &Event<T>) {
+    /// A pod has changed: its owner is looked at, or who may adopt it.
+    ///
+    /// Revisions are not followed: the collector removes those of a set that goes in the foreground, and each pass
+    /// over the set makes them anew.
+    // Upstream: pkg/controller/statefulset/stateful_set.go NewStatefulSetController
+    fn enqueue_owner(&self, event: &Event<Pod>) {
         for object in event.old().into_iter().chain([event.object()]) {
-            match controller_of(object.metadata()) {
+            match controller_of(&object.metadata) {
                 Some(owner) if owner.kind == StatefulSet::KIND => {
                     self.queue.add(format!("{}/{}", object.namespace(), owner.name));
                 }
@@ -92,7 +92,7 @@ impl StatefulSets {
                 None if matches!(event, Event::Deleted(_)) => {}
                 None => {
                     for set in self.sets.by_namespace(object.namespace()) {
-                        if selector::matches(&selector_of(&set), object.metadata().labels.as_ref()) {
+                        if selector::matches(&selector_of(&set), object.metadata.labels.as_ref()) {
                             self.queue.add(set.key());
                         }
                     }
@@ -196,9 +196,10 @@ impl StatefulSets {
                 }
                 Step::CreateClaims(pod, claims) => self.create_claims(set, pod.name(), claims).await?,
                 Step::SetOwners(claim, owners) => {
-                    let version = &claim.metadata.resource_version;
-                    let patch = json!({"metadata": {"resourceVersion": version, "ownerReferences": owners}});
-                    self.claims.patch(&claim, None, PatchType::Merge, &patch).await?;
+                    // Its role lets the controller update claims, not patch them.
+                    let mut owned = (*claim).clone();
+                    owned.metadata.owner_references = Some(owners);
+                    self.claims.update(&owned).await?;
                 }
                 Step::Update(pod) => {
                     let outcome = self.pods.pods.update(&pod).await;

@@ -9,13 +9,14 @@ use std::sync::Arc;
 use api::Object;
 use api::core::v1::{PersistentVolume, PersistentVolumeClaim, Pod};
 use apimachinery::GroupVersionResource;
-use client::{PatchType, Resource};
+use client::Resource;
 use controller_runtime::{Informer, Metadata, WorkQueue, run_workers};
 use serde_json::json;
 
 use crate::Error;
 use crate::context::Context;
 use crate::objects::{is_deleting, is_terminal, node_name, split_key};
+use crate::volumes::{BY_CLAIM, claims_of};
 
 const WORKERS: usize = 1;
 const CLAIM_FINALIZER: &str = "kubernetes.io/pvc-protection";
@@ -35,23 +36,10 @@ fn decide(finalizers: &[String], deleting: bool, finalizer: &str, in_use: bool) 
     Some(finalizers)
 }
 
-/// The claims that a pod mounts: by name, or made for it under its own name.
-fn claims_of(pod: &Pod) -> Vec<String> {
-    let volumes = pod.spec.iter().flat_map(|spec| spec.volumes.iter().flatten());
-    let claims = volumes.filter_map(|volume| match (&volume.persistent_volume_claim, &volume.ephemeral) {
-        (Some(claim), _) => Some(claim.claim_name.clone()),
-        (None, Some(_)) => Some(format!("{}-{}", pod.name(), volume.name)),
-        (None, None) => None,
-    });
-    claims.map(|claim| format!("{}/{claim}", pod.namespace())).collect()
-}
-
 /// A pod that no node has yet mounts nothing, and one that ended mounts nothing any more.
 fn mounts(pod: &Pod) -> bool {
     !node_name(pod).is_empty() && !is_terminal(pod)
 }
-
-const BY_CLAIM: &str = "claims";
 
 struct Claims {
     claims: Informer<PersistentVolumeClaim>,
@@ -215,11 +203,16 @@ impl Classes {
             || !self.volumes.by_index(BY_CLASS, name).is_empty();
         let decided = decide(&class.finalizers, class.deleting, CLASS_FINALIZER, in_use);
         let Some(finalizers) = decided else { return Ok(()) };
-        let patch = json!({"metadata": {
-            "uid": class.uid, "resourceVersion": class.resource_version, "finalizers": finalizers,
-        }});
         let client = &self.context.client;
-        match client.patch_value(&self.resource, "", name, None, PatchType::Merge, &patch).await {
+        // Its role lets the controller update classes, not patch them.
+        let update = async {
+            let mut whole = client.get_value(&self.resource, "", name).await?;
+            whole["metadata"]["uid"] = json!(class.uid);
+            whole["metadata"]["resourceVersion"] = json!(class.resource_version);
+            whole["metadata"]["finalizers"] = json!(finalizers);
+            client.update_value(&self.resource, "", name, None, &whole).await
+        };
+        match update.await {
             Err(error) if error.is_not_found() => Ok(()),
             outcome => Ok(outcome.map(drop)?),
         }

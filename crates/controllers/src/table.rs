@@ -42,9 +42,82 @@ controllers! {
     "persistentvolumeclaim-protection-controller" => crate::storage_protection::run_claims,
     "persistentvolume-protection-controller" => crate::storage_protection::run_volumes,
     "volumeattributesclass-protection-controller" => crate::storage_protection::run_classes,
+    "persistentvolume-binder-controller" => crate::volumes::binder::run,
+    "persistentvolume-attach-detach-controller" => crate::volumes::attach_detach::run,
+    "persistentvolume-expander-controller" => crate::volumes::expand::run,
+    "ephemeral-volume-controller" => crate::volumes::ephemeral::run,
+    "certificatesigningrequest-approving-controller" => crate::certificates::run_approver,
+    "certificatesigningrequest-signing-controller" => crate::certificates::run_signer,
+    "certificatesigningrequest-cleaner-controller" => crate::certificates::run_cleaner,
+    "kubelet-serving-approver" => crate::certificates::run_serving_approver,
+    "serviceaccount-token-controller" => crate::service_account_tokens::run,
+    "bootstrap-signer-controller" => crate::bootstrap_tokens::run_signer,
+    "token-cleaner-controller" => crate::bootstrap_tokens::run_cleaner,
+    "endpointslice-mirroring-controller" => crate::endpointslice_mirroring::run,
+    "service-cidr-controller" => crate::service_cidrs::run,
+    "horizontal-pod-autoscaler-controller" => crate::autoscaler::run,
+    "resourceclaim-controller" => crate::resource_claims::run,
 }
 
 /// The names of all controllers, as `--controllers` knows them.
 pub fn names() -> impl Iterator<Item = &'static str> {
     CONTROLLERS.iter().map(|controller| controller.name)
+}
+
+/// The ServiceAccount in `kube-system` that a controller acts as, and that the role `system:controller:…` of the
+/// same name is bound to. Most are called as their controller. `None` for who acts as the controller manager itself.
+///
+/// Upstream: cmd/kube-controller-manager/app/core.go
+pub(crate) fn service_account(controller: &str) -> Option<&str> {
+    Some(match controller {
+        "replicationcontroller-controller" => "replication-controller",
+        "daemonset-controller" => "daemon-set-controller",
+        "endpoints-controller" => "endpoint-controller",
+        "serviceaccount-controller" => "service-account-controller",
+        "root-ca-certificate-publisher-controller" => "root-ca-cert-publisher",
+        "garbage-collector-controller" => "generic-garbage-collector",
+        "node-ipam-controller" | "node-lifecycle-controller" | "taint-eviction-controller" => {
+            "node-controller"
+        }
+        "pod-garbage-collector-controller" => "pod-garbage-collector",
+        "persistentvolumeclaim-protection-controller" => "pvc-protection-controller",
+        "persistentvolume-protection-controller" => "pv-protection-controller",
+        "persistentvolume-binder-controller" => "persistent-volume-binder",
+        "persistentvolume-attach-detach-controller" => "attachdetach-controller",
+        "persistentvolume-expander-controller" => "expand-controller",
+        "horizontal-pod-autoscaler-controller" => "horizontal-pod-autoscaler",
+        "bootstrap-signer-controller" => "bootstrap-signer",
+        "token-cleaner-controller" => "token-cleaner",
+        "service-cidr-controller" => "service-cidrs-controller",
+        "resourceclaim-controller" => "resource-claim-controller",
+        "endpointslice-mirroring-controller" => "endpointslicemirroring-controller",
+        "legacy-serviceaccount-token-cleaner-controller" => "legacy-service-account-token-cleaner",
+        // It is what makes accounts usable.
+        "serviceaccount-token-controller" => return None,
+        name if name.starts_with("certificatesigningrequest-") => "certificate-controller",
+        name => name,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_controller_acts_as_an_account_that_has_a_role() {
+        let objects = apiserver::authz::bootstrap_objects();
+        let bound: Vec<&str> = objects
+            .iter()
+            .flat_map(|object| object["subjects"].as_array().into_iter().flatten())
+            .filter(|subject| subject["namespace"] == "kube-system")
+            .filter_map(|subject| subject["name"].as_str())
+            .collect();
+        // Upstream knows no such controller: its role comes with the rights of nodes that join.
+        let ours = "kubelet-serving-approver";
+        let homeless: Vec<_> = names()
+            .filter(|name| *name != ours)
+            .filter(|name| service_account(name).is_some_and(|account| !bound.contains(&account)))
+            .collect();
+        assert_eq!(homeless, Vec::<&str>::new());
+    }
 }

@@ -51,6 +51,10 @@ pub enum Error {
     Conflict(String),
     #[error("{what}")]
     Kernel { what: &'static str, source: linux::Error },
+    #[error("failed to start container {id:?}: {why}")]
+    Start { id: String, why: String },
+    #[error("failed to exec in container: {0}")]
+    Exec(String),
     #[error("{what}: {message}")]
     Shim { what: &'static str, message: String },
     #[error("network plugin {plugin}: {message}")]

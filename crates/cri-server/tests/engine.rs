@@ -153,7 +153,7 @@ fn image() -> Vec<u8> {
     let file = |path: &str, mode, bytes: &[u8]| BuildFile { path: path.into(), mode, bytes: bytes.into() };
     let busybox = std::fs::read("/bin/busybox").unwrap();
     let mut files = vec![file("/bin/busybox", 0o755, &busybox)];
-    for applet in ["sh", "sleep", "echo", "id", "cat", "hostname", "true", "kill", "ps", "stty"] {
+    for applet in ["sh", "sleep", "echo", "id", "cat", "hostname", "true", "kill", "ps", "stty", "mknod"] {
         files.push(file(&format!("/bin/{applet}"), 0o120_777, b"/bin/busybox"));
     }
     files.push(file("/etc", 0o040_755, b""));
@@ -187,7 +187,7 @@ fn pod(dir: &Path, name: &str, options: v1::NamespaceOption) -> v1::PodSandboxCo
 fn shell(name: &str, script: &str) -> v1::ContainerConfig {
     let security = v1::LinuxContainerSecurityContext {
         seccomp: Some(v1::SecurityProfile::default()),
-        masked_paths: vec!["/proc/kcore".into()],
+        masked_paths: vec!["/proc/version".into()],
         readonly_paths: vec!["/proc/sys".into()],
         no_new_privs: true,
         namespace_options: Some(v1::NamespaceOption {
@@ -302,5 +302,128 @@ async fn users_memory_limits_and_shared_pids_are_as_asked() {
     let hungry = engine.run(&sandbox, hungry).await;
     let status = engine.exited(&hungry).await;
     assert_eq!((status.exit_code, status.reason.as_str()), (137, "OOMKilled"));
+    engine.finish().await;
+}
+
+/// What confines a process, in the kernel's words.
+fn confinement(status: &str) -> Vec<String> {
+    const TOLD: [&str; 10] = [
+        "Uid:",
+        "Gid:",
+        "Groups:",
+        "NoNewPrivs:",
+        "Seccomp:",
+        "CapInh:",
+        "CapPrm:",
+        "CapEff:",
+        "CapBnd:",
+        "CapAmb:",
+    ];
+    let told = |line: &&str| TOLD.iter().any(|name| line.starts_with(name));
+    status.lines().filter(told).map(|line| line.trim().to_owned()).collect()
+}
+
+#[tokio::test]
+async fn an_exec_is_confined_as_its_container_is() {
+    let mut engine = Engine::start("confined").await;
+    let sandbox = engine.sandbox("confined", own_pids()).await;
+    for (name, user, no_new_privs, filter) in [
+        ("root", 0, false, "2"),
+        ("rootless", 1000, false, "2"),
+        ("tight", 1000, true, "2"),
+        ("open", 0, false, "0"),
+    ] {
+        let mut config = shell(name, "exec sleep 100");
+        let security = config.linux.as_mut().and_then(|linux| linux.security_context.as_mut()).unwrap();
+        security.run_as_user = Some(v1::Int64Value { value: user });
+        security.supplemental_groups = vec![77];
+        security.no_new_privs = no_new_privs;
+        security.capabilities =
+            Some(v1::Capability { drop_capabilities: vec!["NET_RAW".into()], ..Default::default() });
+        let profile = match filter {
+            "0" => v1::security_profile::ProfileType::Unconfined,
+            _ => v1::security_profile::ProfileType::RuntimeDefault,
+        };
+        security.seccomp = Some(v1::SecurityProfile { profile_type: profile as i32, ..Default::default() });
+        let id = engine.run(&sandbox, config).await;
+        let first = engine.exec(&id, "cat /proc/1/status").await.0;
+        let own = engine.exec(&id, "cat /proc/self/status").await.0;
+        assert_eq!(confinement(&own), confinement(&first), "{name}");
+        assert!(confinement(&own).contains(&format!("Seccomp:\t{filter}")), "{name}: {own}");
+        assert!(confinement(&own).contains(&format!("NoNewPrivs:\t{}", i32::from(no_new_privs))), "{own}");
+        let groups = engine.exec(&id, "cat /proc/1/cgroup").await;
+        assert_eq!(engine.exec(&id, "cat /proc/self/cgroup").await, groups);
+        assert_ne!(engine.exec(&id, "echo 1 > /proc/sys/kernel/domainname").await.1, 0);
+        let (refused, _) = engine.exec(&id, "mknod /tmp/disk b 8 0 && cat /tmp/disk").await;
+        assert!(refused.contains("not permitted"), "{name} opens the machine's disk: {refused}");
+        assert_eq!(engine.exec(&id, "cat /proc/version").await, (String::new(), 0), "it is masked");
+    }
+    engine.finish().await;
+}
+
+#[tokio::test]
+async fn a_missing_program_is_told_once_and_in_upstreams_words() {
+    let mut engine = Engine::start("missing").await;
+    let sandbox = engine.sandbox("missing", own_pids()).await;
+    let mut config = shell("wrong", "");
+    config.command = vec!["nosuch".into()];
+    let request = v1::CreateContainerRequest {
+        pod_sandbox_id: sandbox.clone(),
+        config: Some(config),
+        sandbox_config: None,
+    };
+    let id = engine.clients.runtime.create_container(request).await.unwrap().into_inner().container_id;
+    assert_eq!(engine.status(&id).await.state(), v1::ContainerState::ContainerCreated);
+    let start = v1::StartContainerRequest { container_id: id.clone() };
+    let error = engine.clients.runtime.start_container(start).await.unwrap_err();
+    let why = "failed to create task: OCI runtime create failed: unable to start container process: \
+               exec: \"nosuch\": executable file not found in $PATH";
+    assert_eq!(error.message(), format!("failed to start container \"{id}\": {why}"));
+    let status = engine.status(&id).await;
+    assert_eq!((status.exit_code, status.reason.as_str(), status.started_at), (128, "StartError", 0));
+    assert_eq!(status.message, why);
+    let remove = v1::RemoveContainerRequest { container_id: id };
+    engine.clients.runtime.remove_container(remove).await.unwrap();
+    let id = engine.run(&sandbox, shell("right", "exec sleep 100")).await;
+    let request = v1::ExecSyncRequest { container_id: id, cmd: vec!["/no/such".into()], timeout: 10 };
+    let error = engine.clients.runtime.exec_sync(request).await.unwrap_err();
+    let why = "OCI runtime exec failed: exec failed: unable to start container process: \
+               exec: \"/no/such\": stat /no/such: no such file or directory";
+    assert!(error.message().starts_with("failed to exec in container: failed to start exec"), "{error}");
+    assert!(error.message().ends_with(why), "{error}");
+    assert_eq!(error.message().matches("no such file").count(), 1, "{error}");
+    engine.finish().await;
+}
+
+#[tokio::test]
+async fn an_image_is_mounted_as_a_volume_and_only_read() {
+    let mut engine = Engine::start("volume").await;
+    let sandbox = engine.sandbox("volume", own_pids()).await;
+    let volume = |path: &str, part: Option<&str>| {
+        let annotations = part.map(|part| (cri::IMAGE_SUB_PATH.to_owned(), part.to_owned()));
+        v1::Mount {
+            container_path: path.into(),
+            image: Some(v1::ImageSpec {
+                image: IMAGE.into(),
+                annotations: annotations.into_iter().collect(),
+                ..Default::default()
+            }),
+            ..Default::default()
+        }
+    };
+    let mut config = shell("main", "exec sleep 100");
+    config.mounts = vec![volume("/all", None), volume("/part", Some("etc"))];
+    let id = engine.run(&sandbox, config).await;
+    let passwd = engine.exec(&id, "cat /etc/passwd").await;
+    assert_eq!(engine.exec(&id, "cat /all/etc/passwd").await, passwd);
+    assert_eq!(engine.exec(&id, "cat /part/passwd").await, passwd);
+    let (refused, code) = engine.exec(&id, "echo more >> /all/etc/passwd").await;
+    assert!(code != 0 && refused.contains("Read-only"), "{refused}");
+    let mut config = shell("missing", "true");
+    config.mounts = vec![volume("/part", Some("no/such"))];
+    let request =
+        v1::CreateContainerRequest { pod_sandbox_id: sandbox, config: Some(config), sandbox_config: None };
+    let error = engine.clients.runtime.create_container(request).await.unwrap_err();
+    assert!(error.message().contains("no/such"), "{error}");
     engine.finish().await;
 }

@@ -16,6 +16,10 @@ pub const MAX_MESSAGE_BYTES: usize = 40 << 20;
 /// The socket that containerd listens on, for `--container-runtime-endpoint`'s help and for tests.
 pub const CONTAINERD_ENDPOINT: &str = "unix:///run/containerd/containerd.sock";
 
+/// The annotation of a mount's image that names the part of it to mount. The field that CRI has for it,
+/// `image_sub_path`, is younger than the messages of [`v1`]; only our own engine reads the annotation.
+pub const IMAGE_SUB_PATH: &str = "trierarch.io/image-sub-path";
+
 /// The engine could not be reached.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {

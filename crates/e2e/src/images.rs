@@ -5,7 +5,8 @@ use cri_server::images::{BuildConfig, BuildFile, build};
 /// Debian's statically linked busybox.
 const BUSYBOX: &str = "/bin/busybox";
 const APPLETS: &[&str] = &[
-    "sh", "cat", "echo", "env", "hostname", "httpd", "id", "kill", "ls", "mkdir", "nslookup", "sleep", "wget",
+    "sh", "cat", "echo", "env", "hostname", "httpd", "id", "kill", "ls", "mkdir", "nc", "nslookup", "sleep",
+    "wget",
 ];
 /// The mode of a symbolic link.
 const LINK: u32 = 0o120_777;

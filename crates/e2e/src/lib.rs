@@ -94,10 +94,11 @@ impl Drop for Namespace {
 pub struct Cluster {
     pub namespace: Namespace,
     folder: tempfile::TempDir,
-    server: Option<Server>,
+    server: Option<Piece>,
 }
 
-struct Server {
+/// A process that goes on beside the test and logs to standard error; told to end when dropped.
+pub struct Piece {
     child: Child,
     /// The lines that it logs.
     log: mpsc::Receiver<String>,
@@ -121,17 +122,7 @@ impl Cluster {
     pub fn start_server(&mut self) {
         let mut command = self.trierarch("server");
         command.args(["--node-name=node-1", "--node-ip", NODE_IP, "--cgroup-root", &self.cgroup()]);
-        let mut child = command.stderr(Stdio::piped()).spawn().expect("the server can be started");
-        let (told, log) = mpsc::channel();
-        let stderr = BufReader::new(child.stderr.take().expect("standard error is piped"));
-        std::thread::spawn(move || {
-            for line in stderr.lines().map_while(Result::ok) {
-                eprintln!("server: {line}");
-                // Nobody may listen any more.
-                let _ = told.send(line);
-            }
-        });
-        let server = Server { child, log };
+        let server = Piece::start(&mut command);
         server.wait_for(NODE_READY);
         self.server = Some(server);
     }
@@ -145,11 +136,7 @@ impl Cluster {
 
     /// Stops the server as an operator would, and checks that it ends well.
     pub fn stop_server(&mut self) {
-        let mut server = self.server.take().expect("the server runs");
-        let pid = rustix::process::Pid::from_child(&server.child);
-        rustix::process::kill_process(pid, rustix::process::Signal::TERM)
-            .expect("the server can be told to end");
-        let status = server.child.wait().expect("the server ends");
+        let status = self.server.take().expect("the server runs").end();
         assert!(status.success(), "the server ended with {status}");
     }
 
@@ -226,16 +213,52 @@ impl Cluster {
     }
 }
 
-impl Server {
-    fn wait_for(&self, words: &str) {
+impl Piece {
+    pub fn start(command: &mut Command) -> Self {
+        let mut child = command.stderr(Stdio::piped()).spawn().expect("a part can be started");
+        let (told, log) = mpsc::channel();
+        let stderr = BufReader::new(child.stderr.take().expect("standard error is piped"));
+        std::thread::spawn(move || {
+            for line in stderr.lines().map_while(Result::ok) {
+                eprintln!("log: {line}");
+                // Nobody may listen any more.
+                let _ = told.send(line);
+            }
+        });
+        Piece { child, log }
+    }
+
+    pub fn wait_for(&self, words: &str) {
         let deadline = Instant::now() + PATIENCE;
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
             match self.log.recv_timeout(left) {
                 Ok(line) if line.contains(words) => return,
                 Ok(_) => {}
-                Err(error) => panic!("the server did not say \"{words}\": {error}"),
+                Err(error) => panic!("it did not say \"{words}\": {error}"),
             }
+        }
+    }
+
+    /// Tells it to end, and waits until it has.
+    pub fn end(mut self) -> std::process::ExitStatus {
+        self.tell();
+        self.child.wait().expect("a part ends")
+    }
+
+    fn tell(&mut self) {
+        let pid = rustix::process::Pid::from_child(&self.child);
+        // It may have ended by itself.
+        let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
+    }
+}
+
+impl Drop for Piece {
+    fn drop(&mut self) {
+        if let Ok(None) = self.child.try_wait() {
+            self.tell();
+            // What it ended with is for those who asked.
+            let _ = self.child.wait();
         }
     }
 }
@@ -243,13 +266,7 @@ impl Server {
 /// Stops the server and takes everything away.
 impl Drop for Cluster {
     fn drop(&mut self) {
-        if let Some(mut server) = self.server.take() {
-            let pid = rustix::process::Pid::from_child(&server.child);
-            let told = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
-            if let Err(error) = told.map_err(Into::into).and_then(|()| server.child.wait()) {
-                eprintln!("cannot stop the server: {error}");
-            }
-        }
+        drop(self.server.take());
         let reset = self.trierarch("reset").args(["--cgroup-root", &self.cgroup()]).status();
         if !reset.is_ok_and(|status| status.success()) {
             eprintln!("cannot reset {}", self.data_dir().display());

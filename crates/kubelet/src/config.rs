@@ -8,6 +8,8 @@ use std::sync::Arc;
 use api::core::v1::Taint;
 use controller_runtime::Clock;
 
+use crate::pressure::{self, Threshold};
+
 /// How the kubelet shows itself to the API server, and whom it answers.
 #[derive(Clone)]
 pub struct ServingTls {
@@ -16,6 +18,26 @@ pub struct ServingTls {
     /// PEM of the authorities whose clients may call.
     pub client_ca: Vec<u8>,
 }
+
+/// What a kubelet evicts for that is told nothing else.
+// Upstream: pkg/kubelet/apis/config/v1beta1/defaults_linux.go DefaultEvictionHard
+pub const EVICTION_HARD: [(&str, &str); 5] = [
+    ("memory.available", "100Mi"),
+    ("nodefs.available", "10%"),
+    ("nodefs.inodesFree", "5%"),
+    ("imagefs.available", "15%"),
+    ("imagefs.inodesFree", "5%"),
+];
+
+/// Milder for a server that is all in one process: it shares its disk with what else the machine is for, and a
+/// share of a large disk is much.
+const EVICTION_HARD_OF_SERVER: [(&str, &str); 5] = [
+    ("memory.available", "100Mi"),
+    ("nodefs.available", "500Mi"),
+    ("nodefs.inodesFree", "5%"),
+    ("imagefs.available", "500Mi"),
+    ("imagefs.inodesFree", "5%"),
+];
 
 #[derive(Clone)]
 pub struct Config {
@@ -50,11 +72,13 @@ pub struct Config {
     /// Percent of the image disk from which unused images are removed, and down to which.
     pub image_gc_high_percent: u8,
     pub image_gc_low_percent: u8,
+    /// How little may be left before pods are evicted.
+    pub eviction_hard: Vec<Threshold>,
     pub clock: Clock,
 }
 
 impl Config {
-    /// A kubelet as upstream starts it, below `data_dir`.
+    /// A kubelet below `data_dir`, as upstream starts it but for its thresholds of eviction.
     pub fn new(node_name: &str, node_ip: IpAddr, data_dir: &std::path::Path, clock: Clock) -> Self {
         Config {
             node_name: node_name.to_owned(),
@@ -79,6 +103,8 @@ impl Config {
             register: true,
             image_gc_high_percent: 85,
             image_gc_low_percent: 80,
+            eviction_hard: pressure::parse(EVICTION_HARD_OF_SERVER)
+                .expect("the usual thresholds are well written"),
             clock,
         }
     }

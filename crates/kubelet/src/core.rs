@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use api::core::v1::{Node, Pod, Service};
 use client::Client;
+use client::delegated::Delegated;
 use controller_runtime::{EventRecorder, Informer, InformerFactory};
 use tokio::sync::broadcast;
 use tokio::task::JoinSet;
@@ -22,6 +23,7 @@ use crate::objects::{ObjectCache, Wakers};
 use crate::paths::Paths;
 use crate::pod_state::PodState;
 use crate::pods;
+use crate::pressure::{self, Pressure};
 use crate::probe::Tools;
 use crate::runtime::{self, CriRuntime, Runtime};
 use crate::status::publisher::Publisher;
@@ -32,6 +34,8 @@ use crate::{Config, Error, cgroup, node, server};
 pub struct Core {
     pub config: Config,
     pub client: Client,
+    /// Asks the API server who may ask this kubelet.
+    pub access: Delegated,
     pub runtime: Arc<dyn Runtime>,
     pub runtime_name: String,
     pub runtime_version: String,
@@ -52,6 +56,7 @@ pub struct Core {
     pub pods: Mutex<HashMap<String, Arc<Pod>>>,
     /// UIDs of pods whose resize waits for others to make room.
     pub deferred_resizes: Mutex<BTreeSet<String>>,
+    pub pressure: Pressure,
     /// The Node as last seen in the API.
     pub node: Mutex<Option<Arc<Node>>>,
 }
@@ -163,12 +168,14 @@ pub async fn run_with(
         images: Images::new(runtime.clone(), clock),
         restarts: Mutex::new(Backoff::new(Duration::from_secs(10), Duration::from_secs(300))),
         publisher: Publisher::new(client.clone()),
+        access: Delegated::new(client.clone()),
         runtime_name: version.runtime_name,
         runtime_version: version.runtime_version,
         changes: broadcast::Sender::new(256),
         network_ready: AtomicBool::new(false),
         pods: Mutex::default(),
         deferred_resizes: Mutex::default(),
+        pressure: Pressure::default(),
         node: Mutex::default(),
         config,
         client,
@@ -199,6 +206,7 @@ pub async fn run_with(
     });
     parts.spawn(node::run(core.clone(), informers.clone(), shutdown.clone()));
     parts.spawn(pods::run(core.clone(), informers.clone(), shutdown.clone()));
+    parts.spawn(pressure::run(core.clone(), shutdown.clone()));
     parts.spawn(container_events(core.clone(), shutdown.clone()));
     informers.start();
     let mut outcome = Ok(());

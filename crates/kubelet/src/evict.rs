@@ -49,7 +49,7 @@ fn size_limit(source: &EmptyDirVolumeSource) -> Option<u64> {
 /// The first limit that the pod exceeds: of a volume, of the pod as a whole, or of a container.
 // Upstream: pkg/kubelet/eviction/eviction_manager.go localStorageEviction
 pub fn verdict(pod: &Pod, used: &StorageUse) -> Option<Verdict> {
-    let evicted = |message| Some(Verdict { reason: "Evicted".into(), message });
+    let evicted = |message| Some(Verdict { reason: "Evicted".into(), message, disrupted: false });
     for (name, source) in on_disk(pod) {
         let limit = size_limit(source);
         if limit.is_some_and(|limit| used.volumes.get(name).is_some_and(|used| *used > limit)) {
@@ -82,13 +82,18 @@ pub fn verdict(pod: &Pod, used: &StorageUse) -> Option<Verdict> {
     None
 }
 
-/// Measures what a pod uses.
-pub async fn measure(pod: &Pod, paths: &Paths, runtime: &dyn Runtime) -> runtime::Result<StorageUse> {
+/// Measures what a pod uses: its volumes, and its containers if they have limits or if `all` is asked for.
+pub async fn measure(
+    pod: &Pod,
+    paths: &Paths,
+    runtime: &dyn Runtime,
+    all: bool,
+) -> runtime::Result<StorageUse> {
     let volumes: Vec<_> =
         on_disk(pod).map(|(name, _)| (name.to_owned(), paths.volume(pod.uid(), "empty-dir", name))).collect();
     let logs = paths.pod_logs(pod);
     let names: Vec<String> = pod::containers(pod).iter().map(|c| c.name.clone()).collect();
-    let of_containers = limits_containers(pod);
+    let of_containers = all || limits_containers(pod);
     let walked = tokio::task::spawn_blocking(move || StorageUse {
         volumes: volumes.into_iter().map(|(name, dir)| (name, disk_usage(&dir))).collect(),
         containers: match of_containers {

@@ -169,6 +169,9 @@ impl Workers {
         {
             return None;
         }
+        if let Some(refusal) = self.core.pressure.refusal(pod) {
+            return Some(refusal);
+        }
         let node = self.core.node()?;
         let rejected: BTreeSet<String> = self
             .running

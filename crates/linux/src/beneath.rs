@@ -3,7 +3,7 @@
 
 use std::ffi::OsStr;
 use std::fs::File;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Component, Path, PathBuf};
 
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, openat2};
@@ -16,6 +16,12 @@ use crate::{Error, Result};
 pub struct Root {
     dir: OwnedFd,
     path: PathBuf,
+}
+
+/// Where an open file lies, as the kernel names it.
+pub fn path_of(file: &OwnedFd) -> Result<PathBuf> {
+    let link = format!("/proc/self/fd/{}", file.as_raw_fd());
+    std::fs::read_link(&link).map_err(|e| Error::io(&link, e))
 }
 
 impl Root {

@@ -168,16 +168,13 @@ impl Cgroup {
     /// process is left, since one may fork while it is read.
     /// The root, where the machine's own processes are, is refused.
     pub fn kill_all(&self) -> Result<()> {
-        if self.path.as_os_str().is_empty() {
-            return Err(Error::call("killing all of the root cgroup", rustix::io::Errno::PERM));
-        }
+        self.check_killable()?;
         if self.version == Version::V2 && write(&self.dir("").join("cgroup.kill"), "1").is_ok() {
             return Ok(());
         }
         const ROUNDS: usize = 64;
         for _ in 0..ROUNDS {
-            let pids: Vec<i32> =
-                self.processes().into_iter().filter(|pid| crate::process::is_alive(*pid)).collect();
+            let pids = self.victims()?;
             if pids.is_empty() {
                 break;
             }
@@ -196,12 +193,36 @@ impl Cgroup {
         Ok(())
     }
 
+    fn check_killable(&self) -> Result<()> {
+        use std::path::Component;
+        let mut parts = self.path.components().peekable();
+        let below_root = parts.peek().is_some() && parts.all(|part| matches!(part, Component::Normal(_)));
+        if !below_root {
+            return Err(Error::call("killing all of the root cgroup", rustix::io::Errno::PERM));
+        }
+        Ok(())
+    }
+
+    /// Whom [`kill_all`](Self::kill_all) kills: every process in it and below it that is not dead already.
+    fn victims(&self) -> Result<Vec<i32>> {
+        self.check_killable()?;
+        Ok(self.processes().into_iter().filter(|pid| crate::process::is_alive(*pid)).collect())
+    }
+
     /// Removes the cgroup and those below it; one that is not there is not an error.
     pub fn remove(&self) -> Result<()> {
         for dir in self.dirs() {
             remove_dirs(&dir)?;
         }
         Ok(())
+    }
+
+    /// Removes the cgroup alone, and leaves it when there is anything in it.
+    pub fn remove_if_empty(&self) {
+        for dir in self.dirs() {
+            // That it is in use, or gone, is what was asked.
+            let _ = fs::remove_dir(&dir);
+        }
     }
 
     /// Whether it exists.
@@ -455,6 +476,17 @@ mod tests {
         let growing = files(v1_writes(&limits, Some(50)));
         assert_eq!(shrinking[2..], ["memory.limit_in_bytes=100", "memory.memsw.limit_in_bytes=150"]);
         assert_eq!(growing[2..], ["memory.memsw.limit_in_bytes=150", "memory.limit_in_bytes=100"]);
+    }
+
+    #[test]
+    fn nobody_in_the_root_is_ever_killed() {
+        for root in ["/", "", "//", "/.", "/a/..", "../a"] {
+            let group = Cgroup::new(Path::new(root));
+            assert!(group.victims().is_err(), "{root:?} has {} processes", group.processes().len());
+        }
+        // One that is not there has nobody.
+        let absent = Cgroup::new(Path::new("/trierarch-test-absent"));
+        assert_eq!(absent.victims().unwrap(), Vec::<i32>::new());
     }
 
     #[test]

@@ -7,6 +7,7 @@
 
 pub mod beneath;
 pub mod cgroups;
+pub mod device_filter;
 pub mod fdpass;
 pub mod mounts;
 pub mod namespaces;

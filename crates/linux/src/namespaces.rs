@@ -100,6 +100,16 @@ fn on_own_thread<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 's
     thread.join().unwrap_or_else(|_| Err(Error::call("namespace thread", rustix::io::Errno::CANCELED)))
 }
 
+/// Moves this process, which must have one thread only, into a network namespace and into a mount namespace of its
+/// own, of which nothing that is mounted there is seen outside.
+pub fn become_machine(network: &Path) -> Result<()> {
+    let file = File::open(network).map_err(|e| Error::io(network, e))?;
+    move_into_link_name_space(file.as_fd(), Some(LinkNameSpaceType::Network))
+        .map_err(|e| Error::call("setns", e))?;
+    unshare(UnshareFlags::NEWNS)?;
+    mounts::set_propagation(Path::new("/"), mounts::Propagation::Slave, true)
+}
+
 /// Moves the calling thread into new namespaces.
 pub fn unshare(flags: UnshareFlags) -> Result<()> {
     // SAFETY: the flags passed here never contain FILES, so no descriptor that other threads rely on changes

@@ -13,7 +13,7 @@ use rtnetlink::packet_route::address::{AddressAttribute, AddressHeaderFlags, Add
 use rtnetlink::packet_route::link::{InfoData, InfoVeth, LinkAttribute, LinkFlags, LinkMessage};
 use rtnetlink::packet_route::neighbour::{NeighbourAddress, NeighbourAttribute};
 use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteScope};
-use rtnetlink::{Handle, LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder};
+use rtnetlink::{Handle, LinkBridge, LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder};
 
 /// A connection to the kernel's routing tables in one network namespace.
 #[derive(Debug)]
@@ -90,6 +90,25 @@ impl Netlink {
         }
         let near = near.set_info_data(InfoData::Veth(InfoVeth::Peer(peer.build())));
         self.handle.link().add(near.build()).execute().await.map_err(error)
+    }
+
+    /// Makes a bridge, up; one that is there already is no error.
+    pub async fn create_bridge(&self, name: &str) -> io::Result<()> {
+        match self.handle.link().add(LinkBridge::new(name).up().build()).execute().await.map_err(error) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+            made => made,
+        }
+    }
+
+    /// Makes a link a port of a bridge.
+    pub async fn set_bridge(&self, index: u32, bridge: u32) -> io::Result<()> {
+        let message = LinkMessageBuilder::<LinkUnspec>::new().index(index).controller(bridge).build();
+        self.handle.link().set(message).execute().await.map_err(error)
+    }
+
+    pub async fn set_down(&self, index: u32) -> io::Result<()> {
+        let message = LinkMessageBuilder::<LinkUnspec>::new().index(index).down().build();
+        self.handle.link().set(message).execute().await.map_err(error)
     }
 
     pub async fn set_up(&self, index: u32) -> io::Result<()> {

@@ -9,8 +9,10 @@
 //! to `--log`. There is deliberately no `run`, `checkpoint`, `events` or `update`: the engine has its own.
 
 mod arguments;
+mod devices;
 mod fit;
 mod log;
+mod workload;
 
 use std::ffi::OsString;
 use std::fs;
@@ -25,6 +27,7 @@ use libcontainer::signal::Signal;
 use libcontainer::syscall::syscall::SyscallType;
 
 use arguments::{Arguments, Command, Create, Exec};
+use workload::Workload;
 
 /// What went wrong, in words that runtimes' callers look for ("container does not exist").
 #[derive(Debug, thiserror::Error)]
@@ -33,6 +36,8 @@ pub enum Error {
     Usage(String),
     #[error("container \"{0}\" does not exist")]
     NotFound(String),
+    #[error("{0}")]
+    Process(String),
     #[error("{what}")]
     Libcontainer { what: &'static str, source: LibcontainerError },
     #[error("{}", path.display())]
@@ -52,13 +57,17 @@ pub fn main(arguments: impl Iterator<Item = OsString>) -> ExitCode {
     let details = log::start(arguments.log.as_deref());
     match run(&arguments) {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            log::append(arguments.log.as_deref(), "error", &log::with_causes(&error, &details));
-            fail(&error, Some(&details))
-        }
+        Err(error) => match arguments.log.as_deref() {
+            Some(log) => {
+                log::append(log, "error", &log::with_causes(&error, &details));
+                ExitCode::FAILURE
+            }
+            None => fail(&error, Some(&details)),
+        },
     }
 }
 
+/// Tells people. Who gave a log reads it there: stderr may then be that of the container.
 fn fail(error: &Error, details: Option<&log::Details>) -> ExitCode {
     let text = match details {
         Some(details) => log::with_causes(error, details),
@@ -87,6 +96,22 @@ fn run(arguments: &Arguments) -> Result<(), Error> {
 
 fn failed(what: &'static str) -> impl Fn(LibcontainerError) -> Error {
     move |source| Error::Libcontainer { what, source }
+}
+
+/// What kept a process from becoming its program: said by [`Workload`], or else by libcontainer.
+fn unstarted(what: &'static str) -> impl Fn(LibcontainerError) -> Error {
+    move |source| {
+        let mut cause: Option<&dyn std::error::Error> = Some(&source);
+        while let Some(error) = cause {
+            let text = error.to_string();
+            if let Some(at) = text.find(workload::PREFIX) {
+                // libcontainer reads the words in chunks and pads the last of them.
+                return Error::Process(text[at..].trim_end_matches('\0').to_owned());
+            }
+            cause = error.source();
+        }
+        Error::Libcontainer { what, source }
+    }
 }
 
 fn file(path: &Path) -> impl Fn(io::Error) -> Error + '_ {
@@ -127,29 +152,52 @@ fn create(root: &Path, create: &Create) -> Result<(), Error> {
         .with_pid_file(create.pid_file.as_ref())
         .map_err(failed("pid file"))?
         .with_console_socket(create.console_socket.as_ref())
+        .with_executor(Workload::init())
         .as_init(&create.bundle)
         .with_systemd(false)
         .with_detach(true)
         .with_no_pivot(create.no_pivot)
         .as_sibling(true)
         .build()
-        .map_err(failed("create container"))?;
-    Ok(())
+        .map_err(unstarted("create container"))?;
+    let spec: oci_spec::runtime::Spec = read_json(&create.bundle.join("config.json"))?;
+    devices::restrict(&spec).map_err(|why| {
+        // Unrestricted it must not start. The failure is what counts, not what taking it away may add to it.
+        let _ = delete(root, &create.id, true);
+        Error::Process(format!("{}{why}", workload::PREFIX))
+    })
 }
 
 fn exec(root: &Path, exec: &Exec) -> Result<(), Error> {
-    load(root, &exec.id)?;
-    builder(root, &exec.id)?
-        .with_pid_file(exec.pid_file.as_ref())
-        .map_err(failed("pid file"))?
-        .with_console_socket(exec.console_socket.as_ref())
-        .as_tenant()
-        .with_process(Some(&exec.process))
-        .with_detach(true)
-        .as_sibling(true)
-        .build()
-        .map_err(failed("exec in container"))?;
-    Ok(())
+    let container = load(root, &exec.id)?;
+    let config = container.bundle().join("config.json");
+    let spec: oci_spec::runtime::Spec = read_json(&config)?;
+    let mut process: oci_spec::runtime::Process = read_json(&exec.process)?;
+    let workload = Workload::exec(&spec, &mut process)
+        .map_err(|why| Error::Process(format!("{}{why}", workload::PREFIX)))?;
+    let fitted = container_dir(root, &exec.id)?.join(format!("exec-{}.json", std::process::id()));
+    fs::write(&fitted, to_json(&process)?).map_err(file(&fitted))?;
+    let built = builder(root, &exec.id).and_then(|builder| {
+        builder
+            .with_pid_file(exec.pid_file.as_ref())
+            .map_err(failed("pid file"))?
+            .with_console_socket(exec.console_socket.as_ref())
+            .with_executor(workload)
+            .as_tenant()
+            .with_process(Some(&fitted))
+            .with_detach(true)
+            .as_sibling(true)
+            .build()
+            .map_err(unstarted("exec in container"))
+    });
+    // It was there for libcontainer alone; the next delete takes it along if this fails.
+    let _ = fs::remove_file(&fitted);
+    built.map(drop)
+}
+
+fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T, Error> {
+    let bytes = fs::read(path).map_err(file(path))?;
+    serde_json::from_slice(&bytes).map_err(|source| Error::Json { path: path.to_path_buf(), source })
 }
 
 fn kill(root: &Path, id: &str, signal: &str, all: bool) -> Result<(), Error> {

@@ -84,8 +84,7 @@ pub(crate) fn start(log: Option<&Path>) -> Details {
 }
 
 /// Appends one line to the log; a log that cannot be written must not hide the error itself.
-pub(crate) fn append(log: Option<&Path>, level: &str, message: &str) {
-    let Some(path) = log else { return };
+pub(crate) fn append(path: &Path, level: &str, message: &str) {
     if let Ok(mut file) = OpenOptions::new().create(true).append(true).open(path) {
         let _ = file.write_all(json_line(level, message).as_bytes());
     }
@@ -99,6 +98,9 @@ fn json_line(level: &str, message: &str) -> String {
 pub(crate) fn with_causes(error: &dyn StdError, details: &Details) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
+    if cause.is_none() {
+        return text;
+    }
     while let Some(source) = cause {
         let next = source.to_string();
         if !text.ends_with(&next) {

@@ -6,7 +6,8 @@
 //!
 //! The table consists of maps, and its chains name no Service. A chain per Service and endpoint, as upstream's
 //! proxy has, takes the kernel quadratic time to load; here 10,000 Services load in half a second and a change
-//! touches the elements that changed. [`element`] explains the two look-ups.
+//! touches the elements that changed. [`element`] explains the two look-ups. [`routes`] lead to the pods of other
+//! nodes.
 //!
 //! What always holds: a packet sees the state before a change or after it, never between. Connections that are
 //! established are left alone, but UDP flows whose endpoint is gone are cut. When the proxy stops, its table
@@ -15,6 +16,7 @@
 pub mod element;
 pub mod endpoints;
 mod health;
+pub mod routes;
 pub mod ruleset;
 mod run;
 pub mod service;
@@ -38,6 +40,8 @@ pub struct Config {
 pub enum Error {
     #[error("cluster CIDR {0:?} is not an address range like 10.42.0.0/16")]
     ClusterCidr(String),
+    #[error("routes cannot be read")]
+    Routes(#[source] std::io::Error),
     #[error("cannot listen on {address} for health checks")]
     Listen { address: SocketAddr, source: std::io::Error },
     #[error("cannot write the table {}", ruleset::TABLE)]

@@ -7,6 +7,7 @@ use apimachinery::gvk::Name;
 use apimachinery::{GroupKind, GroupResource, GroupVersionKind, GroupVersionResource};
 use serde_json::Value;
 
+use crate::custom::Custom;
 use crate::strategy::Strategy;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -117,6 +118,10 @@ pub struct ResourceDef {
     pub cells: Cells,
     pub selectable_fields: Vec<SelectableField>,
     pub strategy: Arc<dyn Strategy>,
+    /// The kind of a list of them.
+    pub list_kind: Name,
+    /// For kinds that a CustomResourceDefinition added.
+    pub custom: Option<Arc<Custom>>,
 }
 
 impl ResourceDef {

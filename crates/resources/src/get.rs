@@ -136,6 +136,13 @@ pub fn default(object: &mut Value, path: &str, value: impl Into<Value>) {
     }
 }
 
+/// Sets an annotation, whose key may hold dots.
+pub fn set_annotation(object: &mut Value, key: &str, value: &str) {
+    if let Some(annotations) = fields_mut(object, "metadata.annotations") {
+        annotations.insert(key.to_owned(), value.into());
+    }
+}
+
 pub fn remove(object: &mut Value, path: &str) -> Option<Value> {
     let (parent, name) = path.rsplit_once('.').unwrap_or(("", path));
     let parent = if parent.is_empty() { Some(object) } else { at_mut(object, parent) };

@@ -11,6 +11,7 @@
 //! nothing here relies on it: what is missing or of another type reads as unset.
 
 pub mod convert;
+pub mod custom;
 pub mod definition;
 pub mod get;
 mod kinds;
@@ -25,8 +26,10 @@ pub mod table;
 pub mod validate;
 
 pub use definition::{Cell, Column, ResourceDef, Scope, Subresource, Verb};
+pub use kinds::admission::expressions;
 pub use kinds::core::pods::update as pods;
 pub use kinds::core::services::{externally_accessible, needs_health_check};
+pub use kinds::metrics::rows as resource_metrics;
 pub use podspec::qos_class;
 pub use strategy::{Context, Deletion, Strategy};
 pub use table::table;

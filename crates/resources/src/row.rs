@@ -47,6 +47,8 @@ impl Row {
             cells: Arc::new(created_at),
             selectable_fields: Vec::new(),
             strategy: Arc::new(Plain),
+            list_kind: format!("{kind}List").into(),
+            custom: None,
         })
     }
 

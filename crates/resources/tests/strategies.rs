@@ -265,7 +265,7 @@ fn others_are_checked() {
         (
             "horizontalpodautoscalers",
             json!({"spec": {"maxReplicas": 0, "scaleTargetRef": {"kind": "D", "name": "d"}}}),
-            "spec.maxReplicas: Invalid value: 0: must be greater than 0",
+            "spec.maxReplicas: Required value: must be set and greater than 0",
         ),
     ] {
         let errors = create(plural, &object);

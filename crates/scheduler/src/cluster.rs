@@ -7,6 +7,7 @@ use api::Object;
 use api::core::v1::{Node, Pod};
 
 use crate::pod::Labels;
+use crate::volumes::Volumes;
 use crate::{NodeInfo, PodInfo};
 
 /// What became different, for plugins to judge whether a refused pod may now fit.
@@ -23,6 +24,13 @@ pub enum Change {
     PodGone(Arc<PodInfo>),
     /// The waiting pod itself.
     PodItself,
+    /// A claim of a namespace.
+    Claim {
+        namespace: String,
+        name: String,
+    },
+    /// A volume, a storage class, or what a CSI driver says of itself.
+    Volumes,
     /// Something else that plugins read: a namespace, a disruption budget, a Service.
     Other,
 }
@@ -43,6 +51,7 @@ pub struct Cluster {
     pub namespaces: BTreeMap<String, Labels>,
     /// Selectors of Services and controllers, by namespace, for spreading by default.
     pub groups: Groups,
+    pub volumes: Volumes,
 }
 
 /// The selectors that say which pods belong together, by namespace.
@@ -56,6 +65,11 @@ impl Cluster {
 
     pub fn node_at(&self, index: usize) -> &NodeInfo {
         &self.nodes[index]
+    }
+
+    /// For [`Cluster::node_at`].
+    pub fn index_of(&self, name: &str) -> Option<usize> {
+        self.index.get(name).copied()
     }
 
     pub fn node(&self, name: &str) -> Option<&NodeInfo> {
@@ -182,12 +196,11 @@ pub fn node_differs(old: &Node, new: &Node) -> bool {
     read(old) != read(new)
 }
 
-/// Whether a pod is one that the scheduler has to place.
-pub fn is_waiting(pod: &Pod, scheduler_name: &str) -> bool {
+/// Whether a pod is one that some scheduler has to place.
+pub fn is_waiting(pod: &Pod) -> bool {
     let Some(spec) = &pod.spec else { return false };
     let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
     spec.node_name.as_deref().unwrap_or_default().is_empty()
-        && spec.scheduler_name.as_deref().unwrap_or("default-scheduler") == scheduler_name
         && pod.metadata.deletion_timestamp.is_none()
         && !matches!(phase, Some("Succeeded" | "Failed"))
 }

@@ -2,12 +2,14 @@
 //!
 //! Upstream: pkg/scheduler/schedule_one.go
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::sync::Arc;
 
 use crate::cluster::Cluster;
-use crate::framework::{Filter, Plugin, Refusal, Score};
+use crate::extender::Extender;
+use crate::framework::{Filter, Refusal};
+use crate::profile::Profile;
 use crate::{NodeInfo, PodInfo};
 
 /// In clusters up to this size every node is looked at.
@@ -23,8 +25,39 @@ pub struct Unschedulable {
     pub refused_by: Vec<&'static str>,
     /// Nodes, by index, on which evicting pods may help.
     pub resolvable: Vec<usize>,
+    /// Why no node was even looked at.
+    pub everywhere: Option<String>,
     /// What preemption has to say.
     pub preemption: Option<String>,
+}
+
+impl Unschedulable {
+    /// One plugin refuses all nodes at once.
+    fn everywhere(cluster: &Cluster, plugin: &'static str, refusal: &Refusal) -> Self {
+        let nodes = cluster.nodes().len();
+        Unschedulable {
+            nodes,
+            refused_by: vec![plugin],
+            resolvable: if refusal.unresolvable { Vec::new() } else { (0..nodes).collect() },
+            everywhere: Some(refusal.reasons.join(", ")),
+            ..Unschedulable::default()
+        }
+    }
+
+    fn count(&mut self, node: usize, plugin: &'static str, refusal: Refusal) {
+        if !refusal.unresolvable {
+            self.resolvable.push(node);
+        }
+        if !self.refused_by.contains(&plugin) {
+            self.refused_by.push(plugin);
+        }
+        for reason in refusal.reasons {
+            match self.reasons.get_mut(&*reason) {
+                Some(count) => *count += 1,
+                None => drop(self.reasons.insert(reason.into_owned(), 1)),
+            }
+        }
+    }
 }
 
 impl fmt::Display for Unschedulable {
@@ -36,6 +69,7 @@ impl fmt::Display for Unschedulable {
         if self.nodes == 0 {
             reasons.push("no nodes available to schedule pods".into());
         }
+        reasons.extend(self.everywhere.clone());
         write!(f, " {}.", reasons.join(", "))?;
         match &self.preemption {
             Some(words) => write!(f, " preemption: {words}"),
@@ -48,8 +82,9 @@ impl fmt::Display for Unschedulable {
 pub struct Filters<'a>(Vec<(&'static str, Box<dyn Filter + 'a>)>);
 
 impl<'a> Filters<'a> {
-    pub fn new(plugins: &[&dyn Plugin], pod: &'a PodInfo, cluster: &'a Cluster) -> Self {
-        let filters = plugins.iter().filter_map(|plugin| Some((plugin.name(), plugin.filter(pod, cluster)?)));
+    pub fn new(profile: &'a Profile, pod: &'a PodInfo, cluster: &'a Cluster) -> Self {
+        let plugins = profile.plugins.iter().filter(|configured| configured.filters);
+        let filters = plugins.filter_map(|c| Some((c.plugin.name(), c.plugin.filter(pod, cluster)?)));
         Filters(filters.collect())
     }
 
@@ -88,7 +123,6 @@ impl<'a> Filters<'a> {
 
 /// Places pods, one after the other.
 pub struct Scheduler {
-    plugins: &'static [&'static dyn Plugin],
     /// Where the search begins, so that all nodes get their turn.
     start: usize,
     /// Breaks ties: a small generator, seeded by the caller, so that a run can be repeated.
@@ -96,40 +130,115 @@ pub struct Scheduler {
 }
 
 impl Scheduler {
-    pub fn new(plugins: &'static [&'static dyn Plugin], seed: u64) -> Self {
-        Scheduler { plugins, start: 0, random: seed | 1 }
-    }
-
-    pub fn plugins(&self) -> &'static [&'static dyn Plugin] {
-        self.plugins
+    pub fn new(seed: u64) -> Self {
+        Scheduler { start: 0, random: seed | 1 }
     }
 
     /// The name of the best node.
-    pub fn place(&mut self, pod: &PodInfo, cluster: &Cluster) -> Result<String, Unschedulable> {
-        let mut filters = Filters::new(self.plugins, pod, cluster);
+    pub fn place(
+        &mut self,
+        profile: &Profile,
+        pod: &PodInfo,
+        cluster: &Cluster,
+    ) -> Result<String, Box<Unschedulable>> {
+        let feasible = self.feasible(profile, pod, cluster)?;
+        Ok(self.choose(profile, pod, cluster, &feasible, &HashMap::new()))
+    }
+
+    /// The same, with extenders asked between the steps.
+    pub async fn place_with(
+        &mut self,
+        extenders: &[Extender],
+        profile: &Profile,
+        pod: &PodInfo,
+        cluster: &Cluster,
+    ) -> Result<Result<String, Box<Unschedulable>>, String> {
+        let mut feasible = match self.feasible(profile, pod, cluster) {
+            Ok(feasible) => feasible,
+            Err(against) => return Ok(Err(against)),
+        };
+        let mut against = Unschedulable { nodes: cluster.nodes().len(), ..Default::default() };
+        let interested = || extenders.iter().filter(|extender| extender.is_interested(&pod.pod));
+        for extender in interested() {
+            match extender.filter(pod, &feasible).await {
+                Ok(filtered) => {
+                    feasible.retain(|node| filtered.nodes.iter().any(|name| name == node.name()));
+                    for (name, (reason, unresolvable)) in filtered.failed {
+                        let Some(at) = cluster.index_of(&name) else { continue };
+                        against.count(at, "", Refusal { reasons: vec![reason.into()], unresolvable });
+                    }
+                }
+                Err(error) if extender.is_ignorable() => {
+                    tracing::info!(error, "an extender failed and is left out");
+                }
+                Err(error) => return Err(error),
+            }
+            if feasible.is_empty() {
+                // Any change may make an extender think otherwise.
+                against.refused_by.clear();
+                return Ok(Err(Box::new(against)));
+            }
+        }
+        let mut extra: HashMap<String, i64> = HashMap::new();
+        for extender in interested() {
+            for (name, score) in extender.scores(pod, &feasible).await {
+                *extra.entry(name).or_default() += score;
+            }
+        }
+        Ok(Ok(self.choose(profile, pod, cluster, &feasible, &extra)))
+    }
+
+    /// The nodes that will do: enough of them, or the one that was cleared for the pod.
+    fn feasible<'a>(
+        &mut self,
+        profile: &Profile,
+        pod: &PodInfo,
+        cluster: &'a Cluster,
+    ) -> Result<Vec<&'a NodeInfo>, Box<Unschedulable>> {
+        if cluster.nodes().len() > 0
+            && let Some((plugin, refusal)) = profile.refuse_all(pod, cluster)
+        {
+            return Err(Box::new(Unschedulable::everywhere(cluster, plugin, &refusal)));
+        }
+        let mut filters = Filters::new(profile, pod, cluster);
         // The node that was cleared for the pod is tried first.
         if let Some(node) = pod.nominated_node().and_then(|name| cluster.node(name))
             && filters.check_with_nominated(pod, cluster, node).is_ok()
         {
-            return Ok(node.name().to_owned());
+            return Ok(vec![node]);
         }
-        let feasible = self.feasible(pod, cluster, &mut filters)?;
-        let best = match feasible[..] {
-            [only] => only,
-            _ => self.best(pod, cluster, &feasible),
-        };
-        Ok(best.name().to_owned())
+        let enough = nodes_to_find(cluster.nodes().len(), profile.percentage_of_nodes);
+        self.search(pod, cluster, &mut filters, enough)
     }
 
-    /// Enough nodes that will do.
-    fn feasible<'a>(
+    /// The best of these; extenders' scores come on top of the plugins'.
+    fn choose(
+        &mut self,
+        profile: &Profile,
+        pod: &PodInfo,
+        cluster: &Cluster,
+        nodes: &[&NodeInfo],
+        extra: &HashMap<String, i64>,
+    ) -> String {
+        if let [only] = nodes {
+            return only.name().to_owned();
+        }
+        let mut scores = profile.scores(pod, cluster, nodes);
+        for (score, node) in scores.iter_mut().zip(nodes) {
+            *score += extra.get(node.name()).copied().unwrap_or(0);
+        }
+        self.best(&scores, nodes).name().to_owned()
+    }
+
+    /// Looks through the nodes until enough will do.
+    fn search<'a>(
         &mut self,
         pod: &PodInfo,
         cluster: &'a Cluster,
         filters: &mut Filters,
-    ) -> Result<Vec<&'a NodeInfo>, Unschedulable> {
+        enough: usize,
+    ) -> Result<Vec<&'a NodeInfo>, Box<Unschedulable>> {
         let nodes = cluster.nodes().len();
-        let enough = nodes_to_find(nodes);
         let mut feasible = Vec::new();
         let mut against = Unschedulable { nodes, ..Default::default() };
         let mut looked_at = 0;
@@ -139,41 +248,19 @@ impl Scheduler {
             let node = cluster.node_at(at);
             match filters.check_with_nominated(pod, cluster, node) {
                 Ok(()) => feasible.push(node),
-                Err((plugin, refusal)) => {
-                    if !refusal.unresolvable {
-                        against.resolvable.push(at);
-                    }
-                    if !against.refused_by.contains(&plugin) {
-                        against.refused_by.push(plugin);
-                    }
-                    match against.reasons.get_mut(&*refusal.reason) {
-                        Some(count) => *count += 1,
-                        None => drop(against.reasons.insert(refusal.reason.into_owned(), 1)),
-                    }
-                }
+                Err((plugin, refusal)) => against.count(at, plugin, refusal),
             }
         }
         if nodes > 0 {
             self.start = (self.start + looked_at) % nodes;
         }
-        if feasible.is_empty() { Err(against) } else { Ok(feasible) }
+        if feasible.is_empty() { Err(Box::new(against)) } else { Ok(feasible) }
     }
 
-    fn best<'a>(&mut self, pod: &PodInfo, cluster: &Cluster, nodes: &[&'a NodeInfo]) -> &'a NodeInfo {
-        let mut totals = vec![0_i64; nodes.len()];
-        let mut scores = vec![0_i64; nodes.len()];
-        for plugin in self.plugins {
-            let Some(score): Option<Box<dyn Score>> = plugin.score(pod, cluster, nodes) else { continue };
-            for (slot, node) in scores.iter_mut().zip(nodes) {
-                *slot = score.score(node);
-            }
-            score.normalize(nodes, &mut scores);
-            for (total, score) in totals.iter_mut().zip(&scores) {
-                *total += score * plugin.weight();
-            }
-        }
-        let best = totals.iter().copied().max().unwrap_or(0);
-        let equals: Vec<usize> = (0..nodes.len()).filter(|at| totals[*at] == best).collect();
+    /// One of those with the highest score.
+    fn best<'a>(&mut self, scores: &[i64], nodes: &[&'a NodeInfo]) -> &'a NodeInfo {
+        let best = scores.iter().copied().max().unwrap_or(0);
+        let equals: Vec<usize> = (0..nodes.len()).filter(|at| scores[*at] == best).collect();
         nodes[equals[self.next_random() as usize % equals.len()]]
     }
 
@@ -189,11 +276,14 @@ impl Scheduler {
 /// How many feasible nodes are enough, so that large clusters are not searched through for each pod.
 ///
 /// Upstream: pkg/scheduler/schedule_one.go numFeasibleNodesToFind
-fn nodes_to_find(nodes: usize) -> usize {
+fn nodes_to_find(nodes: usize, percentage: usize) -> usize {
     if nodes < MIN_NODES_TO_FIND {
         return nodes;
     }
-    let percentage = 50_usize.saturating_sub(nodes / 125).max(5);
+    let percentage = match percentage {
+        0 => 50_usize.saturating_sub(nodes / 125).max(5),
+        given => given.min(100),
+    };
     (nodes * percentage / 100).max(MIN_NODES_TO_FIND)
 }
 
@@ -204,7 +294,6 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::*;
-    use crate::plugins::DEFAULT;
 
     fn node(name: &str, cpu: &str, labels: Value, taints: Value) -> Arc<Node> {
         let node = json!({"metadata": {"name": name, "labels": labels}, "spec": {"taints": taints},
@@ -227,7 +316,7 @@ mod tests {
     }
 
     fn place(cluster: &Cluster, pod: &PodInfo) -> String {
-        Scheduler::new(DEFAULT, 7).place(pod, cluster).unwrap_or_else(|e| e.to_string())
+        Scheduler::new(7).place(&Profile::default(), pod, cluster).unwrap_or_else(|e| e.to_string())
     }
 
     #[test]
@@ -311,8 +400,9 @@ mod tests {
 
     #[test]
     fn large_clusters_are_searched_in_part() {
-        assert_eq!(nodes_to_find(50), 50);
-        assert_eq!(nodes_to_find(1000), 420);
-        assert_eq!(nodes_to_find(5000), 500);
+        assert_eq!(nodes_to_find(50, 0), 50);
+        assert_eq!(nodes_to_find(1000, 0), 420);
+        assert_eq!(nodes_to_find(5000, 0), 500);
+        assert_eq!(nodes_to_find(1000, 30), 300);
     }
 }

@@ -7,28 +7,52 @@
 //! Upstream: staging/src/k8s.io/kube-scheduler/framework/interface.go
 
 use std::borrow::Cow;
+use std::time::Duration;
+
+use client::Resource;
+use serde_json::Value;
 
 use crate::cluster::{Change, Cluster};
 use crate::{NodeInfo, PodInfo};
 
 pub const MAX_SCORE: i64 = 100;
 
-/// Why a node will not do.
+/// Why a node, or every node, will not do.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Refusal {
-    pub reason: Cow<'static, str>,
+    pub reasons: Vec<Cow<'static, str>>,
     /// Evicting pods of the node cannot help.
     pub unresolvable: bool,
 }
 
 impl Refusal {
     pub fn new(reason: impl Into<Cow<'static, str>>) -> Self {
-        Refusal { reason: reason.into(), unresolvable: false }
+        Refusal { reasons: vec![reason.into()], unresolvable: false }
     }
 
     pub fn unresolvable(reason: impl Into<Cow<'static, str>>) -> Self {
-        Refusal { reason: reason.into(), unresolvable: true }
+        Refusal { reasons: vec![reason.into()], unresolvable: true }
     }
+}
+
+/// How far what a plugin asked for before a binding has come.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Prepared {
+    Ready,
+    Waiting,
+    /// It will not come; the pod is to be placed anew.
+    Failed(String),
+}
+
+/// Something to be written before a pod can be bound. The object's resource version goes with the patch, so that
+/// a plan over what is history fails.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Write {
+    pub resource: Resource,
+    pub namespace: String,
+    pub name: String,
+    pub subresource: Option<&'static str>,
+    pub merge_patch: Value,
 }
 
 pub trait Plugin: Send + Sync {
@@ -39,14 +63,19 @@ pub trait Plugin: Send + Sync {
         None
     }
 
+    /// Why no node at all will do for the pod, before any is looked at.
+    fn refuse_all(&self, _pod: &PodInfo, _cluster: &Cluster) -> Option<Refusal> {
+        None
+    }
+
     /// What nodes must offer the pod; `None` when the plugin asks nothing.
-    fn filter<'a>(&self, _pod: &'a PodInfo, _cluster: &'a Cluster) -> Option<Box<dyn Filter + 'a>> {
+    fn filter<'a>(&'a self, _pod: &'a PodInfo, _cluster: &'a Cluster) -> Option<Box<dyn Filter + 'a>> {
         None
     }
 
     /// How to rank nodes for the pod; `None` when the plugin does not mind.
     fn score<'a>(
-        &self,
+        &'a self,
         _pod: &'a PodInfo,
         _cluster: &'a Cluster,
         _nodes: &[&NodeInfo],
@@ -54,9 +83,22 @@ pub trait Plugin: Send + Sync {
         None
     }
 
-    /// How much the plugin's scores count.
-    fn weight(&self) -> i64 {
-        1
+    /// Takes what the pod needs beside room on the chosen node, and says what is to be written for it.
+    fn reserve(&self, _pod: &PodInfo, _node: &str, _cluster: &mut Cluster) -> Result<Vec<Write>, String> {
+        Ok(Vec::new())
+    }
+
+    /// Gives back what [`Plugin::reserve`] took; also called when it took nothing.
+    fn unreserve(&self, _pod: &PodInfo, _cluster: &mut Cluster) {}
+
+    /// How long that may take.
+    fn preparation_timeout(&self) -> Option<Duration> {
+        None
+    }
+
+    /// Whether, after its writes, the pod can be bound to the node.
+    fn prepared(&self, _pod: &PodInfo, _node: &str, _cluster: &Cluster) -> Prepared {
+        Prepared::Ready
     }
 
     /// Whether a change may make a pod fit that this plugin refused.

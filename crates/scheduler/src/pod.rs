@@ -126,6 +126,11 @@ impl PodInfo {
         self.pod.uid()
     }
 
+    /// Which scheduler is to place it.
+    pub fn scheduler_name(&self) -> &str {
+        self.spec().and_then(|spec| spec.scheduler_name.as_deref()).unwrap_or("default-scheduler")
+    }
+
     /// Empty while the pod has none.
     pub fn node_name(&self) -> &str {
         self.spec().and_then(|spec| spec.node_name.as_deref()).unwrap_or_default()

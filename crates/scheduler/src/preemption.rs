@@ -9,27 +9,28 @@ use api::policy::v1::PodDisruptionBudget;
 
 use crate::cluster::Cluster;
 use crate::cycle::{Filters, Unschedulable};
-use crate::framework::Plugin;
+use crate::profile::{Preemption, Profile};
 use crate::{NodeInfo, PodInfo, pod};
 
-/// No more candidates than this, or a tenth of the nodes, are compared.
-const MIN_CANDIDATES: usize = 100;
-
 /// The node to clear, and of which pods.
+#[derive(Clone)]
 pub struct Candidate {
     pub node: String,
     pub victims: Vec<Arc<PodInfo>>,
-    budget_violations: usize,
+    pub budget_violations: usize,
 }
 
-/// The best way to make room for the pod, or why there is none.
-pub fn decide(
-    plugins: &[&dyn Plugin],
+/// The ways to make room for the pod, or why there is none.
+pub fn candidates(
+    profile: &Profile,
     pod: &PodInfo,
     cluster: &Cluster,
     against: &Unschedulable,
     budgets: &[Arc<PodDisruptionBudget>],
-) -> Result<Candidate, String> {
+) -> Result<Vec<Candidate>, String> {
+    let Some(Preemption { min_candidate_percentage, min_candidates }) = profile.preemption else {
+        return Err(String::new());
+    };
     if pod.spec().and_then(|spec| spec.preemption_policy.as_deref()) == Some("Never") {
         return Err("not eligible due to preemptionPolicy=Never.".into());
     }
@@ -38,8 +39,8 @@ pub fn decide(
     {
         return Err("not eligible due to a terminating pod on the nominated node.".into());
     }
-    let enough = MIN_CANDIDATES.max(cluster.nodes().len() / 10);
-    let mut filters = Filters::new(plugins, pod, cluster);
+    let enough = min_candidates.max(cluster.nodes().len() * min_candidate_percentage / 100);
+    let mut filters = Filters::new(profile, pod, cluster);
     let mut candidates: Vec<Candidate> = Vec::new();
     let mut no_victims = 0;
     for at in &against.resolvable {
@@ -61,10 +62,15 @@ pub fn decide(
     if helpless > 0 {
         reasons.push(format!("{helpless} Preemption is not helpful for scheduling"));
     }
-    candidates
-        .into_iter()
-        .min_by(|a, b| rank(a).cmp(&rank(b)))
-        .ok_or_else(|| format!("0/{} nodes are available: {}.", against.nodes, reasons.join(", ")))
+    if candidates.is_empty() {
+        return Err(format!("0/{} nodes are available: {}.", against.nodes, reasons.join(", ")));
+    }
+    Ok(candidates)
+}
+
+/// The one that does the least harm.
+pub fn best(candidates: Vec<Candidate>) -> Option<Candidate> {
+    candidates.into_iter().min_by(|a, b| rank(a).cmp(&rank(b)))
 }
 
 /// Whom to evict from one node: as few as will do, the least important, and none whose budget forbids it if others
@@ -162,7 +168,6 @@ mod tests {
 
     use super::*;
     use crate::cycle::Scheduler;
-    use crate::plugins::DEFAULT;
 
     fn pod(name: &str, priority: i32, cpu: &str) -> Arc<PodInfo> {
         let pod = json!({"metadata": {"name": name, "namespace": "default", "labels": {"app": name}},
@@ -181,9 +186,11 @@ mod tests {
         }
         on.iter().for_each(|(node, name, priority, cpu)| cluster.assume(pod(name, *priority, cpu), node));
         let preemptor = pod("important", 100, "2");
-        let against = Scheduler::new(DEFAULT, 1).place(&preemptor, &cluster).unwrap_err();
-        let said = match decide(DEFAULT, &preemptor, &cluster, &against, budgets) {
-            Ok(candidate) => {
+        let profile = Profile::default();
+        let against = Scheduler::new(1).place(&profile, &preemptor, &cluster).unwrap_err();
+        let said = match candidates(&profile, &preemptor, &cluster, &against, budgets) {
+            Ok(candidates) => {
+                let candidate = best(candidates).unwrap();
                 let victims: Vec<_> = candidate.victims.iter().map(|v| v.pod.name().to_owned()).collect();
                 format!("{}: {}", candidate.node, victims.join(" "))
             }

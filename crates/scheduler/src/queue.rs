@@ -13,11 +13,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use crate::PodInfo;
-use crate::cluster::Change;
-use crate::framework::Plugin;
 
-const INITIAL_BACKOFF: Duration = Duration::from_secs(1);
-const MAX_BACKOFF: Duration = Duration::from_secs(10);
 /// A pod that nothing woke for so long is tried all the same.
 const MAX_SLEEP: Duration = Duration::from_secs(5 * 60);
 
@@ -45,8 +41,8 @@ struct Waiting {
 
 type Order = (Reverse<i32>, u64, String);
 
-#[derive(Default)]
 pub struct Queue {
+    backoff: Backoff,
     pods: HashMap<String, Waiting>,
     ready: BTreeSet<Order>,
     /// Pods with a moment: of back-off, or the end of their sleep.
@@ -54,10 +50,26 @@ pub struct Queue {
     arrivals: u64,
 }
 
+/// How long a pod waits after its first failed attempt; twice as long after each more, up to a maximum.
+#[derive(Clone, Copy, Debug)]
+pub struct Backoff {
+    pub initial: Duration,
+    pub max: Duration,
+}
+
+impl Backoff {
+    fn after(&self, attempts: u32) -> Duration {
+        self.initial.saturating_mul(1 << attempts.saturating_sub(1).min(20)).min(self.max)
+    }
+}
+
 impl Queue {
-    /// Takes note of a pod that has no node: a new one, or a change of a known one.
-    pub fn set(&mut self, pod: Arc<PodInfo>, plugins: &[&dyn Plugin]) {
-        let held_back = plugins.iter().any(|plugin| plugin.hold_back(&pod).is_some());
+    pub fn new(backoff: Backoff) -> Self {
+        Queue { backoff, pods: HashMap::new(), ready: BTreeSet::new(), timed: BTreeSet::new(), arrivals: 0 }
+    }
+
+    /// Takes note of a pod that has no node: a new one, or a change of a known one. A plugin may hold it back.
+    pub fn set(&mut self, pod: Arc<PodInfo>, held_back: bool) {
         let key = pod.key.clone();
         let Some(known) = self.pods.get_mut(&key) else {
             self.arrivals += 1;
@@ -121,7 +133,7 @@ impl Queue {
         let Some(waiting) = self.pods.get_mut(key) else { return };
         waiting.refused_by = refused_by;
         let place = if waiting.helped {
-            Place::Until(now + backoff(waiting.attempts))
+            Place::Until(now + self.backoff.after(waiting.attempts))
         } else {
             Place::Asleep(now + MAX_SLEEP)
         };
@@ -131,25 +143,21 @@ impl Queue {
     /// A tried pod could not be placed for no fault of its own.
     pub fn failed(&mut self, key: &str, now: Instant) {
         if let Some(waiting) = self.pods.get(key) {
-            let until = now + backoff(waiting.attempts);
+            let until = now + self.backoff.after(waiting.attempts);
             self.move_to(key, Place::Until(until));
         }
     }
 
-    /// Wakes the sleeping pods that the change may help.
-    pub fn wake(&mut self, change: &Change, plugins: &[&dyn Plugin], now: Instant) {
-        let helps = |waiting: &Waiting| {
-            waiting.refused_by.is_empty()
-                || plugins
-                    .iter()
-                    .any(|p| waiting.refused_by.contains(&p.name()) && p.may_help(&waiting.pod, change))
-        };
+    /// Wakes the sleeping pods that something may help; `may_help` is asked with the plugins that refused.
+    pub fn wake(&mut self, may_help: impl Fn(&PodInfo, &[&str]) -> bool, now: Instant) {
+        let helps =
+            |waiting: &Waiting| waiting.refused_by.is_empty() || may_help(&waiting.pod, &waiting.refused_by);
         let mut woken = Vec::new();
         for (key, waiting) in &mut self.pods {
             match waiting.place {
                 Place::Asleep(since) if helps(waiting) => {
                     let refused_at = since - MAX_SLEEP;
-                    woken.push((key.clone(), refused_at + backoff(waiting.attempts)));
+                    woken.push((key.clone(), refused_at + self.backoff.after(waiting.attempts)));
                 }
                 Place::Tried => waiting.helped = true,
                 _ => {}
@@ -177,10 +185,6 @@ impl Queue {
     }
 }
 
-fn backoff(attempts: u32) -> Duration {
-    INITIAL_BACKOFF.saturating_mul(1 << attempts.saturating_sub(1).min(10)).min(MAX_BACKOFF)
-}
-
 #[cfg(test)]
 mod tests {
     use api::Object;
@@ -188,7 +192,20 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::plugins::DEFAULT;
+    use crate::cluster::Change;
+    use crate::profile::Profile;
+
+    const BACKOFF: Backoff = Backoff { initial: Duration::from_secs(1), max: Duration::from_secs(10) };
+
+    fn wake(queue: &mut Queue, change: Change, now: Instant) {
+        let profile = Profile::default();
+        queue.wake(|pod, refused_by| profile.may_help(refused_by, pod, &change), now);
+    }
+
+    fn set(queue: &mut Queue, pod: Arc<PodInfo>) {
+        let held_back = Profile::default().is_held_back(&pod);
+        queue.set(pod, held_back);
+    }
 
     fn pod(name: &str, priority: i32, gated: bool) -> Arc<PodInfo> {
         let gates = if gated { json!([{"name": "wait"}]) } else { json!([]) };
@@ -203,9 +220,9 @@ mod tests {
 
     #[test]
     fn higher_priority_first_then_age() {
-        let (mut queue, now) = (Queue::default(), Instant::now());
+        let (mut queue, now) = (Queue::new(BACKOFF), Instant::now());
         for (name, priority) in [("a", 0), ("b", 10), ("c", 0), ("d", 10)] {
-            queue.set(pod(name, priority, false), DEFAULT);
+            set(&mut queue, pod(name, priority, false));
         }
         let order: Vec<_> = std::iter::from_fn(|| pop(&mut queue, now)).collect();
         assert_eq!(order, ["b", "d", "a", "c"]);
@@ -213,40 +230,40 @@ mod tests {
 
     #[test]
     fn a_refused_pod_sleeps_until_a_change_may_help() {
-        let (mut queue, now) = (Queue::default(), Instant::now());
-        queue.set(pod("a", 0, false), DEFAULT);
+        let (mut queue, now) = (Queue::new(BACKOFF), Instant::now());
+        set(&mut queue, pod("a", 0, false));
         assert_eq!(pop(&mut queue, now).as_deref(), Some("a"));
         queue.refused("default/a", vec!["NodeResourcesFit"], now);
-        queue.wake(&Change::PodPlaced(pod("x", 0, false)), DEFAULT, now);
+        wake(&mut queue, Change::PodPlaced(pod("x", 0, false)), now);
         assert_eq!(queue.next_moment(), Some(now + MAX_SLEEP));
-        queue.wake(&Change::PodGone(pod("x", 0, false)), DEFAULT, now);
+        wake(&mut queue, Change::PodGone(pod("x", 0, false)), now);
         assert_eq!(pop(&mut queue, now), None, "it still backs off");
-        assert_eq!(queue.next_moment(), Some(now + INITIAL_BACKOFF));
-        assert_eq!(pop(&mut queue, now + INITIAL_BACKOFF).as_deref(), Some("a"));
+        assert_eq!(queue.next_moment(), Some(now + BACKOFF.initial));
+        assert_eq!(pop(&mut queue, now + BACKOFF.initial).as_deref(), Some("a"));
     }
 
     #[test]
     fn a_change_while_a_pod_is_tried_is_not_missed() {
-        let (mut queue, now) = (Queue::default(), Instant::now());
-        queue.set(pod("a", 0, false), DEFAULT);
+        let (mut queue, now) = (Queue::new(BACKOFF), Instant::now());
+        set(&mut queue, pod("a", 0, false));
         pop(&mut queue, now);
-        queue.wake(&Change::PodGone(pod("x", 0, false)), DEFAULT, now);
+        wake(&mut queue, Change::PodGone(pod("x", 0, false)), now);
         queue.refused("default/a", vec!["NodeResourcesFit"], now);
-        assert_eq!(queue.next_moment(), Some(now + INITIAL_BACKOFF));
+        assert_eq!(queue.next_moment(), Some(now + BACKOFF.initial));
     }
 
     #[test]
     fn a_gated_pod_is_held_back_until_its_gates_go() {
-        let (mut queue, now) = (Queue::default(), Instant::now());
-        queue.set(pod("a", 0, true), DEFAULT);
+        let (mut queue, now) = (Queue::new(BACKOFF), Instant::now());
+        set(&mut queue, pod("a", 0, true));
         assert_eq!(pop(&mut queue, now), None);
-        queue.set(pod("a", 0, false), DEFAULT);
+        set(&mut queue, pod("a", 0, false));
         assert_eq!(pop(&mut queue, now).as_deref(), Some("a"));
     }
 
     #[test]
     fn back_off_doubles_to_ten_seconds() {
-        let seconds: Vec<u64> = (1..=6).map(|attempts| backoff(attempts).as_secs()).collect();
+        let seconds: Vec<u64> = (1..=6).map(|attempts| BACKOFF.after(attempts).as_secs()).collect();
         assert_eq!(seconds, [1, 2, 4, 8, 10, 10]);
     }
 }

@@ -41,6 +41,17 @@ impl Resources {
         resources
     }
 
+    /// The amount of a resource by its name.
+    pub fn of(&self, name: &str) -> i64 {
+        match name {
+            "cpu" => self.milli_cpu,
+            "memory" => self.memory,
+            "ephemeral-storage" => self.ephemeral_storage,
+            "pods" => self.pods,
+            name => self.others.get(name).copied().unwrap_or(0),
+        }
+    }
+
     pub fn add(&mut self, other: &Resources) {
         self.combine(other, |a, b| a.saturating_add(b));
     }

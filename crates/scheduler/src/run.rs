@@ -4,32 +4,34 @@
 //! itself, so that it never works through events that are history. Bindings and status writes run in the
 //! background, so many at most, and report back to the loop.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use api::Object;
-use api::apps::v1::{ReplicaSet, StatefulSet};
-use api::core::v1::{Namespace, Node, Pod, ReplicationController, Service};
-use api::policy::v1::PodDisruptionBudget;
-use apimachinery::selector::LabelSelector;
-use client::{Client, DeleteOptions, PatchType, Resource};
-use controller_runtime::{Clock, EventRecorder, Informer, InformerFactory, LeaderElector, WorkQueue};
-use serde_json::{Value, json};
+use api::core::v1::Pod;
+use client::Client;
+use controller_runtime::{Clock, EventRecorder, InformerFactory, LeaderElector, WorkQueue};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use crate::PodInfo;
 use crate::cluster::{Change, Cluster, is_waiting, node_differs};
+use crate::configuration::Configuration;
 use crate::cycle::{Scheduler, Unschedulable};
-use crate::plugins::DEFAULT;
+use crate::extender::Extender;
+use crate::framework::Prepared;
+use crate::informers::{BY_NODE, Informers, Key};
 use crate::preemption::{self, Candidate};
-use crate::queue::Queue;
-use crate::{PodInfo, pod};
+use crate::profile::Profile;
+use crate::queue::{Backoff, Queue};
+use crate::writes::{Written, bind, evict, prepare, report, unscheduled_status};
 
 /// How many bindings and other writes may be under way.
 const MAX_WRITES: usize = 128;
 
 pub struct Config {
-    pub scheduler_name: String,
+    pub configuration: Configuration,
     pub clock: Clock,
     /// Seeds the choice among equally good nodes.
     pub seed: u64,
@@ -49,47 +51,28 @@ pub async fn run(config: Config, client: Client, shutdown: CancellationToken) ->
     Ok(())
 }
 
-/// What may have changed.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-enum Key {
-    Pod(String),
-    Node(String),
-    Namespace(String),
-    /// The Services and controllers of a namespace, whose selectors say which pods belong together.
-    Groups(String),
-    Budgets,
+/// A pod that has a node and is not bound yet: something else must be there first.
+struct Pending {
+    pod: Arc<PodInfo>,
+    node: String,
+    /// What it needs was asked for.
+    written: bool,
+    deadline: Instant,
 }
-
-/// How a write of the background ended.
-enum Written {
-    Bound { pod: Arc<PodInfo>, node: String, outcome: Result<(), client::Error> },
-    Reported,
-}
-
-struct Informers {
-    pods: Informer<Pod>,
-    nodes: Informer<Node>,
-    namespaces: Informer<Namespace>,
-    services: Informer<Service>,
-    replica_sets: Informer<ReplicaSet>,
-    stateful_sets: Informer<StatefulSet>,
-    replication_controllers: Informer<ReplicationController>,
-    budgets: Informer<PodDisruptionBudget>,
-}
-
-/// The index of pods by the node that they are on.
-const BY_NODE: &str = "node";
 
 struct Loop {
-    scheduler_name: String,
+    /// By the name that pods give.
+    profiles: HashMap<String, Arc<Profile>>,
+    extenders: Arc<[Extender]>,
     clock: Clock,
     client: Client,
-    events: EventRecorder,
+    events: HashMap<String, EventRecorder>,
     informers: Informers,
     keys: WorkQueue<Key>,
     cluster: Cluster,
     queue: Queue,
     scheduler: Scheduler,
+    pending: HashMap<String, Pending>,
     writes: JoinSet<Written>,
 }
 
@@ -98,19 +81,28 @@ impl Loop {
         let factory = InformerFactory::new(client.clone(), shutdown.clone());
         let keys = WorkQueue::new();
         let informers = Informers::new(&factory, &keys);
-        let name = &config.scheduler_name;
-        let (events, delivery) = EventRecorder::new(client.clone(), name, "", config.clock.clone());
+        let Configuration { profiles, extenders, initial_backoff, max_backoff } = config.configuration;
+        let mut events = HashMap::new();
+        let mut deliveries = Vec::new();
+        for profile in &profiles {
+            let name = &profile.scheduler_name;
+            let (recorder, delivery) = EventRecorder::new(client.clone(), name, "", config.clock.clone());
+            events.insert(name.clone(), recorder);
+            deliveries.push(delivery.run(shutdown.clone()));
+        }
         factory.start();
         let this = Loop {
-            scheduler_name: config.scheduler_name,
+            profiles: profiles.into_iter().map(|p| (p.scheduler_name.clone(), p)).collect(),
+            extenders,
             clock: config.clock,
             client,
             events,
             informers,
             keys,
             cluster: Cluster::default(),
-            queue: Queue::default(),
-            scheduler: Scheduler::new(DEFAULT, config.seed),
+            queue: Queue::new(Backoff { initial: initial_backoff, max: max_backoff }),
+            scheduler: Scheduler::new(config.seed),
+            pending: HashMap::new(),
             writes: JoinSet::new(),
         };
         let work = async {
@@ -118,7 +110,7 @@ impl Loop {
                 this.work(&shutdown).await;
             }
         };
-        tokio::join!(work, delivery.run(shutdown.clone()));
+        tokio::join!(work, futures::future::join_all(deliveries));
         factory.stopped().await;
     }
 
@@ -135,11 +127,13 @@ impl Loop {
             }
             let room = self.writes.len() < MAX_WRITES;
             if room && let Some(pod) = self.queue.pop(Instant::now()) {
-                self.schedule(pod);
+                self.schedule(pod).await;
                 tokio::task::yield_now().await;
                 continue;
             }
             let moment = self.queue.next_moment().filter(|_| room);
+            let deadline = self.pending.values().filter(|p| p.written).map(|p| p.deadline).min();
+            let moment = moment.into_iter().chain(deadline).min();
             let ring = async {
                 match moment {
                     Some(at) => tokio::time::sleep_until(at).await,
@@ -153,7 +147,7 @@ impl Loop {
                     None => break,
                 },
                 Some(written) = self.writes.join_next() => self.written(written),
-                () = ring => {}
+                () = ring => self.advance(),
             }
         }
         // What was decided is carried out.
@@ -185,40 +179,59 @@ impl Loop {
                 None
             }
             Key::Budgets => Some(Change::Other),
+            Key::Claim(key) => Some(self.informers.observe_claim(key, &mut self.cluster)),
+            Key::Storage(kind, key) => Some(self.informers.observe_storage(*kind, key, &mut self.cluster)),
         };
         if let Some(change) = change {
-            self.queue.wake(&change, self.scheduler.plugins(), Instant::now());
+            if matches!(change, Change::Claim { .. } | Change::Volumes) {
+                self.advance();
+            }
+            self.wake(&change);
         }
         self.keys.done(key);
+    }
+
+    fn wake(&mut self, change: &Change) {
+        let profiles = &self.profiles;
+        let may_help = |pod: &PodInfo, refused_by: &[&str]| {
+            let profile = profiles.get(pod.scheduler_name());
+            profile.is_some_and(|profile| profile.may_help(refused_by, pod, change))
+        };
+        self.queue.wake(may_help, Instant::now());
     }
 
     fn observe_pod(&mut self, key: &str) -> Option<Change> {
         let Some(pod) = self.informers.pods.get(key) else {
             self.queue.remove(key);
             self.cluster.withdraw(key);
+            self.abandon(key);
             return self.cluster.remove_pod(key);
         };
-        if is_waiting(&pod, &self.scheduler_name) {
+        let info = Arc::new(PodInfo::new(pod));
+        let pod = &info.pod;
+        let profile = self.profiles.get(info.scheduler_name()).cloned();
+        if let Some(profile) = profile.filter(|_| is_waiting(pod)) {
             let placed = self.cluster.pod(key).map(|placed| placed.uid() == pod.uid());
             if placed == Some(true) && self.cluster.is_assumed(key) {
                 return None;
             }
+            self.abandon(key);
             let gone = placed.and_then(|_| self.cluster.remove_pod(key));
-            let info = Arc::new(PodInfo::new(pod));
             match info.nominated_node() {
                 Some(node) => self.cluster.nominate(info.clone(), node),
                 None => self.cluster.withdraw(key),
             }
-            self.queue.set(info, self.scheduler.plugins());
+            let held_back = profile.is_held_back(&info);
+            self.queue.set(info, held_back);
             return gone;
         }
         self.queue.remove(key);
         self.cluster.withdraw(key);
-        let known = self.cluster.pod(key).is_some_and(|known| same_for_scheduling(&known.pod, &pod));
+        let known = self.cluster.pod(key).is_some_and(|known| same_for_scheduling(&known.pod, pod));
         if known && !self.cluster.is_assumed(key) {
             return None;
         }
-        self.cluster.set_pod(Arc::new(PodInfo::new(pod)))
+        self.cluster.set_pod(info)
     }
 
     fn observe_node(&mut self, name: &str) -> Option<Change> {
@@ -238,64 +251,189 @@ impl Loop {
         }
     }
 
-    fn schedule(&mut self, pod: Arc<PodInfo>) {
-        match self.scheduler.place(&pod, &self.cluster) {
-            Ok(node) => {
-                self.cluster.withdraw(&pod.key);
-                self.cluster.assume(pod.clone(), &node);
-                self.writes.spawn(bind(self.client.clone(), pod, node));
+    async fn schedule(&mut self, pod: Arc<PodInfo>) {
+        let Some(profile) = self.profiles.get(pod.scheduler_name()).cloned() else { return };
+        let placed = if self.extenders.is_empty() {
+            Ok(self.scheduler.place(&profile, &pod, &self.cluster))
+        } else {
+            self.scheduler.place_with(&self.extenders, &profile, &pod, &self.cluster).await
+        };
+        let node = match placed {
+            Ok(Ok(node)) => node,
+            Ok(Err(against)) => return self.refuse(&profile, &pod, *against).await,
+            Err(why) => return self.give_up(&profile, &pod, &why),
+        };
+        self.cluster.withdraw(&pod.key);
+        let writes = match profile.reserve(&pod, &node, &mut self.cluster) {
+            Ok(writes) => writes,
+            Err(why) => return self.give_up(&profile, &pod, &why),
+        };
+        self.cluster.assume(pod.clone(), &node);
+        if writes.is_empty() && profile.prepared(&pod, &node, &self.cluster) == Prepared::Ready {
+            self.bind(pod, node);
+            return;
+        }
+        let key = pod.key.clone();
+        let deadline = Instant::now() + profile.preparation_timeout();
+        self.pending.insert(key.clone(), Pending { pod, node, written: false, deadline });
+        self.writes.spawn(prepare(self.client.clone(), key, writes));
+    }
+
+    fn bind(&mut self, pod: Arc<PodInfo>, node: String) {
+        let binder = |extender: &usize| {
+            let extender = &self.extenders[*extender];
+            extender.binds() && extender.is_interested(&pod.pod)
+        };
+        let binder = (0..self.extenders.len()).find(binder);
+        let extenders = binder.map(|at| (self.extenders.clone(), at));
+        self.writes.spawn(bind(self.client.clone(), extenders, pod, node));
+    }
+
+    /// Binds the pods whose volumes and devices are there now, and gives up on those whose will not come.
+    fn advance(&mut self) {
+        let now = Instant::now();
+        let mut settled = Vec::new();
+        for (key, pending) in self.pending.iter().filter(|(_, pending)| pending.written) {
+            let Some(profile) = self.profiles.get(pending.pod.scheduler_name()) else { continue };
+            match profile.prepared(&pending.pod, &pending.node, &self.cluster) {
+                Prepared::Ready => settled.push((key.clone(), None)),
+                Prepared::Failed(why) => settled.push((key.clone(), Some(why))),
+                Prepared::Waiting if pending.deadline <= now => {
+                    settled.push((key.clone(), Some("binding volumes: context deadline exceeded".into())));
+                }
+                Prepared::Waiting => {}
             }
-            Err(against) => self.refuse(&pod, against),
+        }
+        for (key, failure) in settled {
+            let Some(Pending { pod, node, .. }) = self.pending.remove(&key) else { continue };
+            match failure {
+                None => self.bind(pod, node),
+                Some(why) => self.unplace(&pod, &why),
+            }
+        }
+    }
+
+    /// The pod waits for nothing any more.
+    fn abandon(&mut self, key: &str) {
+        if let Some(Pending { pod, .. }) = self.pending.remove(key)
+            && let Some(profile) = self.profiles.get(pod.scheduler_name())
+        {
+            profile.unreserve(&pod, &mut self.cluster);
+        }
+    }
+
+    /// A placed pod cannot have what it needs: it gives everything back and is tried again.
+    fn unplace(&mut self, pod: &Arc<PodInfo>, why: &str) {
+        let Some(profile) = self.profiles.get(pod.scheduler_name()).cloned() else { return };
+        profile.unreserve(pod, &mut self.cluster);
+        if let Some(change) = self.cluster.forget(&pod.key) {
+            self.wake(&change);
+        }
+        self.give_up(&profile, pod, why);
+    }
+
+    /// Tells why the pod could not be placed this time, for no lack of nodes.
+    fn give_up(&mut self, profile: &Profile, pod: &Arc<PodInfo>, why: &str) {
+        self.tell(profile, pod, why, None, "SchedulerError");
+        self.queue.failed(&pod.key, Instant::now());
+    }
+
+    /// An event and a condition say why the pod has no node.
+    fn tell(
+        &mut self,
+        profile: &Profile,
+        pod: &Arc<PodInfo>,
+        message: &str,
+        node: Option<&str>,
+        reason: &str,
+    ) {
+        if let Some(events) = self.events.get(&profile.scheduler_name) {
+            events.warning(&*pod.pod, "FailedScheduling", message);
+        }
+        if let Some(patch) = unscheduled_status(&pod.pod, message, node, reason, &self.clock) {
+            self.writes.spawn(report(self.client.clone(), pod.clone(), patch));
         }
     }
 
     /// No node will do: tells so, and makes room if that can be.
-    fn refuse(&mut self, pod: &Arc<PodInfo>, mut against: Unschedulable) {
+    async fn refuse(&mut self, profile: &Profile, pod: &Arc<PodInfo>, mut against: Unschedulable) {
         let mut candidate = None;
-        if against.nodes > 0 {
+        if against.nodes > 0 && profile.preemption.is_some() {
             let budgets = self.informers.budgets.list();
-            match preemption::decide(self.scheduler.plugins(), pod, &self.cluster, &against, &budgets) {
-                Ok(found) => candidate = Some(found),
+            match preemption::candidates(profile, pod, &self.cluster, &against, &budgets) {
+                Ok(candidates) => candidate = preemption::best(self.allowed(pod, candidates).await),
                 Err(why) => against.preemption = Some(why),
             }
         }
-        let message = against.to_string();
-        self.events.warning(&*pod.pod, "FailedScheduling", message.as_str());
         let nominated = candidate.as_ref().map(|candidate| candidate.node.clone());
-        if let Some(patch) = unscheduled_status(&pod.pod, &message, nominated.as_deref(), &self.clock) {
-            self.writes.spawn(report(self.client.clone(), pod.clone(), patch));
-        }
+        self.tell(profile, pod, &against.to_string(), nominated.as_deref(), "Unschedulable");
         if let Some(candidate) = candidate {
             self.cluster.nominate(pod.clone(), &candidate.node);
-            self.preempt(pod, candidate);
+            self.preempt(profile, pod, candidate);
         }
         self.queue.refused(&pod.key, against.refused_by, Instant::now());
     }
 
-    fn preempt(&mut self, pod: &PodInfo, candidate: Candidate) {
+    /// The candidates that the extenders let pass.
+    async fn allowed(&self, pod: &PodInfo, mut candidates: Vec<Candidate>) -> Vec<Candidate> {
+        for extender in self.extenders.iter().filter(|e| e.preempts() && e.is_interested(&pod.pod)) {
+            candidates = match extender.preempt(pod, candidates.clone()).await {
+                Ok(allowed) => allowed,
+                Err(error) if extender.is_ignorable() => {
+                    tracing::info!(error, "an extender failed and is left out of a preemption");
+                    candidates
+                }
+                Err(error) => {
+                    tracing::warn!(error, pod = pod.key, "an extender failed: nobody is preempted");
+                    return Vec::new();
+                }
+            };
+        }
+        candidates
+    }
+
+    fn preempt(&mut self, profile: &Profile, pod: &PodInfo, candidate: Candidate) {
         for victim in candidate.victims {
-            let message = format!("Preempted by pod {} on node {}", pod.uid(), candidate.node);
-            self.events.normal(&*victim.pod, "Preempted", message);
-            self.writes.spawn(evict(
-                self.client.clone(),
-                victim,
-                self.scheduler_name.clone(),
-                self.clock.clone(),
-            ));
+            if let Some(events) = self.events.get(&profile.scheduler_name) {
+                let message = format!("Preempted by pod {} on node {}", pod.uid(), candidate.node);
+                events.normal(&*victim.pod, "Preempted", message);
+            }
+            let name = profile.scheduler_name.clone();
+            self.writes.spawn(evict(self.client.clone(), victim, name, self.clock.clone()));
         }
     }
 
     fn written(&mut self, written: Result<Written, tokio::task::JoinError>) {
-        let Ok(Written::Bound { pod, node, outcome }) = written else { return };
-        let Err(error) = outcome else {
-            let (namespace, name) = (pod.pod.namespace(), pod.pod.name());
-            let message = format!("Successfully assigned {namespace}/{name} to {node}");
-            self.events.normal(&*pod.pod, "Scheduled", message);
-            return;
+        let (pod, node, error) = match written {
+            Ok(Written::Prepared { key, outcome }) => {
+                let Some(pending) = self.pending.get_mut(&key) else { return };
+                pending.written = true;
+                match outcome {
+                    Ok(()) => self.advance(),
+                    Err(error) => {
+                        let Some(Pending { pod, .. }) = self.pending.remove(&key) else { return };
+                        self.unplace(&pod, &error.to_string());
+                    }
+                }
+                return;
+            }
+            Ok(Written::Bound { pod, node, outcome: Ok(()) }) => {
+                if let Some(events) = self.events.get(pod.scheduler_name()) {
+                    let (namespace, name) = (pod.pod.namespace(), pod.pod.name());
+                    let message = format!("Successfully assigned {namespace}/{name} to {node}");
+                    events.normal(&*pod.pod, "Scheduled", message);
+                }
+                return;
+            }
+            Ok(Written::Bound { pod, node, outcome: Err(error) }) => (pod, node, error),
+            Ok(Written::Reported) | Err(_) => return,
         };
         tracing::warn!(pod = pod.key, node, error = &error as &dyn std::error::Error, "cannot bind");
+        if let Some(profile) = self.profiles.get(pod.scheduler_name()) {
+            profile.unreserve(&pod, &mut self.cluster);
+        }
         if let Some(change) = self.cluster.forget(&pod.key) {
-            self.queue.wake(&change, self.scheduler.plugins(), Instant::now());
+            self.wake(&change);
         }
         if error.is_not_found() {
             // The pod is gone, or the informer is about to say where it is.
@@ -306,65 +444,6 @@ impl Loop {
     }
 }
 
-impl Informers {
-    fn new(factory: &InformerFactory, keys: &WorkQueue<Key>) -> Self {
-        let informers = Informers {
-            pods: factory.informer(),
-            nodes: factory.informer(),
-            namespaces: factory.informer(),
-            services: factory.informer(),
-            replica_sets: factory.informer(),
-            stateful_sets: factory.informer(),
-            replication_controllers: factory.informer(),
-            budgets: factory.informer(),
-        };
-        informers.pods.add_index(BY_NODE, |pod: &Pod| {
-            pod.spec
-                .iter()
-                .filter_map(|spec| spec.node_name.clone())
-                .filter(|name| !name.is_empty())
-                .collect()
-        });
-        tell(&informers.pods, keys, |pod| Key::Pod(pod.key()));
-        tell(&informers.nodes, keys, |node| Key::Node(node.key()));
-        tell(&informers.namespaces, keys, |namespace| Key::Namespace(namespace.key()));
-        tell(&informers.services, keys, |object| Key::Groups(object.namespace().to_owned()));
-        tell(&informers.replica_sets, keys, |object| Key::Groups(object.namespace().to_owned()));
-        tell(&informers.stateful_sets, keys, |object| Key::Groups(object.namespace().to_owned()));
-        tell(&informers.replication_controllers, keys, |object| Key::Groups(object.namespace().to_owned()));
-        tell(&informers.budgets, keys, |_| Key::Budgets);
-        informers
-    }
-
-    /// The selectors of what groups pods in a namespace.
-    fn selectors(&self, namespace: &str) -> Vec<LabelSelector> {
-        let of_map = |map: Option<&pod::Labels>| {
-            let map = map.filter(|map| !map.is_empty())?;
-            Some(LabelSelector::from_map(map.iter().map(|(k, v)| (k.as_str(), v.as_str()))))
-        };
-        let services = self.services.by_namespace(namespace);
-        let controllers = self.replication_controllers.by_namespace(namespace);
-        let replica_sets = self.replica_sets.by_namespace(namespace);
-        let stateful_sets = self.stateful_sets.by_namespace(namespace);
-        let services = services.iter().filter_map(|s| of_map(s.spec.as_ref()?.selector.as_ref()));
-        let controllers = controllers.iter().filter_map(|c| of_map(c.spec.as_ref()?.selector.as_ref()));
-        let replica_sets =
-            replica_sets.iter().filter_map(|r| Some(pod::selector(Some(&r.spec.as_ref()?.selector))));
-        let stateful_sets =
-            stateful_sets.iter().filter_map(|s| Some(pod::selector(Some(&s.spec.as_ref()?.selector))));
-        services.chain(controllers).chain(replica_sets).chain(stateful_sets).collect()
-    }
-}
-
-fn tell<T: Object + controller_runtime::Cached>(
-    informer: &Informer<T>,
-    keys: &WorkQueue<Key>,
-    key: fn(&T) -> Key,
-) {
-    let keys = keys.clone();
-    informer.subscribe(move |event| keys.add(key(event.object())));
-}
-
 /// Whether a placed pod counts for the same as before: most of its updates are of its status.
 fn same_for_scheduling(old: &Pod, new: &Pod) -> bool {
     let terminal = |pod: &Pod| {
@@ -373,88 +452,4 @@ fn same_for_scheduling(old: &Pod, new: &Pod) -> bool {
     };
     let of = |pod: &Pod| (pod.metadata.generation, pod.metadata.deletion_timestamp.is_some(), terminal(pod));
     old.uid() == new.uid() && of(old) == of(new) && old.metadata.labels == new.metadata.labels
-}
-
-async fn bind(client: Client, pod: Arc<PodInfo>, node: String) -> Written {
-    let (namespace, name) = (pod.pod.namespace(), pod.pod.name());
-    let binding = json!({
-        "apiVersion": "v1",
-        "kind": "Binding",
-        "metadata": {"namespace": namespace, "name": name, "uid": pod.uid()},
-        "target": {"apiVersion": "v1", "kind": "Node", "name": node},
-    });
-    let outcome =
-        client.create_value(&Resource::of::<Pod>(), namespace, Some((name, "binding")), &binding).await;
-    Written::Bound { outcome: outcome.map(drop), pod, node }
-}
-
-/// The patch that makes the pod's status say why it waits; `None` when it says so already.
-fn unscheduled_status(pod: &Pod, message: &str, nominated: Option<&str>, clock: &Clock) -> Option<Value> {
-    let status = pod.status.as_ref();
-    let known =
-        status.and_then(|s| s.conditions.as_ref()).into_iter().flatten().find(|c| c.type_ == "PodScheduled");
-    let same_message = known.is_some_and(|c| c.status == "False" && c.message.as_deref() == Some(message));
-    let same_node = nominated.is_none() || status.and_then(|s| s.nominated_node_name.as_deref()) == nominated;
-    if same_message && same_node {
-        return None;
-    }
-    let since = known.filter(|c| c.status == "False").and_then(|c| c.last_transition_time.clone());
-    let mut patch = json!({"status": {"conditions": [{
-        "type": "PodScheduled",
-        "status": "False",
-        "reason": "Unschedulable",
-        "message": message,
-        "observedGeneration": pod.metadata.generation,
-        "lastTransitionTime": since.unwrap_or_else(|| clock.time()),
-    }]}});
-    if let Some(node) = nominated {
-        patch["status"]["nominatedNodeName"] = node.into();
-    }
-    Some(patch)
-}
-
-async fn report(client: Client, pod: Arc<PodInfo>, patch: Value) -> Written {
-    let patched = patch_status(&client, &pod, &patch).await;
-    if let Some(error) = failure(patched) {
-        tracing::warn!(
-            pod = pod.key,
-            error = &error as &dyn std::error::Error,
-            "cannot report that a pod waits"
-        );
-    }
-    Written::Reported
-}
-
-/// Tells a victim why, then deletes it.
-async fn evict(client: Client, victim: Arc<PodInfo>, scheduler_name: String, clock: Clock) -> Written {
-    let patch = json!({"status": {"conditions": [{
-        "type": "DisruptionTarget",
-        "status": "True",
-        "reason": "PreemptionByScheduler",
-        "message": format!("{scheduler_name}: preempting to accommodate a higher priority pod"),
-        "lastTransitionTime": clock.time(),
-    }]}});
-    let mut outcome = patch_status(&client, &victim, &patch).await;
-    if outcome.is_ok() {
-        let (namespace, name) = (victim.pod.namespace(), victim.pod.name());
-        outcome = client.delete::<Pod>(namespace, name, &DeleteOptions::uid(victim.uid())).await;
-    }
-    if let Some(error) = failure(outcome) {
-        tracing::warn!(pod = victim.key, error = &error as &dyn std::error::Error, "cannot preempt");
-    }
-    Written::Reported
-}
-
-async fn patch_status(client: &Client, pod: &PodInfo, patch: &Value) -> Result<(), client::Error> {
-    let (namespace, name) = (pod.pod.namespace(), pod.pod.name());
-    let resource = Resource::of::<Pod>();
-    client
-        .patch_value(&resource, namespace, name, Some("status"), PatchType::Strategic, patch)
-        .await
-        .map(drop)
-}
-
-/// What went wrong; a pod that is gone needs nothing more.
-fn failure(outcome: Result<(), client::Error>) -> Option<client::Error> {
-    outcome.err().filter(|error| !error.is_not_found())
 }

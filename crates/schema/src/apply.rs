@@ -19,6 +19,7 @@ use serde_json::{Map, Value};
 
 use managers::Entry;
 use set::Set;
+pub(crate) use typed::check_kind;
 pub use typed::{Schema, Shape, Typed};
 
 const LAST_APPLIED: &str = "kubectl.kubernetes.io/last-applied-configuration";
@@ -77,6 +78,32 @@ pub fn track_update<S: Schema>(schema: &S, live: Option<&Value>, new: &mut Value
     update(schema, old, new, &mut entries, writer);
     managers::cap(&mut entries);
     managers::encode(new, entries);
+}
+
+/// What an object becomes when the fields of another tree are set on it, which nobody owns for that. What can only
+/// be replaced as a whole cannot be set.
+///
+/// Upstream: apiserver/pkg/admission/plugin/policy/mutating/patch/smd.go ApplyStructuredMergeDiff
+pub fn set_fields<S: Schema>(schema: &S, live: &Value, patch: &Value) -> Result<Value, String> {
+    let mut errors = Vec::new();
+    walk::validate(schema, patch, "", &mut errors);
+    match errors.as_slice() {
+        [] => {}
+        [one] => return Err(format!("failed to convert patch object to typed object: {one}")),
+        many => {
+            let many: String = many.iter().map(|error| format!("\n  {error}")).collect();
+            return Err(format!("failed to convert patch object to typed object: errors:{many}"));
+        }
+    }
+    let mut atomics = Vec::new();
+    walk::atomics(schema, patch, "", &mut atomics);
+    if !atomics.is_empty() {
+        let atomics = atomics.join(", ");
+        return Err(format!(
+            "invalid ApplyConfiguration: may not mutate atomic arrays, maps or structs: {atomics}"
+        ));
+    }
+    Ok(walk::merge(schema, live, patch))
 }
 
 /// Applies what a manager wants of an object. `patch` is the tree as it was sent; what comes back has yet to be

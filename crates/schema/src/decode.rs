@@ -92,12 +92,16 @@ pub fn untyped_json(bytes: &[u8]) -> Result<Decoded, Error> {
     Ok(Decoded { object, problems: context.problems })
 }
 
+/// How much of a document aliases may repeat: what repeats more is a bomb.
+const MAX_ALIASED: usize = 50_000;
+
 /// Reads YAML as it stands; the problem, if any, is its first duplicate key, with its line.
 pub fn untyped_yaml(bytes: &[u8]) -> Result<Decoded, Error> {
     let text = std::str::from_utf8(bytes).map_err(|_| Error::Syntax("yaml: invalid UTF-8".into()))?;
     let options = |duplicates| {
         let mut options = serde_saphyr::Options::default();
         options.legacy_octal_numbers = true;
+        options.alias_limits.max_total_replayed_events = MAX_ALIASED;
         options.duplicate_keys = duplicates;
         options
     };

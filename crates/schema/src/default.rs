@@ -36,10 +36,16 @@ pub fn fill_always(object: &mut Value, definition: &'static Definition) {
 }
 
 fn always(field: &Field) -> Option<Value> {
-    if field.pointer() || field.omit_zero() {
+    if field.omit_zero() {
         return None;
     }
+    if field.pointer() {
+        return field.always().then_some(Value::Null);
+    }
     match field.ty {
+        // No tag of Go's leaves out a time that is no pointer.
+        Type::Time | Type::MicroTime => Some(Value::Null),
+        Type::List(_) | Type::Map(_) if field.always() => Some(Value::Null),
         Type::Object(_) => Some(Value::Object(Map::new())),
         Type::String if field.always() => Some("".into()),
         Type::Bool if field.always() => Some(false.into()),

@@ -9,6 +9,7 @@
 //! messages are worded as upstream words them, because clients match on them.
 
 pub mod apply;
+pub mod cbor;
 pub mod decode;
 pub mod default;
 mod error;
@@ -16,5 +17,6 @@ pub mod openapi;
 pub mod patch;
 pub mod protobuf;
 pub mod strategic;
+pub mod structural;
 
 pub use error::Error;

@@ -104,6 +104,10 @@ proptest! {
             let _ = decode::yaml(&bytes, definition, Strictness::Report);
             let _ = protobuf::decode_message(&bytes, definition);
         }
+        if let Ok(value) = schema::cbor::decode(&bytes) {
+            let written = schema::cbor::encode(&value, None);
+            prop_assert_eq!(schema::cbor::decode(&written).unwrap(), value);
+        }
         let _ = protobuf::decode(&bytes);
         let _ = protobuf::decode_watch_event(&bytes);
         let _ = patch::json_patch(&json!({}), &bytes);

@@ -16,7 +16,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::record::{self, Record};
 use crate::state::{FIRST_REVISION, Shared, State, decide_delete, decide_put};
-use crate::{Change, Entry, Error, Expect, Range, RangeOptions, Result, Revision, Store, Watch};
+use crate::{Change, Entry, Error, Expect, Follower, Range, RangeOptions, Result, Revision, Store, Watch};
 
 const LOG: TableDefinition<u64, &[u8]> = TableDefinition::new("log");
 const META: TableDefinition<&str, u64> = TableDefinition::new("meta");
@@ -323,6 +323,10 @@ impl Store for Embedded {
 
     async fn watch(&self, prefix: &str, after: Revision) -> Result<Watch> {
         self.shared.watch(prefix, after)
+    }
+
+    fn follow(&self, after: Revision, follower: Follower) -> Result<()> {
+        self.shared.follow(after, follower)
     }
 
     async fn compact(&self, revision: Revision) -> Result<()> {

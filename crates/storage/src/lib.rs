@@ -99,6 +99,10 @@ pub enum Error {
 
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
+/// Is told of commits by the one who makes them, and holds them up for as long as it takes: it must be quick, and
+/// must not call the store.
+pub type Follower = Box<dyn Fn(&[Arc<Change>]) + Send + Sync>;
+
 /// The contract. All keys are UTF-8 and start with `/`.
 #[async_trait]
 pub trait Store: Send + Sync + 'static {
@@ -120,6 +124,11 @@ pub trait Store: Send + Sync + 'static {
 
     /// All changes of keys that start with `prefix` with a revision greater than `after`.
     async fn watch(&self, prefix: &str, after: Revision) -> Result<Watch>;
+
+    /// Has every change after `after` told to the follower, in order and before the write that made it is
+    /// answered: a cache behind it shows all that was answered. There is one follower; a second takes the place
+    /// of the first.
+    fn follow(&self, after: Revision, follower: Follower) -> Result<()>;
 
     /// Forgets history up to and including `revision`; the newest state of every key stays.
     async fn compact(&self, revision: Revision) -> Result<()>;

@@ -6,7 +6,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 
 use crate::state::{FIRST_REVISION, Shared, State, decide_delete, decide_put};
-use crate::{Entry, Expect, Range, RangeOptions, Result, Revision, Store, Watch};
+use crate::{Entry, Expect, Follower, Range, RangeOptions, Result, Revision, Store, Watch};
 
 pub struct Memory(Arc<Shared>);
 
@@ -62,6 +62,10 @@ impl Store for Memory {
 
     async fn watch(&self, prefix: &str, after: Revision) -> Result<Watch> {
         self.0.watch(prefix, after)
+    }
+
+    fn follow(&self, after: Revision, follower: Follower) -> Result<()> {
+        self.0.follow(after, follower)
     }
 
     async fn compact(&self, revision: Revision) -> Result<()> {

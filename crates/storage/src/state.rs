@@ -5,13 +5,15 @@
 
 use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::ops::Bound;
-use std::sync::{Arc, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use tokio::sync::watch;
 
-use crate::{Change, Entry, Error, Expect, Range, RangeOptions, Result, Revision, Watch, WatchSource};
+use crate::{
+    Change, Entry, Error, Expect, Follower, Range, RangeOptions, Result, Revision, Watch, WatchSource,
+};
 
 /// etcd's first revision, of a store in which nothing was ever written.
 pub(crate) const FIRST_REVISION: Revision = 1;
@@ -25,6 +27,8 @@ const WATCH_BATCH: usize = 512;
 pub(crate) struct Shared {
     state: RwLock<State>,
     newest: watch::Sender<Revision>,
+    /// Locked for the whole of a commit, before the state is.
+    follower: Mutex<Option<Follower>>,
 }
 
 pub(crate) struct State {
@@ -200,22 +204,46 @@ fn check(current: Option<&Entry>, expect: Expect) -> Result<()> {
 impl Shared {
     pub(crate) fn new(state: State) -> Arc<Self> {
         let newest = watch::Sender::new(state.revision);
-        Arc::new(Shared { state: RwLock::new(state), newest })
+        Arc::new(Shared { state: RwLock::new(state), newest, follower: Mutex::default() })
     }
 
     pub(crate) fn read<T>(&self, read: impl FnOnce(&State) -> T) -> T {
         read(&self.state.read().expect("no holder of the state panics"))
     }
 
-    /// Changes the state, then tells the watchers.
+    /// Changes the state, then tells the follower and the watchers.
     pub(crate) fn write<T>(&self, write: impl FnOnce(&mut State) -> T) -> T {
-        let (result, revision) = {
+        let follower = self.follower.lock().unwrap_or_else(PoisonError::into_inner);
+        let (result, revision, changes) = {
             let mut state = self.state.write().expect("no holder of the state panics");
+            let before = state.revision;
             let result = write(&mut state);
-            (result, state.revision)
+            let told = follower.is_some() && state.revision > before;
+            let changes: Vec<_> = match told {
+                true => state.changes_after(before.max(state.compacted)).cloned().collect(),
+                false => Vec::new(),
+            };
+            (result, state.revision, changes)
         };
+        if let (Some(follower), false) = (&*follower, changes.is_empty()) {
+            follower(&changes);
+        }
+        drop(follower);
         self.newest.send_if_modified(|newest| std::mem::replace(newest, revision) != revision);
         result
+    }
+
+    pub(crate) fn follow(&self, after: Revision, follower: Follower) -> Result<()> {
+        let mut slot = self.follower.lock().unwrap_or_else(PoisonError::into_inner);
+        let missed = self.read(|state| {
+            state.check_kept(after)?;
+            Ok::<Vec<_>, Error>(state.changes_after(after).cloned().collect())
+        })?;
+        if !missed.is_empty() {
+            follower(&missed);
+        }
+        *slot = Some(follower);
+        Ok(())
     }
 
     pub(crate) fn revision(&self) -> Revision {

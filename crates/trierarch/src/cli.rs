@@ -5,7 +5,9 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::{components, demo, image, reset, server};
+use crate::components::{apiserver, controller_manager, cri_server, dns, kubelet, proxy, scheduler};
+use crate::join::{agent, token};
+use crate::{demo, dev, image, reset, server};
 
 /// Kubernetes as one binary.
 ///
@@ -25,6 +27,12 @@ pub struct Cli {
 pub enum Command {
     /// Run a cluster: control plane and node in one process
     Server(Server),
+    /// Make this machine a node of a cluster that runs elsewhere
+    Agent(agent::Agent),
+    /// Make, list and delete the tokens that machines join with
+    Token(token::Command),
+    /// Run clusters of several nodes on this machine
+    Dev(dev::Dev),
     /// Show a web application of three replicas behind a Service, on a cluster that is started if need be
     Demo(Demo),
     /// Stop all containers of a data directory and take every trace of it away
@@ -32,35 +40,38 @@ pub enum Command {
     /// Bring images onto this node, list them, remove them
     Image(Image),
     /// Run the API server alone
-    Apiserver(Apiserver),
+    Apiserver(apiserver::Apiserver),
     /// Run the scheduler alone
-    Scheduler(Scheduler),
+    Scheduler(scheduler::Scheduler),
     /// Run the controllers alone
-    ControllerManager(ControllerManager),
+    ControllerManager(controller_manager::ControllerManager),
     /// Run the kubelet alone
-    Kubelet(Kubelet),
+    Kubelet(kubelet::Kubelet),
     /// Run the Service proxy alone
-    Proxy(Proxy),
+    Proxy(proxy::Proxy),
     /// Run the cluster DNS alone
-    Dns(Dns),
+    Dns(dns::Dns),
     /// Run the container engine alone, for any CRI client
-    CriServer(CriServer),
+    CriServer(cri_server::CriServer),
 }
 
 impl Command {
     pub async fn run(self) -> anyhow::Result<()> {
         match self {
             Command::Server(args) => server::run(args).await,
+            Command::Agent(args) => agent::run(args).await,
+            Command::Token(args) => token::run(args).await,
+            Command::Dev(args) => dev::run(args).await,
             Command::Demo(args) => demo::run(args).await,
             Command::Reset(args) => reset::run(args).await,
             Command::Image(args) => image::run(args).await,
-            Command::Apiserver(args) => components::apiserver(args).await,
-            Command::Scheduler(args) => components::scheduler(args).await,
-            Command::ControllerManager(args) => components::controller_manager(args).await,
-            Command::Kubelet(args) => components::kubelet(args).await,
-            Command::Proxy(args) => components::proxy(args).await,
-            Command::Dns(args) => components::dns(args).await,
-            Command::CriServer(args) => components::cri_server(args).await,
+            Command::Apiserver(args) => apiserver::run(args).await,
+            Command::Scheduler(args) => scheduler::run(args).await,
+            Command::ControllerManager(args) => controller_manager::run(args).await,
+            Command::Kubelet(args) => kubelet::run(args).await,
+            Command::Proxy(args) => proxy::run(args).await,
+            Command::Dns(args) => dns::run(args).await,
+            Command::CriServer(args) => cri_server::run(args).await,
         }
     }
 }
@@ -118,12 +129,21 @@ pub struct Server {
     /// Where to write the administrator's kubeconfig, mode 0600 [default: <DATA_DIR>/admin.kubeconfig]
     #[arg(long, value_name = "FILE")]
     pub write_kubeconfig: Option<PathBuf>,
+    /// Labels of the Node, as it is made
+    #[arg(long, value_name = "KEY=VALUE", value_delimiter = ',')]
+    pub node_labels: Vec<String>,
+    /// Taints of the Node, as it is made
+    #[arg(long, value_name = "KEY=VALUE:EFFECT", value_delimiter = ',')]
+    pub register_with_taints: Vec<String>,
     /// The CRI socket of another container engine, as unix:///path [default: the built-in engine]
     #[arg(long, value_name = "ENDPOINT")]
     pub container_runtime_endpoint: Option<String>,
     /// The cgroup under which pods' cgroups are made
     #[arg(long, value_name = "CGROUP", default_value = "/")]
     pub cgroup_root: String,
+    /// A file with an EncryptionConfiguration: what of the store is encrypted, and by which keys
+    #[arg(long, value_name = "FILE")]
+    pub encryption_provider_config: Option<PathBuf>,
     /// A file with these flags in YAML: `secure-port: 7443`
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
@@ -145,6 +165,9 @@ pub struct Demo {
 pub struct Reset {
     #[command(flatten)]
     pub data: DataDir,
+    /// The --root-dir of a kubelet that ran alone
+    #[arg(long, value_name = "DIR")]
+    pub root_dir: Option<PathBuf>,
     /// The cgroup under which pods' cgroups were made
     #[arg(long, value_name = "CGROUP", default_value = "/")]
     pub cgroup_root: String,
@@ -180,152 +203,4 @@ pub enum ImageCommand {
         /// The image's name or its id
         reference: String,
     },
-}
-
-/// How a part that runs alone reaches the API server.
-#[derive(Args, Clone)]
-pub struct Access {
-    /// The kubeconfig file that says how to reach the API server, and as whom
-    #[arg(long, value_name = "FILE")]
-    pub kubeconfig: PathBuf,
-}
-
-/// Whether several of a kind elect one that works.
-#[derive(Args, Clone)]
-pub struct Election {
-    /// Work only while holding the lease, so that several can stand by
-    #[arg(long, default_value_t = true, action = clap::ArgAction::Set, num_args = 0..=1, default_missing_value = "true")]
-    pub leader_elect: bool,
-}
-
-#[derive(Args)]
-pub struct Apiserver {
-    #[command(flatten)]
-    pub data: DataDir,
-    /// The address to listen on
-    #[arg(long, value_name = "IP", default_value = "0.0.0.0")]
-    pub bind_address: IpAddr,
-    /// The port to listen on
-    #[arg(long, value_name = "PORT", default_value_t = 6443)]
-    pub secure_port: u16,
-    /// The address that others reach this server at [default: the one that leads to the default gateway]
-    #[arg(long, value_name = "IP")]
-    pub advertise_address: Option<IpAddr>,
-    #[command(flatten)]
-    pub network: ClusterNetwork,
-}
-
-#[derive(Args)]
-pub struct Scheduler {
-    #[command(flatten)]
-    pub access: Access,
-    #[command(flatten)]
-    pub election: Election,
-}
-
-#[derive(Args)]
-pub struct ControllerManager {
-    #[command(flatten)]
-    pub access: Access,
-    #[command(flatten)]
-    pub election: Election,
-    /// Addresses of pods, of which each node gets a part
-    #[arg(long, value_name = "CIDR", default_value = "10.42.0.0/16")]
-    pub cluster_cidr: String,
-    /// The certificates that pods verify the API server by
-    #[arg(long, value_name = "FILE")]
-    pub root_ca_file: PathBuf,
-}
-
-#[derive(Args)]
-pub struct Kubelet {
-    #[command(flatten)]
-    pub access: Access,
-    /// The name of this node [default: the host's name]
-    #[arg(long, value_name = "NAME")]
-    pub hostname_override: Option<String>,
-    /// The address of this node [default: the one that leads to the default gateway]
-    #[arg(long, value_name = "IP")]
-    pub node_ip: Option<IpAddr>,
-    /// Where volumes and other files of pods are kept
-    #[arg(long, value_name = "DIR", default_value = "/var/lib/kubelet")]
-    pub root_dir: PathBuf,
-    /// The CRI socket of the container engine
-    #[arg(long, value_name = "ENDPOINT", default_value = "unix:///run/containerd/containerd.sock")]
-    pub container_runtime_endpoint: String,
-    /// A directory of manifests of static pods
-    #[arg(long, value_name = "DIR")]
-    pub pod_manifest_path: Option<PathBuf>,
-    /// The addresses of the cluster DNS
-    #[arg(long, value_name = "IP", value_delimiter = ',')]
-    pub cluster_dns: Vec<IpAddr>,
-    /// The DNS domain of the cluster
-    #[arg(long, value_name = "DOMAIN", default_value = "cluster.local")]
-    pub cluster_domain: String,
-    /// The cgroup under which pods' cgroups are made
-    #[arg(long, value_name = "CGROUP", default_value = "/")]
-    pub cgroup_root: String,
-    /// The port of the kubelet's own server
-    #[arg(long, value_name = "PORT", default_value_t = 10250)]
-    pub port: u16,
-    /// The certificates that clients of the kubelet's server are verified by
-    #[arg(long, value_name = "FILE")]
-    pub client_ca_file: PathBuf,
-    /// The certificate of the kubelet's server
-    #[arg(long, value_name = "FILE")]
-    pub tls_cert_file: PathBuf,
-    /// The key of the kubelet's server
-    #[arg(long, value_name = "FILE")]
-    pub tls_private_key_file: PathBuf,
-}
-
-#[derive(Args)]
-pub struct Proxy {
-    #[command(flatten)]
-    pub access: Access,
-    /// The name of this node [default: the host's name]
-    #[arg(long, value_name = "NAME")]
-    pub hostname_override: Option<String>,
-    /// The address of this node [default: the one that leads to the default gateway]
-    #[arg(long, value_name = "IP")]
-    pub node_ip: Option<IpAddr>,
-    /// Addresses of pods; what comes from elsewhere is masqueraded
-    #[arg(long, value_name = "CIDR", default_value = "10.42.0.0/16")]
-    pub cluster_cidr: String,
-}
-
-#[derive(Args)]
-pub struct Dns {
-    #[command(flatten)]
-    pub access: Access,
-    /// The address to listen on
-    #[arg(long, value_name = "IP", default_value = "0.0.0.0")]
-    pub bind_address: IpAddr,
-    /// The port to listen on
-    #[arg(long, value_name = "PORT", default_value_t = 53)]
-    pub port: u16,
-    /// The DNS domain of the cluster
-    #[arg(long, value_name = "DOMAIN", default_value = "cluster.local")]
-    pub cluster_domain: String,
-}
-
-#[derive(Args)]
-pub struct CriServer {
-    #[command(flatten)]
-    pub data: DataDir,
-    /// The socket to listen on [default: <DATA_DIR>/cri.sock]
-    #[arg(long, value_name = "PATH")]
-    pub socket: Option<PathBuf>,
-    /// The OCI runtime to run containers with, as `runc` or `crun` [default: the built-in one]
-    #[arg(long, value_name = "COMMAND")]
-    pub oci_runtime: Option<PathBuf>,
-    /// Addresses of Services, which pods reach through this node
-    #[arg(long, value_name = "CIDR", default_value = "10.43.0.0/16")]
-    pub service_cidr: String,
-    /// Where CNI plugins are configured; the built-in network is used while there is no configuration
-    #[arg(long, value_name = "DIR", default_value = "/etc/cni/net.d")]
-    pub cni_conf_dir: PathBuf,
-    /// Where CNI plugins are
-    #[arg(long, value_name = "DIR", default_value = "/opt/cni/bin")]
-    pub cni_bin_dir: PathBuf,
 }

@@ -7,8 +7,14 @@ use std::path::Path;
 use anyhow::{Context, bail};
 use serde_json::Value;
 
+/// Commands whose `--config` is such a file. That of others is a kind of upstream's.
+const COMMANDS: [&str; 2] = ["server", "agent"];
+
 /// Puts the file's flags before those of the command line.
 pub fn expand(arguments: Vec<OsString>) -> anyhow::Result<Vec<OsString>> {
+    if !arguments.get(1).is_some_and(|command| COMMANDS.iter().any(|known| command == known)) {
+        return Ok(arguments);
+    }
     let Some(path) = config_path(&arguments) else { return Ok(arguments) };
     let path = Path::new(&path);
     let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
@@ -16,6 +22,17 @@ pub fn expand(arguments: Vec<OsString>) -> anyhow::Result<Vec<OsString>> {
     let mut expanded = arguments;
     expanded.splice(2..2, flags);
     Ok(expanded)
+}
+
+/// What is wrong with a flag that a configuration file gave, with the file and the line where it stands; `None`
+/// when it was the command line's.
+pub fn place(arguments: &[OsString], flag: &str) -> Option<String> {
+    let path = config_path(arguments)?;
+    let text = std::fs::read_to_string(&path).ok()?;
+    let name = flag.trim_start_matches('-').split('=').next()?;
+    let stands = |line: &str| line.trim_start().strip_prefix(name).is_some_and(|rest| rest.starts_with(':'));
+    let line = text.lines().position(stands)? + 1;
+    Some(format!("{}: line {line}", Path::new(&path).display()))
 }
 
 /// The value of `--config`, which only follows a command.
@@ -84,6 +101,17 @@ mod tests {
                 "--secure-port=7443"
             ]
         );
+    }
+
+    #[test]
+    fn a_wrong_setting_is_found_in_its_file() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), "secure-port: 7443\nno-such: 1\n").unwrap();
+        let arguments = ["trierarch", "server", "--config"].map(OsString::from).to_vec();
+        let arguments = [arguments, vec![file.path().into()]].concat();
+        let found = place(&arguments, "--no-such").unwrap();
+        assert!(found.ends_with(": line 2"), "{found}");
+        assert_eq!(place(&arguments, "--other"), None);
     }
 
     #[test]

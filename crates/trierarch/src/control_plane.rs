@@ -1,38 +1,45 @@
 //! The API server over the store of a data directory, with certificates that renew themselves.
 
-use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
 use apiserver::admission::Chain;
-use apiserver::authn::{self, Authenticators, RequestHeaders, SigningKey, TokenIssuer};
+use apiserver::authn::{self, Authenticators, TokenIssuer};
 use apiserver::authz::Authorizer;
 use apiserver::seams::UserInfo;
 use apiserver::{ApiServer, Registry};
 use client::Client;
-use rustls_pki_types::CertificateDer;
+use serde_json::Value;
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use crate::certificates::{self, Current};
-use crate::pki::{self, Leaf, Names, Pki};
-use crate::{cli, host, parts};
+use crate::pki::{Leaf, Lives, Names, Pki};
+use crate::renewal::{KubeconfigFile, Renewal};
+use crate::trust::{Given, Trust};
+use crate::{encryption, host, parts};
 
 /// The issuer of ServiceAccount tokens, and their audience.
 const ISSUER_HOST: &str = "https://kubernetes.default.svc";
 /// Node ports are handed out from here.
-const NODE_PORTS: std::ops::RangeInclusive<u16> = 30000..=32767;
+pub const NODE_PORTS: RangeInclusive<u16> = 30000..=32767;
+/// Upstream: apiserver/pkg/server/config.go MaxRequestsInFlight, MaxMutatingRequestsInFlight
+pub const MAX_IN_FLIGHT: u32 = 400 + 200;
 /// History that clients may still ask for.
 ///
 /// Upstream: apiserver/pkg/storage/etcd3/compact.go, by kube-apiserver's --etcd-compaction-interval
 const HISTORY: Duration = Duration::from_secs(5 * 60);
 
-/// Certificates are looked at no more often than this, should one be due that cannot be issued.
-const MIN_RENEWAL_WAIT: Duration = Duration::from_secs(60);
+/// The kubeconfigs of components that run alone, by file name.
+const COMPONENTS: [(&str, Leaf); 3] = [
+    ("controller-manager.kubeconfig", Leaf::ControllerManager),
+    ("scheduler.kubeconfig", Leaf::Scheduler),
+    ("proxy.kubeconfig", Leaf::Proxy),
+];
 
 /// What a control plane is told.
 #[derive(Clone)]
@@ -43,17 +50,33 @@ pub struct Settings {
     pub bind_address: IpAddr,
     pub port: u16,
     pub node_name: String,
+    /// The address that others reach this server at.
     pub node_ip: IpAddr,
-    /// The ClusterIP of the `kubernetes` Service.
-    pub service_ip: IpAddr,
-    pub network: cli::ClusterNetwork,
+    /// The range of Services: its first address and the length of its prefix.
+    pub service_range: (IpAddr, u8),
+    pub cluster_domain: String,
+    pub node_ports: RangeInclusive<u16>,
+    /// How many requests run at once.
+    pub max_in_flight: u32,
+    /// What of the store is encrypted.
+    pub encryption: Option<PathBuf>,
+    pub given: Given,
+    /// Whether components will run alone, each by a kubeconfig of its own.
+    pub in_pieces: bool,
+    /// Objects that the cluster starts with, besides upstream's.
+    pub objects: Vec<Value>,
+}
+
+/// Who listens everywhere is reached at the node's address; else only where it listens.
+fn url(bind_address: IpAddr, node_ip: IpAddr, port: u16) -> String {
+    let address = if bind_address.is_unspecified() { node_ip } else { bind_address };
+    format!("https://{}", SocketAddr::new(address, port))
 }
 
 impl Settings {
     /// How clients on this machine reach the API.
-    fn url(&self) -> String {
-        let address = if self.bind_address.is_unspecified() { self.node_ip } else { self.bind_address };
-        format!("https://{}", SocketAddr::new(address, self.port))
+    pub fn url(&self) -> String {
+        url(self.bind_address, self.node_ip, self.port)
     }
 
     fn names(&self) -> anyhow::Result<Names> {
@@ -64,17 +87,39 @@ impl Settings {
                 .into_iter()
                 .filter(|ip| !ip.is_unspecified())
                 .collect(),
-            service_ip: self.service_ip,
-            cluster_domain: self.network.cluster_domain.clone(),
+            service_ip: host::nth_address(self.service_range, 1),
+            cluster_domain: self.cluster_domain.clone(),
             extra: Vec::new(),
         })
+    }
+
+    /// The certificates of the data directory, and what is written whenever one of them is renewed.
+    fn renewal(&self) -> anyhow::Result<Renewal> {
+        let names = self.names()?;
+        let clock = host::clock();
+        let pki = Pki::load_or_create(&self.data_dir.join("pki"), &names, Lives::default(), clock.now())?;
+        let shown =
+            [Leaf::ApiServer, Leaf::ApiServerKubeletClient, Leaf::FrontProxyClient, Leaf::KubeletServer];
+        Renewal::new(pki, &shown, names, clock)
+    }
+
+    /// Kubeconfigs are of no use when the server believes another authority than ours.
+    fn keep_kubeconfigs(&self, renewal: &mut Renewal) -> anyhow::Result<()> {
+        if self.given.client_authority.is_some() || self.given.serving.is_some() {
+            return Ok(());
+        }
+        let file = |path, leaf, holds_keys| KubeconfigFile { path, server: self.url(), leaf, holds_keys };
+        renewal.keep(file(self.kubeconfig.clone(), Leaf::Admin, true))?;
+        for (name, leaf) in COMPONENTS.into_iter().filter(|_| self.in_pieces) {
+            renewal.keep(file(self.data_dir.join(name), leaf, false))?;
+        }
+        Ok(())
     }
 }
 
 pub struct ControlPlane {
     api: Arc<ApiServer>,
-    pki: Mutex<Pki>,
-    certificates: BTreeMap<Leaf, Arc<Current>>,
+    pub renewal: Arc<Renewal>,
     tasks: JoinSet<()>,
 }
 
@@ -93,72 +138,21 @@ impl ControlPlane {
             }
             opened => Arc::new(opened?),
         };
-        let pki = Pki::load_or_create(&data_dir.join("pki"), &settings.names()?, host::clock().now())?;
-        let mut certificates = BTreeMap::new();
-        for leaf in [Leaf::ApiServer, Leaf::ApiServerKubeletClient, Leaf::KubeletServer] {
-            certificates.insert(leaf, Current::new(pki.pair(leaf))?);
-        }
-
-        let registry = Registry::new(store, resources::table().to_vec()).await?;
-        let clock = host::clock();
-        let clock: authn::Clock = Arc::new(move || clock.now());
-        let random: authn::Random = Arc::new(|bytes| rand::fill(bytes));
-        let authorizer = Arc::new(Authorizer::new(registry.clone()));
-        let chain = Arc::new(Chain::new(registry.clone(), authorizer.clone(), random.clone()));
-        let issuer_url = format!("{ISSUER_HOST}.{}", settings.network.cluster_domain);
-        let signing_key = SigningKey::from_pem(pki.service_account_key())?;
-        let issuer = Arc::new(TokenIssuer::new(
-            signing_key,
-            issuer_url.clone(),
-            vec![issuer_url.clone()],
-            clock.clone(),
-            random.clone(),
-        ));
-        let authority = certificates::chain(pki.authority())?;
-        let front_proxy = certificates::chain(pki.front_proxy_authority())?;
-        let config = authn::Config {
-            client_authorities: authority.clone(),
-            request_headers: Some(RequestHeaders::usual(
-                front_proxy.clone(),
-                vec!["front-proxy-client".into()],
-            )),
-            service_account_keys: vec![issuer.verifying_key().clone()],
-            issuers: vec![issuer_url.clone()],
-            audiences: vec![issuer_url],
-            bootstrap_tokens: true,
-            ..Default::default()
+        let store: Arc<dyn storage::Store> = match &settings.encryption {
+            Some(file) => encryption::around(store, file)?,
+            None => store,
         };
-        let authenticators = Arc::new(Authenticators::new(config, registry.clone(), clock.clone())?);
-        let review = authenticators.clone();
-        let api = ApiServer::new(
-            registry.clone(),
-            apiserver::Config {
-                authenticate: authenticators,
-                authorize: authorizer,
-                admit: chain.clone(),
-                issuer: Some(issuer),
-                review_token: Some(Arc::new(move |token, audiences| {
-                    review.authenticate_token(token, audiences)
-                })),
-                service_cidr: host::cidr("--service-cidr", &settings.network.service_cidr)?,
-                node_ports: NODE_PORTS,
-                advertise: (settings.node_ip, settings.port),
-                kubelet_tls: Some(certificates::client_config(
-                    pki.authority(),
-                    certificates[&Leaf::ApiServerKubeletClient].clone(),
-                )?),
-                authentication_data: authentication_data(&pki),
-                clock,
-                random,
-            },
-            shutdown.clone(),
-        );
-        let mut control_plane =
-            ControlPlane { api, pki: Mutex::new(pki), certificates, tasks: JoinSet::new() };
-        // The quota of a namespace is charged through the API, as an administrator.
-        let charged = chain.client().set(control_plane.client("system:apiserver", &["system:masters"]));
-        charged.map_err(|_| anyhow::anyhow!("the admission chain has a client already"))?;
-        control_plane.serve(settings, listener, &[authority, front_proxy].concat(), shutdown).await?;
+        let mut renewal = settings.renewal()?;
+        let issuer = format!("{ISSUER_HOST}.{}", settings.cluster_domain);
+        let trust = Trust::new(&settings.given, &renewal, &issuer)?;
+        let handshake = trust.handshake_authorities()?;
+        let tls = apiserver::server::tls_config(trust.serving.clone(), &handshake)?;
+        let registry =
+            Registry::new(store, [resources::table(), &resources::resource_metrics()].concat()).await?;
+        let api = assemble(settings, trust, registry, shutdown.clone())?;
+        settings.keep_kubeconfigs(&mut renewal)?;
+        let mut control_plane = ControlPlane { api, renewal: Arc::new(renewal), tasks: JoinSet::new() };
+        control_plane.serve(settings, listener, tls, shutdown).await?;
         Ok(control_plane)
     }
 
@@ -167,11 +161,9 @@ impl ControlPlane {
         &mut self,
         settings: &Settings,
         listener: TcpListener,
-        client_authorities: &[CertificateDer<'static>],
+        tls: Arc<rustls::ServerConfig>,
         shutdown: CancellationToken,
     ) -> anyhow::Result<()> {
-        let tls =
-            apiserver::server::tls_config(self.certificates[&Leaf::ApiServer].clone(), client_authorities)?;
         let (api, stop) = (self.api.clone(), shutdown.clone());
         self.tasks.spawn(async move {
             if let Err(error) = api.registry.run(stop.clone()).await {
@@ -193,37 +185,16 @@ impl ControlPlane {
             stop.cancel();
         });
         self.tasks.spawn(forget_history(self.api.clone(), shutdown));
-        self.api
-            .bootstrap(apiserver::authz::bootstrap_objects())
-            .await
-            .context("cannot make what a cluster starts with")?;
-        self.write_kubeconfig(settings)?;
+        let mut objects = apiserver::authz::bootstrap_objects();
+        objects.extend(settings.objects.iter().cloned());
+        self.api.bootstrap(objects).await.context("cannot make what a cluster starts with")?;
         tracing::info!(address = settings.url(), kubeconfig = %settings.kubeconfig.display(), "the API is ready");
         Ok(())
-    }
-
-    fn write_kubeconfig(&self, settings: &Settings) -> anyhow::Result<()> {
-        let pki = self.pki();
-        pki::write_kubeconfig(
-            &settings.kubeconfig,
-            &settings.url(),
-            pki.authority(),
-            "admin",
-            pki.pair(Leaf::Admin),
-        )
     }
 
     /// Waits until the server has ended, which it does some seconds after its shutdown at the latest.
     pub async fn stopped(mut self) {
         while self.tasks.join_next().await.is_some() {}
-    }
-
-    pub fn pki(&self) -> MutexGuard<'_, Pki> {
-        self.pki.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    pub fn certificate(&self, leaf: Leaf) -> Arc<Current> {
-        self.certificates[&leaf].clone()
     }
 
     /// The way to the API for a part of this process, as this user.
@@ -234,37 +205,69 @@ impl ControlPlane {
         Client::new(self.api.in_process(identity), agent)
     }
 
-    /// Issues certificates again when they are due, and shows the new ones from then on.
-    pub fn renewal(
-        self: &Arc<Self>,
-        settings: Settings,
-        shutdown: CancellationToken,
-    ) -> impl Future<Output = anyhow::Result<()>> + use<> {
-        let this = self.clone();
-        async move {
-            loop {
-                let now = host::clock().now();
-                let due = this.pki().next_renewal().unwrap_or(now);
-                let wait = due.duration_since(now).max(MIN_RENEWAL_WAIT.try_into()?).try_into()?;
-                tokio::select! {
-                    () = shutdown.cancelled() => return Ok(()),
-                    () = tokio::time::sleep(wait) => {}
-                }
-                let renewed = this.pki().renew(&settings.names()?, host::clock().now())?;
-                for leaf in &renewed {
-                    if let Some(current) = this.certificates.get(leaf) {
-                        current.replace(this.pki().pair(*leaf))?;
-                    }
-                }
-                if renewed.contains(&Leaf::Admin) {
-                    this.write_kubeconfig(&settings)?;
-                }
-                if !renewed.is_empty() {
-                    tracing::info!(?renewed, "certificates were renewed");
-                }
-            }
-        }
+    /// The ways to the API as ServiceAccounts of `kube-system`.
+    pub fn accounts(&self) -> Accounts {
+        Accounts(self.api.clone())
     }
+}
+
+/// Makes clients of ServiceAccounts of `kube-system`, for parts of this process.
+pub struct Accounts(Arc<ApiServer>);
+
+impl Accounts {
+    pub fn client(&self, name: &str) -> Client {
+        let groups = ["system:serviceaccounts", "system:serviceaccounts:kube-system", authn::AUTHENTICATED];
+        let identity = UserInfo {
+            name: format!("system:serviceaccount:kube-system:{name}"),
+            groups: groups.map(str::to_owned).to_vec(),
+            ..Default::default()
+        };
+        Client::new(self.0.in_process(identity), name)
+    }
+}
+
+/// The API server of these settings.
+fn assemble(
+    settings: &Settings,
+    trust: Trust,
+    registry: Arc<Registry>,
+    shutdown: CancellationToken,
+) -> anyhow::Result<Arc<ApiServer>> {
+    let clock = host::clock();
+    let clock: authn::Clock = Arc::new(move || clock.now());
+    let random: authn::Random = Arc::new(|bytes| rand::fill(bytes));
+    let authorizer = Arc::new(Authorizer::of_modes(settings.given.modes.clone(), registry.clone()));
+    let chain = Arc::new(Chain::new(registry.clone(), authorizer.clone(), random.clone()));
+    let published = trust.published();
+    let first_issuer = trust.issuers.first().cloned().context("tokens need an issuer")?;
+    let key = trust.signing_key()?;
+    let issuer = TokenIssuer::new(key, first_issuer, trust.audiences.clone(), clock.clone(), random.clone());
+    let issuer = Arc::new(issuer);
+    let authentication = trust.authentication(issuer.verifying_key())?;
+    let authenticators = Arc::new(Authenticators::new(authentication, registry.clone(), clock.clone())?);
+    let review = authenticators.clone();
+    let config = apiserver::Config {
+        authenticate: trust.known_only(authenticators),
+        authorize: authorizer,
+        admit: chain.clone(),
+        issuer: Some(issuer),
+        review_token: Some(Arc::new(move |token, audiences| review.authenticate_token(token, audiences))),
+        service_cidr: settings.service_range,
+        node_ports: settings.node_ports.clone(),
+        advertise: (settings.node_ip, settings.port),
+        kubelet_tls: Some(trust.kubelet_tls.clone()),
+        front_proxy: Some(trust.front_proxy.clone()),
+        max_in_flight: settings.max_in_flight,
+        authentication_data: published,
+        clock,
+        random,
+    };
+    let api = ApiServer::new(registry, config, shutdown);
+    // The quota of a namespace is charged through the API, by the server itself.
+    let own = Client::new(api.in_process(apiserver::bootstrap::loopback_user()), "apiserver");
+    let charged = chain.client().set(own);
+    charged.map_err(|_| anyhow::anyhow!("the admission chain has a client already"))?;
+    Ok(api)
 }
 
 /// Compacts what is older than clients may ask for, every so often, while there is something to compact.
@@ -284,18 +287,19 @@ async fn forget_history(api: Arc<ApiServer>, shutdown: CancellationToken) {
     }
 }
 
-/// What extension API servers need to check those whom this server believes.
-///
-/// Upstream: pkg/controlplane/controller/clusterauthenticationtrust/cluster_authentication_trust_controller.go
-fn authentication_data(pki: &Pki) -> Vec<(String, String)> {
-    let data = [
-        ("client-ca-file", pki.authority().to_owned()),
-        ("requestheader-client-ca-file", pki.front_proxy_authority().to_owned()),
-        ("requestheader-allowed-names", "[\"front-proxy-client\"]".to_owned()),
-        ("requestheader-extra-headers-prefix", "[\"X-Remote-Extra-\"]".to_owned()),
-        ("requestheader-group-headers", "[\"X-Remote-Group\"]".to_owned()),
-        ("requestheader-username-headers", "[\"X-Remote-User\"]".to_owned()),
-        ("requestheader-uid-headers", "[\"X-Remote-Uid\"]".to_owned()),
-    ];
-    data.map(|(key, value)| (key.to_owned(), value)).to_vec()
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn kubeconfigs_lead_to_where_the_server_listens() {
+        for (bind, node, wanted) in [
+            ("0.0.0.0", "192.0.2.1", "https://192.0.2.1:6443"),
+            ("::", "192.0.2.1", "https://192.0.2.1:6443"),
+            ("127.0.0.2", "192.0.2.1", "https://127.0.0.2:6443"),
+            ("::", "fd00::1", "https://[fd00::1]:6443"),
+        ] {
+            assert_eq!(url(bind.parse().unwrap(), node.parse().unwrap(), 6443), wanted);
+        }
+    }
 }

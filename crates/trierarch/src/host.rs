@@ -23,10 +23,15 @@ pub fn node_ip() -> anyhow::Result<IpAddr> {
     Ok(socket.local_addr()?.ip())
 }
 
-/// Fails with one line if this process may not run containers.
-pub fn check_can_run_containers() -> anyhow::Result<()> {
+/// A port that is ours, or one clear line.
+pub async fn listen(address: SocketAddr) -> anyhow::Result<tokio::net::TcpListener> {
+    tokio::net::TcpListener::bind(address).await.with_context(|| format!("cannot listen on {address}"))
+}
+
+/// Fails with one line if this process may not run containers. The hint is what else could be done.
+pub fn check_can_run_containers(hint: &str) -> anyhow::Result<()> {
     if !rustix::process::geteuid().is_root() {
-        bail!("containers need root; run as root, or give --no-node for a control plane only");
+        bail!("containers need root; run as root{hint}");
     }
     let path = std::env::var_os("PATH").unwrap_or_default();
     if !std::env::split_paths(&path).any(|directory| directory.join("nft").is_file()) {
@@ -69,10 +74,46 @@ pub fn cidr(flag: &str, text: &str) -> anyhow::Result<(IpAddr, u8)> {
     parse().with_context(|| format!("{flag} {text:?} is not a CIDR like 10.42.0.0/16"))
 }
 
+/// Fails when two ranges of flags have an address in common.
+pub fn check_apart(ranges: [(&str, (IpAddr, u8)); 2]) -> anyhow::Result<()> {
+    let [(first_flag, first), (second_flag, second)] = ranges;
+    let bits = |(address, length): (IpAddr, u8)| match address {
+        IpAddr::V4(address) => (4, u128::from(u32::from(address)) << 96, length),
+        IpAddr::V6(address) => (6, u128::from(address), length),
+    };
+    let ((family, first, first_length), (other, second, second_length)) = (bits(first), bits(second));
+    let shorter = first_length.min(second_length);
+    let mask = u128::MAX.checked_shl(128 - u32::from(shorter)).unwrap_or(0);
+    if family == other && first & mask == second & mask {
+        bail!("{first_flag} and {second_flag} overlap");
+    }
+    Ok(())
+}
+
 /// The address at this place of a range.
 pub fn nth_address(range: (IpAddr, u8), nth: u8) -> IpAddr {
     match range.0 {
         IpAddr::V4(first) => IpAddr::V4((u32::from(first) + u32::from(nth)).into()),
         IpAddr::V6(first) => IpAddr::V6((u128::from(first) + u128::from(nth)).into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ranges_that_share_an_address_are_told() {
+        for (first, second, apart) in [
+            ("10.42.0.0/16", "10.43.0.0/16", true),
+            ("10.42.0.0/16", "10.42.3.0/24", false),
+            ("10.42.3.0/24", "10.42.0.0/15", false),
+            ("0.0.0.0/0", "10.0.0.0/8", false),
+            ("10.0.0.0/8", "a00::/8", true),
+            ("fd00::/48", "fd00:0:0:1::/64", false),
+        ] {
+            let ranges = [("--a", cidr("--a", first).unwrap()), ("--b", cidr("--b", second).unwrap())];
+            assert_eq!(check_apart(ranges).is_ok(), apart, "{first} {second}");
+        }
     }
 }

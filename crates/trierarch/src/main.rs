@@ -1,8 +1,9 @@
 //! Kubernetes as one binary: wiring, flags, PKI.
 //!
 //! Start with [`cli`], the table of commands. [`server`] is the whole cluster in one process; [`components`]
-//! runs each part alone; [`demo`], [`image`] and [`reset`] are for the person at the keyboard. [`pki`] makes and
-//! renews the certificates.
+//! runs each part alone; [`join`] makes other machines nodes, [`dev`] makes nodes of one machine; [`demo`], [`image`] and [`reset`] are for the person at
+//! the keyboard. [`pki`] makes the certificates, [`renewal`] makes them again, [`trust`] says whom the API server
+//! believes.
 //!
 //! The binary also calls itself: `oci-runtime`, `shim` and `cni` are processes that the container engine
 //! starts, and that must not have threads. They are told apart before anything else happens.
@@ -14,18 +15,29 @@ mod components;
 mod config_file;
 mod control_plane;
 mod demo;
+mod dev;
+mod encryption;
 mod host;
 mod image;
+mod join;
 mod logging;
+mod node;
 mod parts;
 mod pki;
+mod renewal;
 mod reset;
+mod running;
 mod server;
+mod trust;
 
 use std::ffi::OsString;
 use std::process::ExitCode;
 
 use clap::Parser;
+
+/// Objects are trees of small pieces while they are checked: see docs/decisions/0014-jemalloc.md.
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 /// What the container engine starts, by the first argument.
 type Process = fn(&mut dyn Iterator<Item = OsString>) -> ExitCode;
@@ -34,6 +46,7 @@ const PROCESSES: &[(&str, Process)] = &[
     ("oci-runtime", |arguments| oci_runtime::main(arguments)),
     ("shim", |arguments| cri_server::shim::main(arguments)),
     ("cni", |arguments| cni::main(arguments)),
+    ("dev-node", |arguments| dev::node_main(arguments)),
 ];
 
 fn main() -> ExitCode {
@@ -51,9 +64,27 @@ fn main() -> ExitCode {
     }
 }
 
+/// A flag of a configuration file is told with its place there; anything else as the parser tells it, which also
+/// prints help and ends.
+fn wrong_flag(given: &[OsString], error: clap::Error) -> anyhow::Error {
+    use clap::error::ContextKind;
+    let flag = error.get(ContextKind::InvalidArg).map(ToString::to_string);
+    match flag.and_then(|flag| config_file::place(given, flag.split(' ').next().unwrap_or_default())) {
+        Some(place) => {
+            let words = error.to_string();
+            let first = words.lines().next().unwrap_or_default().trim_start_matches("error: ").to_owned();
+            anyhow::anyhow!("{place}: {first}")
+        }
+        None => error.exit(),
+    }
+}
+
 fn run() -> anyhow::Result<()> {
-    let arguments = config_file::expand(std::env::args_os().collect())?;
-    let cli = cli::Cli::parse_from(arguments);
+    let given: Vec<OsString> = std::env::args_os().collect();
+    let cli = match cli::Cli::try_parse_from(config_file::expand(given.clone())?) {
+        Ok(cli) => cli,
+        Err(error) => return Err(wrong_flag(&given, error)),
+    };
     logging::start(cli.verbosity);
     rustls::crypto::ring::default_provider()
         .install_default()

@@ -27,8 +27,20 @@ use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 const DAY_SECONDS: u64 = 24 * 60 * 60;
-const AUTHORITY_SECONDS: u64 = 10 * 365 * DAY_SECONDS;
-const LEAF_SECONDS: u64 = 365 * DAY_SECONDS;
+
+/// How long certificates are good for.
+#[derive(Clone, Copy, Debug)]
+pub struct Lives {
+    pub authority: Duration,
+    pub leaf: Duration,
+}
+
+impl Default for Lives {
+    fn default() -> Self {
+        let year = Duration::from_secs(365 * DAY_SECONDS);
+        Lives { authority: 10 * year, leaf: year }
+    }
+}
 
 /// Certificates begin a little in the past, for the clocks of others.
 const BACKDATE_SECONDS: i64 = 5 * 60;
@@ -188,6 +200,7 @@ impl std::fmt::Debug for Pair {
 /// All that the cluster's parts prove themselves with.
 pub struct Pki {
     dir: PathBuf,
+    lives: Lives,
     authority: Pair,
     front_proxy_authority: Pair,
     leaves: BTreeMap<Leaf, Pair>,
@@ -197,7 +210,7 @@ pub struct Pki {
 
 impl Pki {
     /// Reads what is in `dir`, makes what is missing, and issues again what is due.
-    pub fn load_or_create(dir: &Path, names: &Names, now: jiff::Timestamp) -> Result<Self> {
+    pub fn load_or_create(dir: &Path, names: &Names, lives: Lives, now: jiff::Timestamp) -> Result<Self> {
         fs::DirBuilder::new()
             .recursive(true)
             .mode(0o700)
@@ -206,8 +219,9 @@ impl Pki {
         fs::set_permissions(dir, fs::Permissions::from_mode(0o700))
             .with_context(|| format!("cannot restrict {}", dir.display()))?;
         let mut pki = Pki {
-            authority: authority(dir, "ca", "kubernetes-ca", now)?,
-            front_proxy_authority: authority(dir, "front-proxy-ca", "front-proxy-ca", now)?,
+            authority: authority(dir, "ca", "kubernetes-ca", lives, now)?,
+            front_proxy_authority: authority(dir, "front-proxy-ca", "front-proxy-ca", lives, now)?,
+            lives,
             leaves: BTreeMap::new(),
             service_account_key: service_account_key(dir)?,
             dir: dir.to_owned(),
@@ -225,8 +239,9 @@ impl Pki {
     /// Issues again what is due, and says what: servers and clients that use these take them anew. A list that
     /// is empty means that nothing changed.
     pub fn renew(&mut self, names: &Names, now: jiff::Timestamp) -> Result<Vec<Leaf>> {
-        self.authority = authority(&self.dir, "ca", "kubernetes-ca", now)?;
-        self.front_proxy_authority = authority(&self.dir, "front-proxy-ca", "front-proxy-ca", now)?;
+        self.authority = authority(&self.dir, "ca", "kubernetes-ca", self.lives, now)?;
+        self.front_proxy_authority =
+            authority(&self.dir, "front-proxy-ca", "front-proxy-ca", self.lives, now)?;
         let mut renewed = Vec::new();
         for def in &LEAVES {
             let authority = if def.front_proxy { &self.front_proxy_authority } else { &self.authority };
@@ -234,8 +249,8 @@ impl Pki {
             if pair.is_some_and(|pair| is_good(def, pair, authority, names, now)) {
                 continue;
             }
-            let pair =
-                issue(def, authority, names, now).with_context(|| format!("cannot issue {}", def.file))?;
+            let pair = issue(def, authority, names, self.lives, now)
+                .with_context(|| format!("cannot issue {}", def.file))?;
             write_atomically(&self.dir.join(format!("{}.key", def.file)), pair.key.as_bytes(), 0o600)?;
             write_atomically(
                 &self.dir.join(format!("{}.crt", def.file)),
@@ -258,6 +273,33 @@ impl Pki {
 
     pub fn pair(&self, leaf: Leaf) -> &Pair {
         self.leaves.get(&leaf).expect("every leaf is issued before a Pki is handed out")
+    }
+
+    /// As it is shown in handshakes: the API server's with its authority, so that a node that knows only the
+    /// authority's hash finds the authority itself.
+    pub fn shown(&self, leaf: Leaf) -> Pair {
+        let mut pair = self.pair(leaf).clone();
+        if leaf == Leaf::ApiServer {
+            pair.certificate.push_str(self.authority());
+        }
+        pair
+    }
+
+    /// Where a certificate and its key lie.
+    pub fn files(&self, leaf: Leaf) -> (PathBuf, PathBuf) {
+        let def = LEAVES.iter().find(|def| def.leaf == leaf).expect("every leaf is in the table");
+        (self.dir.join(format!("{}.crt", def.file)), self.dir.join(format!("{}.key", def.file)))
+    }
+
+    /// For who signs certificates that are requested by the API.
+    ///
+    /// Upstream: kube-controller-manager's --cluster-signing-duration
+    pub fn signing_authority(&self) -> controllers::SigningAuthority {
+        controllers::SigningAuthority {
+            certificate_pem: self.authority.certificate.clone(),
+            key_pem: self.authority.key.clone(),
+            longest: self.lives.leaf,
+        }
     }
 
     /// The authority's certificate, as PEM.
@@ -285,7 +327,7 @@ fn read(dir: &Path, file: &str) -> Result<Option<String>> {
 }
 
 /// Writes beside the file and puts it in its place, so that a crash leaves the old or the new.
-fn write_atomically(path: &Path, content: &[u8], mode: u32) -> Result<()> {
+pub fn write_atomically(path: &Path, content: &[u8], mode: u32) -> Result<()> {
     let dir = path.parent().context("a file has a directory")?;
     let name = path.file_name().context("a file has a name")?.to_string_lossy();
     let beside = dir.join(format!(".{name}.new"));
@@ -328,7 +370,7 @@ fn parameters(
     name: &str,
     organization: Option<&str>,
     now: jiff::Timestamp,
-    life: u64,
+    life: Duration,
 ) -> Result<CertificateParams> {
     let mut params = CertificateParams::default();
     let mut subject = DistinguishedName::new();
@@ -339,7 +381,7 @@ fn parameters(
     params.distinguished_name = subject;
     let start = timestamp(now.as_second() - BACKDATE_SECONDS)?;
     params.not_before = rcgen::date_time_ymd(1970, 1, 1) + start;
-    params.not_after = rcgen::date_time_ymd(1970, 1, 1) + start + Duration::from_secs(life);
+    params.not_after = rcgen::date_time_ymd(1970, 1, 1) + start + life;
     let mut serial: [u8; 16] = rand::random();
     // A serial number is positive and has no leading zero byte.
     serial[0] = (serial[0] & 0x7f) | 0x40;
@@ -349,7 +391,7 @@ fn parameters(
 }
 
 /// An authority as stored; a new one when there is none; a new certificate for the same key when it is due.
-fn authority(dir: &Path, file: &str, name: &str, now: jiff::Timestamp) -> Result<Pair> {
+fn authority(dir: &Path, file: &str, name: &str, lives: Lives, now: jiff::Timestamp) -> Result<Pair> {
     let key_path = dir.join(format!("{file}.key"));
     let certificate_path = dir.join(format!("{file}.crt"));
     let certificate = read(dir, &format!("{file}.crt"))?;
@@ -374,7 +416,7 @@ fn authority(dir: &Path, file: &str, name: &str, now: jiff::Timestamp) -> Result
             return Ok(Pair { certificate, key: key.serialize_pem() });
         }
     }
-    let mut params = parameters(name, None, now, AUTHORITY_SECONDS)?;
+    let mut params = parameters(name, None, now, lives.authority)?;
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     params.key_usages =
         vec![KeyUsagePurpose::DigitalSignature, KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
@@ -383,10 +425,10 @@ fn authority(dir: &Path, file: &str, name: &str, now: jiff::Timestamp) -> Result
     Ok(Pair { certificate, key: key.serialize_pem() })
 }
 
-fn issue(def: &LeafDef, authority: &Pair, names: &Names, now: jiff::Timestamp) -> Result<Pair> {
+fn issue(def: &LeafDef, authority: &Pair, names: &Names, lives: Lives, now: jiff::Timestamp) -> Result<Pair> {
     let issuer = Issuer::from_ca_cert_pem(&authority.certificate, KeyPair::from_pem(&authority.key)?)?;
     let key = new_key()?;
-    let mut params = parameters(&(def.name)(names), def.organization, now, LEAF_SECONDS)?;
+    let mut params = parameters(&(def.name)(names), def.organization, now, lives.leaf)?;
     for name in (def.sans)(names).into_iter().collect::<BTreeSet<_>>() {
         params.subject_alt_names.push(match name.parse::<IpAddr>() {
             Ok(address) => SanType::IpAddress(address),
@@ -403,6 +445,13 @@ fn issue(def: &LeafDef, authority: &Pair, names: &Names, now: jiff::Timestamp) -
     }];
     let certificate = params.signed_by(&key, &issuer)?;
     Ok(Pair { certificate: certificate.pem(), key: key.serialize_pem() })
+}
+
+/// When a certificate ends, in seconds since 1970; `None` when it is none.
+pub fn ends(certificate: &str) -> Option<i64> {
+    let block = pem::parse(certificate).ok()?;
+    let (_, certificate) = X509Certificate::from_der(block.contents()).ok()?;
+    Some(certificate.validity().not_after.timestamp())
 }
 
 /// When a certificate is due to be issued again, in seconds since 1970; `None` when it is none.
@@ -507,8 +556,10 @@ mod tests {
     #[test]
     fn a_second_start_finds_what_the_first_made() {
         let dir = tempfile::tempdir().unwrap();
-        let first = Pki::load_or_create(&dir.path().join("pki"), &names(), at(0)).unwrap();
-        let mut second = Pki::load_or_create(&dir.path().join("pki"), &names(), at(DAY_SECONDS)).unwrap();
+        let first = Pki::load_or_create(&dir.path().join("pki"), &names(), Lives::default(), at(0)).unwrap();
+        let mut second =
+            Pki::load_or_create(&dir.path().join("pki"), &names(), Lives::default(), at(DAY_SECONDS))
+                .unwrap();
         assert_eq!(first.authority(), second.authority());
         assert_eq!(first.service_account_key(), second.service_account_key());
         for def in &LEAVES {
@@ -521,7 +572,7 @@ mod tests {
     fn keys_are_for_their_owner_only() {
         let dir = tempfile::tempdir().unwrap();
         let pki = dir.path().join("pki");
-        Pki::load_or_create(&pki, &names(), at(0)).unwrap();
+        Pki::load_or_create(&pki, &names(), Lives::default(), at(0)).unwrap();
         let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
         assert_eq!(mode(&pki), 0o700);
         for entry in fs::read_dir(&pki).unwrap() {
@@ -534,7 +585,7 @@ mod tests {
     #[test]
     fn the_server_is_called_by_all_its_names() {
         let dir = tempfile::tempdir().unwrap();
-        let pki = Pki::load_or_create(dir.path(), &names(), at(0)).unwrap();
+        let pki = Pki::load_or_create(dir.path(), &names(), Lives::default(), at(0)).unwrap();
         let block = pem::parse(&pki.pair(Leaf::ApiServer).certificate).unwrap();
         let (_, certificate) = X509Certificate::from_der(block.contents()).unwrap();
         let wanted = [
@@ -555,7 +606,7 @@ mod tests {
     #[test]
     fn new_names_renew_only_what_carries_them() {
         let dir = tempfile::tempdir().unwrap();
-        let mut pki = Pki::load_or_create(dir.path(), &names(), at(0)).unwrap();
+        let mut pki = Pki::load_or_create(dir.path(), &names(), Lives::default(), at(0)).unwrap();
         let moved = Names { node_ips: vec!["192.0.2.8".parse().unwrap()], ..names() };
         assert_eq!(pki.renew(&moved, at(60)).unwrap(), [Leaf::ApiServer, Leaf::KubeletServer]);
         assert_eq!(pki.renew(&moved, at(120)).unwrap(), []);
@@ -564,12 +615,12 @@ mod tests {
     #[test]
     fn certificates_renew_in_the_last_fifth_of_their_life_and_authorities_keep_their_key() {
         let dir = tempfile::tempdir().unwrap();
-        let mut pki = Pki::load_or_create(dir.path(), &names(), at(0)).unwrap();
-        assert_eq!(pki.renew(&names(), at(LEAF_SECONDS / 5 * 4 - 600)).unwrap(), []);
+        let mut pki = Pki::load_or_create(dir.path(), &names(), Lives::default(), at(0)).unwrap();
+        assert_eq!(pki.renew(&names(), at(Lives::default().leaf.as_secs() / 5 * 4 - 600)).unwrap(), []);
         let due = pki.next_renewal().unwrap();
         assert_eq!(pki.renew(&names(), due).unwrap().len(), LEAVES.len());
         let old = pki.authority.clone();
-        let late = at(AUTHORITY_SECONDS / 5 * 4);
+        let late = at(Lives::default().authority.as_secs() / 5 * 4);
         pki.renew(&names(), late).unwrap();
         assert_ne!(pki.authority(), old.certificate);
         assert_eq!(pki.authority.key, old.key);
@@ -580,12 +631,12 @@ mod tests {
     #[test]
     fn a_torn_start_is_finished_by_the_next() {
         let dir = tempfile::tempdir().unwrap();
-        let first = Pki::load_or_create(dir.path(), &names(), at(0)).unwrap();
+        let first = Pki::load_or_create(dir.path(), &names(), Lives::default(), at(0)).unwrap();
         fs::remove_file(dir.path().join("ca.crt")).unwrap();
         fs::write(dir.path().join("admin.key"), new_key().unwrap().serialize_pem()).unwrap();
         fs::write(dir.path().join(".proxy.key.new"), "half").unwrap();
         fs::remove_file(dir.path().join("proxy.key")).unwrap();
-        let second = Pki::load_or_create(dir.path(), &names(), at(60)).unwrap();
+        let second = Pki::load_or_create(dir.path(), &names(), Lives::default(), at(60)).unwrap();
         assert_eq!(first.authority.key, second.authority.key);
         assert_eq!(
             first.pair(Leaf::Scheduler).certificate,
@@ -598,16 +649,16 @@ mod tests {
     #[test]
     fn an_authority_without_its_key_is_not_replaced() {
         let dir = tempfile::tempdir().unwrap();
-        Pki::load_or_create(dir.path(), &names(), at(0)).unwrap();
+        Pki::load_or_create(dir.path(), &names(), Lives::default(), at(0)).unwrap();
         fs::remove_file(dir.path().join("ca.key")).unwrap();
-        let error = Pki::load_or_create(dir.path(), &names(), at(60)).err().unwrap();
+        let error = Pki::load_or_create(dir.path(), &names(), Lives::default(), at(60)).err().unwrap();
         assert!(error.to_string().contains("ca.key is missing"), "{error}");
     }
 
     #[test]
     fn a_kubeconfig_holds_everything() {
         let dir = tempfile::tempdir().unwrap();
-        let pki = Pki::load_or_create(&dir.path().join("pki"), &names(), at(0)).unwrap();
+        let pki = Pki::load_or_create(&dir.path().join("pki"), &names(), Lives::default(), at(0)).unwrap();
         let path = dir.path().join("admin.kubeconfig");
         let server = "https://127.0.0.1:6443";
         write_kubeconfig(&path, server, pki.authority(), "admin", pki.pair(Leaf::Admin)).unwrap();

@@ -1,4 +1,7 @@
-//! What a user feels first: how soon a cluster is there, what it costs when idle, how soon a pod runs.
+//! What a user feels first: how soon a cluster is there, what it costs when idle, how soon a pod runs; and
+//! [`api`], which builds and runs the load tool of crate `bench`.
+
+pub mod node;
 
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
@@ -8,11 +11,23 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail};
 use serde_json::{Value, json};
 
-use crate::run;
+use crate::{build, cargo, run};
 
 pub const NODE_READY: &str = "the node is Ready";
 const PATIENCE: Duration = Duration::from_secs(60);
 const PODS: usize = 10;
+
+/// Runs the load tool, with a release build of the binary unless another server is named.
+pub fn api(arguments: &[String]) -> anyhow::Result<()> {
+    let named = |flag: &str| arguments.iter().any(|a| a == flag || a.starts_with(&format!("{flag}=")));
+    let mut command = cargo();
+    command.args(["run", "--quiet", "--release", "--package=bench", "--"]);
+    if !["--help", "-h", "--kubeconfig", "--binary"].into_iter().any(named) {
+        crate::prerequisites::install(crate::prerequisites::RUN)?;
+        command.arg("--binary").arg(build()?);
+    }
+    run(command.args(arguments))
+}
 
 /// Starts a cluster on this machine in a folder of its own, measures, and takes it away again.
 pub fn start(binary: &Path, idle_seconds: u64) -> anyhow::Result<()> {

@@ -2,9 +2,10 @@
 //!
 //! [`demo`] and [`test`] are the two commands of the README: they install what they need first
 //! ([`prerequisites`]). [`tidy`] holds the workspace to its rules, [`codegen`] makes the schema tables, [`bench`]
-//! measures, [`conformance`] runs upstream's own tests.
+//! measures, [`cgroup_v2`] tests on another kernel, [`conformance`] runs upstream's own tests.
 
 mod bench;
+mod cgroup_v2;
 mod codegen;
 mod conformance;
 mod prerequisites;
@@ -32,6 +33,8 @@ enum Command {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<String>,
     },
+    /// Run the node's tests on cgroups of version 2, in a virtual machine with Debian's kernel
+    TestV2,
     /// Check the workspace's rules: layers of crates, unsafe code, sizes of files
     Tidy,
     /// Check format, lints, the workspace's rules and the licences of dependencies
@@ -56,6 +59,15 @@ enum Command {
 
 #[derive(Subcommand)]
 enum Bench {
+    /// The API server, under load: operations a second, latencies, memory; `--help` says more
+    #[command(disable_help_flag = true)]
+    Api {
+        /// Arguments for the load tool
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
+    /// The node: one pod and a hundred from create to running, what each costs, a container's restart
+    Node,
     /// Seconds from `server` to a Ready node, memory and processor share when idle, create-to-running of a pod
     Start {
         /// How long to watch the idle cluster, in seconds
@@ -78,29 +90,36 @@ fn execute(command: Command) -> anyhow::Result<()> {
     match command {
         Command::Demo { arguments } => {
             prerequisites::install(prerequisites::RUN)?;
-            let binary = build(true)?;
+            let binary = build()?;
             run(Process::new(binary).arg("demo").args(arguments))
         }
         Command::Test { arguments } => test(&arguments),
+        Command::TestV2 => cgroup_v2::run_tests(),
         Command::Tidy => tidy::run(),
         Command::Lint => lint(),
         Command::Codegen { facts, check } => codegen::run(&facts, check),
+        Command::Bench { bench: Bench::Api { arguments } } => bench::api(&arguments),
+        Command::Bench { bench: Bench::Node } => {
+            prerequisites::install(prerequisites::RUN)?;
+            bench::node::measure(&build()?)
+        }
         Command::Bench { bench: Bench::Start { idle_seconds } } => {
             prerequisites::install(prerequisites::RUN)?;
-            bench::start(&build(true)?, idle_seconds)
+            bench::start(&build()?, idle_seconds)
         }
         Command::Conformance(options) => {
             prerequisites::install(prerequisites::RUN)?;
-            conformance::run_suite(&build(true)?, &options)
+            conformance::run_suite(&build()?, &options)
         }
     }
 }
 
-/// The binary is built first: the end-to-end tests run it.
+/// Cargo builds the binary for the tests of its own crate, with the same dependencies as all tests; the end-to-end
+/// tests run it.
 fn test(arguments: &[String]) -> anyhow::Result<()> {
     prerequisites::install(prerequisites::TEST)?;
     prerequisites::install_cargo_tool("cargo-nextest")?;
-    let binary = build(false)?;
+    let binary = target_directory()?.join("debug/trierarch");
     run(cargo().args(["nextest", "run", "--workspace"]).args(arguments).env("TRIERARCH", binary))
 }
 
@@ -113,11 +132,10 @@ fn lint() -> anyhow::Result<()> {
     run(cargo().args(["deny", "--offline", "check", "licenses", "bans", "sources"]))
 }
 
-/// Builds the binary and says where it is.
-fn build(release: bool) -> anyhow::Result<PathBuf> {
-    let profile = if release { "release" } else { "debug" };
-    run(cargo().args(["build", "--package=trierarch"]).args(release.then_some("--release")))?;
-    Ok(target_directory()?.join(profile).join("trierarch"))
+/// Builds the binary as users have it and says where it is.
+fn build() -> anyhow::Result<PathBuf> {
+    run(cargo().args(["build", "--package=trierarch", "--release"]))?;
+    Ok(target_directory()?.join("release/trierarch"))
 }
 
 fn target_directory() -> anyhow::Result<PathBuf> {

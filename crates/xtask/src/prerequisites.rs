@@ -13,6 +13,7 @@ type Package = (&'static str, &'static str);
 /// To build the binary.
 pub const BUILD: &[Package] = &[
     ("gcc", "/usr/bin/gcc"),
+    ("make", "/usr/bin/make"),
     ("pkg-config", "/usr/bin/pkg-config"),
     ("libseccomp-dev", "/usr/include/seccomp.h"),
     ("protobuf-compiler", "/usr/bin/protoc"),
@@ -21,6 +22,7 @@ pub const BUILD: &[Package] = &[
 /// To build and run it.
 pub const RUN: &[Package] = &[
     ("gcc", "/usr/bin/gcc"),
+    ("make", "/usr/bin/make"),
     ("pkg-config", "/usr/bin/pkg-config"),
     ("libseccomp-dev", "/usr/include/seccomp.h"),
     ("protobuf-compiler", "/usr/bin/protoc"),
@@ -30,6 +32,7 @@ pub const RUN: &[Package] = &[
 /// To build and test it. Any kubectl will do; Debian's is the fallback.
 pub const TEST: &[Package] = &[
     ("gcc", "/usr/bin/gcc"),
+    ("make", "/usr/bin/make"),
     ("pkg-config", "/usr/bin/pkg-config"),
     ("libseccomp-dev", "/usr/include/seccomp.h"),
     ("protobuf-compiler", "/usr/bin/protoc"),
@@ -39,6 +42,18 @@ pub const TEST: &[Package] = &[
     ("curl", "/usr/bin/curl"),
     ("procps", "/usr/bin/ps"),
     ("kubernetes-client", "/usr/bin/kubectl"),
+];
+
+/// To run tests in a virtual machine.
+pub const VIRTUAL_MACHINE: &[Package] = &[
+    ("gcc", "/usr/bin/gcc"),
+    ("make", "/usr/bin/make"),
+    ("binutils", "/usr/bin/strip"),
+    ("pkg-config", "/usr/bin/pkg-config"),
+    ("libseccomp-dev", "/usr/include/seccomp.h"),
+    ("protobuf-compiler", "/usr/bin/protoc"),
+    ("busybox-static", "/bin/busybox"),
+    ("qemu-system-x86", "/usr/bin/qemu-system-x86_64"),
 ];
 
 pub fn install(packages: &[Package]) -> anyhow::Result<()> {

@@ -25,14 +25,14 @@ const LAYERS: &[(&str, &[&str])] = &[
             "cni",
         ],
     ),
-    ("toolkit", &["controller-runtime", "client", "resources", "schema", "storage", "cri", "linux"]),
+    ("toolkit", &["controller-runtime", "client", "resources", "schema", "cel", "storage", "cri", "linux"]),
     ("words", &["api", "apimachinery"]),
 ];
 
 /// Crates that nothing depends on but tests.
-const SIDE: &[&str] = &["testkit", "e2e", "xtask", "demo-web"];
+const SIDE: &[&str] = &["bench", "testkit", "e2e", "xtask", "demo-web"];
 /// Crates that do no I/O, no async, read no clock and no randomness.
-const PURE: &[&str] = &["apimachinery", "api", "schema", "resources"];
+const PURE: &[&str] = &["apimachinery", "api", "cel", "schema", "resources"];
 const IMPURE_DEPENDENCIES: &[&str] =
     &["tokio", "hyper", "rand", "uuid", "rustix", "libc", "async-trait", "futures"];
 /// Only these crates may have unsafe code.

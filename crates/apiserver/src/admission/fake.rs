@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex};
 
 use apimachinery::{GroupKind, GroupResource, GroupVersion, GroupVersionKind, GroupVersionResource, Status};
 use serde_json::Value;
+use tokio::sync::watch;
 
 use super::tree::text;
 use super::{Chain, Context, PLUGINS};
@@ -14,12 +15,19 @@ use crate::seams::{AdmissionRequest, Lookup, Operation, UserInfo};
 
 type Key = (String, String, String);
 
+/// The objects, and the number of changes that made them so.
 #[derive(Default)]
-pub(crate) struct Fake(Mutex<(u64, BTreeMap<Key, Arc<Value>>)>);
+pub(crate) struct Fake {
+    objects: Mutex<BTreeMap<Key, Arc<Value>>>,
+    revision: watch::Sender<u64>,
+}
 
 /// The plural of a kind, as far as tests need it.
 fn plural(kind: &str) -> String {
     let lower = kind.to_lowercase();
+    if let Some(stem) = lower.strip_suffix('y') {
+        return format!("{stem}ies");
+    }
     match lower.strip_suffix('s') {
         Some(_) => format!("{lower}es"),
         None => format!("{lower}s"),
@@ -47,32 +55,34 @@ impl Fake {
         let (group_version, kind) = kind_of(&object);
         let resource = GroupResource::new(group_version.group, plural(&kind));
         let key = key(&resource, text(&object, "metadata.namespace"), text(&object, "metadata.name"));
-        let mut state = self.0.lock().unwrap();
-        state.0 += 1;
-        state.1.insert(key, Arc::new(object));
+        self.objects.lock().unwrap().insert(key, Arc::new(object));
+        self.revision.send_modify(|revision| *revision += 1);
     }
 
     pub(crate) fn remove(&self, resource: &'static str, namespace: &str, name: &str) {
-        let mut state = self.0.lock().unwrap();
-        state.0 += 1;
-        state.1.remove(&key(&GroupResource::from_static("", resource), namespace, name));
+        self.objects.lock().unwrap().remove(&key(&GroupResource::from_static("", resource), namespace, name));
+        self.revision.send_modify(|revision| *revision += 1);
     }
 }
 
 impl Lookup for Fake {
     fn get(&self, resource: &GroupResource, namespace: &str, name: &str) -> Option<Arc<Value>> {
-        self.0.lock().unwrap().1.get(&key(resource, namespace, name)).cloned()
+        self.objects.lock().unwrap().get(&key(resource, namespace, name)).cloned()
     }
 
     fn list(&self, resource: &GroupResource, namespace: Option<&str>) -> Vec<Arc<Value>> {
         let resource = resource.to_string();
-        let state = self.0.lock().unwrap();
+        let objects = self.objects.lock().unwrap();
         let wanted = |key: &Key| key.0 == resource && namespace.is_none_or(|namespace| namespace == key.1);
-        state.1.iter().filter(|(key, _)| wanted(key)).map(|(_, object)| object.clone()).collect()
+        objects.iter().filter(|(key, _)| wanted(key)).map(|(_, object)| object.clone()).collect()
     }
 
     fn revision(&self, _resource: &GroupResource) -> u64 {
-        self.0.lock().unwrap().0
+        *self.revision.borrow()
+    }
+
+    fn changes(&self, _resource: &GroupResource) -> Option<watch::Receiver<u64>> {
+        Some(self.revision.subscribe())
     }
 }
 
@@ -175,6 +185,7 @@ impl Case {
             user: &self.user,
             gvk: GroupVersionKind::new(kind.group, version, kind.kind),
             gvr,
+            def: None,
             subresource: self.subresource,
             namespace: &namespace,
             name: &self.name,

@@ -1,11 +1,12 @@
 //! Admission: what the server changes in a request and what it refuses, after authorization and around
-//! validation. [`Chain`] runs the [`PLUGINS`], one file each, in upstream's order; then the quota, which is
-//! charged by a write of its own.
+//! validation. [`Chain`] runs the [`PLUGINS`], one file each, in upstream's order; then each kind of [`policy`]
+//! before its kind of [`webhook`]; then the quota, which is charged by a write of its own. [`matching`] says which
+//! requests a webhook or a policy is for.
 //!
 //! What always holds: a plugin decides from the request and from [`Lookup`] alone and never waits. Waiting is
-//! the chain's: for a new namespace's `default` account, and for the quota's write.
+//! the chain's: for a new namespace's `default` account, for webhooks, and for the quota's write.
 //!
-//! Deliberately absent: webhooks and CEL policies, and plugins that upstream leaves off by default.
+//! Deliberately absent: plugins that upstream leaves off by default.
 //!
 //! Upstream: pkg/kubeapiserver/options/plugins.go AllOrderedPlugins
 
@@ -17,12 +18,14 @@ mod default_ingress_class;
 mod default_storage_class;
 mod default_toleration_seconds;
 mod limit_ranger;
+pub(crate) mod matching;
 mod namespace_lifecycle;
 mod node_restriction;
 pub(crate) mod pod;
 mod pod_security;
 mod pod_security_checks;
 mod pod_topology_labels;
+pub(crate) mod policy;
 mod priority;
 mod resource_quota;
 mod runtime_class;
@@ -30,6 +33,7 @@ mod service_account;
 mod storage_protection;
 mod taint_nodes;
 pub(crate) mod tree;
+pub mod webhook;
 
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -40,6 +44,8 @@ use serde_json::Value;
 
 use crate::authn::Random;
 use crate::authz::{Authorizer, escalation};
+use crate::remote::outbound::Peers;
+use crate::remote::resolve::Resolver;
 use crate::seams::{AdmissionRequest, Admit, Lookup, Operation};
 
 /// What plugins may ask.
@@ -86,25 +92,40 @@ pub(crate) static PLUGINS: &[&dyn Plugin] = &[
 
 /// The names of the plugins that run, in order.
 pub fn plugin_names() -> Vec<&'static str> {
-    PLUGINS.iter().map(|plugin| plugin.name()).chain(["ResourceQuota"]).collect()
+    let waiting = [
+        "MutatingAdmissionPolicy",
+        "MutatingAdmissionWebhook",
+        "ValidatingAdmissionPolicy",
+        "ValidatingAdmissionWebhook",
+        "ResourceQuota",
+    ];
+    PLUGINS.iter().map(|plugin| plugin.name()).chain(waiting).collect()
 }
 
-/// How often, and how far apart, a missing account is looked for again. A namespace's `default` account is made
-/// by a controller a moment after the namespace itself.
+/// How long a missing account is waited for. A namespace's `default` account is made by a controller a moment after
+/// the namespace itself.
 ///
 /// Upstream: plugin/pkg/admission/serviceaccount/admission.go getServiceAccount
-const ACCOUNT_ATTEMPTS: u32 = 10;
-const ACCOUNT_INTERVAL: Duration = Duration::from_millis(100);
+const ACCOUNT_PATIENCE: Duration = Duration::from_secs(1);
 
 /// The plugins with what they may ask.
 pub struct Chain {
     context: Context,
+    policies: policy::Policies,
+    webhooks: webhook::Webhooks,
     quota: resource_quota::ResourceQuota,
 }
 
 impl Chain {
     pub fn new(lookup: Arc<dyn Lookup>, authorizer: Arc<Authorizer>, random: Random) -> Self {
+        let peers = Arc::new(Peers::new(Resolver::new(lookup.clone()), None));
         Chain {
+            policies: policy::Policies::new(),
+            webhooks: webhook::Webhooks::new(
+                webhook::client::WebhookClient::new(peers),
+                random.clone(),
+                authorizer.clone(),
+            ),
             context: Context { lookup, authorizer, random },
             quota: resource_quota::ResourceQuota::default(),
         }
@@ -121,12 +142,17 @@ impl Chain {
         let present = || {
             self.context.lookup.get(&service_account::SERVICE_ACCOUNTS, request.namespace, account).is_some()
         };
-        for _ in 1..ACCOUNT_ATTEMPTS {
-            if present() {
-                return;
+        let mut changes = self.context.lookup.changes(&service_account::SERVICE_ACCOUNTS);
+        let arrival = async {
+            while !present() {
+                let Some(changes) = &mut changes else { return };
+                if changes.changed().await.is_err() {
+                    return;
+                }
             }
-            tokio::time::sleep(ACCOUNT_INTERVAL).await;
-        }
+        };
+        // Whether it came or not is for the plugin to see.
+        drop(tokio::time::timeout(ACCOUNT_PATIENCE, arrival).await);
     }
 }
 
@@ -137,8 +163,19 @@ impl Admit for Chain {
         // Nothing is waited for on behalf of a namespace that does not exist.
         first.mutate(&self.context, request)?;
         self.wait_for_account(request).await;
-        for plugin in rest {
-            plugin.mutate(&self.context, request)?;
+        let mut rounds = webhook::Reinvocation::default();
+        let mut policy_rounds = policy::Rounds::default();
+        loop {
+            for plugin in rest {
+                plugin.mutate(&self.context, request)?;
+            }
+            let by_policies = self.policies.mutate(&self.context, request, &mut policy_rounds)?;
+            let changed =
+                self.webhooks.mutate(&*self.context.lookup, request, &mut rounds).await? || by_policies;
+            // Upstream: apiserver/pkg/admission/reinvocation.go: one more round for what changed behind a plugin
+            if !rounds.again(changed) {
+                break;
+            }
         }
         escalation::check(&self.context.authorizer, request)
     }
@@ -147,7 +184,13 @@ impl Admit for Chain {
         for plugin in PLUGINS {
             plugin.validate(&self.context, request)?;
         }
+        self.policies.validate(&self.context, request)?;
+        self.webhooks.validate(&*self.context.lookup, request).await?;
         self.quota.charge(&*self.context.lookup, request).await
+    }
+
+    fn register(&self, metrics: &mut prometheus_client::registry::Registry) {
+        self.webhooks.metrics.register(metrics);
     }
 }
 

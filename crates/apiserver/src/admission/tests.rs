@@ -57,6 +57,10 @@ fn the_plugins_are_in_upstreams_order() {
         CertificateSubjectRestriction
         DefaultIngressClass
         PodTopologyLabels
+        MutatingAdmissionPolicy
+        MutatingAdmissionWebhook
+        ValidatingAdmissionPolicy
+        ValidatingAdmissionWebhook
         ResourceQuota
     "#]]
     .assert_eq(&(plugin_names().join("\n") + "\n"));
@@ -527,6 +531,7 @@ async fn a_pod_waits_for_the_default_account_of_a_new_namespace() {
         user: &user("jane", &[]),
         gvk: apimachinery::GroupVersionKind::from_static("", "v1", "Pod"),
         gvr: apimachinery::GroupVersionResource::from_static("", "v1", "pods"),
+        def: None,
         subresource: "",
         namespace: &namespace,
         name: "",

@@ -2,6 +2,7 @@
 
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer, Serialize};
 
 use super::keys::{KeyError, SigningKey, VerifyingKey};
@@ -62,7 +63,7 @@ fn one_or_many<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>
     })
 }
 
-pub(super) fn sign(key: &SigningKey, claims: &Claims) -> Result<String, KeyError> {
+pub(super) fn sign(key: &SigningKey, claims: &impl Serialize) -> Result<String, KeyError> {
     let header = serde_json::json!({"alg": key.verifying.algorithm.name(), "kid": key.verifying.id});
     let encode = |json: &[u8]| URL_SAFE_NO_PAD.encode(json);
     let claims = serde_json::to_vec(claims).expect("claims are strings and numbers");
@@ -89,7 +90,7 @@ pub(super) fn claimed_issuer(token: &str) -> Option<String> {
 }
 
 /// The claims of a token that one of the keys signed. The header's algorithm must be the key's own.
-pub(super) fn verify(token: &str, keys: &[VerifyingKey]) -> Option<Claims> {
+pub(super) fn verify<T: DeserializeOwned>(token: &str, keys: &[VerifyingKey]) -> Option<T> {
     #[derive(Deserialize)]
     struct Header {
         alg: String,

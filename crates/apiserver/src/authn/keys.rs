@@ -182,6 +182,11 @@ impl SigningKey {
         Ok(SigningKey { private: Private::Rsa(Box::new(rsa)), verifying, random })
     }
 
+    /// A signed token of any claims.
+    pub fn token(&self, claims: &Value) -> Result<String, KeyError> {
+        super::jwt::sign(self, claims)
+    }
+
     pub(super) fn sign(&self, message: &[u8]) -> Result<Vec<u8>, KeyError> {
         match &self.private {
             Private::Ec(pair) => {

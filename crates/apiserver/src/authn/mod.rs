@@ -11,6 +11,7 @@ pub mod impersonation;
 pub mod issuer;
 mod jwt;
 pub mod keys;
+mod legacy;
 mod service_account;
 mod static_token;
 

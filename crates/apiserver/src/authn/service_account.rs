@@ -11,6 +11,7 @@ use sha2::{Digest, Sha256};
 
 use super::jwt::{self, Bound, Claims};
 use super::keys::VerifyingKey;
+use super::legacy;
 use super::{CREDENTIAL_ID, Found};
 use crate::admission::tree::text;
 use crate::seams::{Lookup, UserInfo};
@@ -21,8 +22,8 @@ const LEEWAY_SECONDS: i64 = 60;
 /// Proven signatures are remembered so that only the first request with a token pays for the proof.
 const REMEMBERED: usize = 4096;
 
-const SERVICE_ACCOUNTS: GroupResource = GroupResource::from_static("", "serviceaccounts");
-const SECRETS: GroupResource = GroupResource::from_static("", "secrets");
+pub(super) const SERVICE_ACCOUNTS: GroupResource = GroupResource::from_static("", "serviceaccounts");
+pub(super) const SECRETS: GroupResource = GroupResource::from_static("", "secrets");
 const PODS: GroupResource = GroupResource::from_static("", "pods");
 const NODES: GroupResource = GroupResource::from_static("", "nodes");
 
@@ -56,9 +57,12 @@ impl ServiceAccounts {
         lookup: &dyn Lookup,
         now: jiff::Timestamp,
     ) -> Found {
-        let ours = jwt::claimed_issuer(token).is_some_and(|issuer| self.issuers.contains(&issuer));
-        if !ours {
-            return Ok(None);
+        match jwt::claimed_issuer(token) {
+            Some(issuer) if self.issuers.contains(&issuer) => {}
+            Some(issuer) if issuer == legacy::ISSUER && audiences.is_empty() => {
+                return legacy::authenticate(token, &self.keys, lookup, now);
+            }
+            _ => return Ok(None),
         }
         let claims = self.prove(token).ok_or("the signature of the service account token is not valid")?;
         let wanted = if audiences.is_empty() { &self.audiences } else { audiences };
@@ -78,7 +82,7 @@ impl ServiceAccounts {
         if let Some(claims) = self.proven.lock().unwrap_or_else(PoisonError::into_inner).get(&digest) {
             return Some(claims.clone());
         }
-        let claims = jwt::verify(token, &self.keys)?;
+        let claims: Claims = jwt::verify(token, &self.keys)?;
         let mut proven = self.proven.lock().unwrap_or_else(PoisonError::into_inner);
         if proven.len() >= REMEMBERED {
             proven.clear();
@@ -104,7 +108,7 @@ fn check_time(claims: &Claims, now: jiff::Timestamp) -> Result<(), String> {
 
 /// Whether an object was deleted so long ago that clocks cannot be to blame. An object whose time of deletion
 /// cannot be read is gone.
-fn is_gone(object: &Value, now: jiff::Timestamp) -> bool {
+pub(super) fn is_gone(object: &Value, now: jiff::Timestamp) -> bool {
     match text(object, "metadata.deletionTimestamp") {
         "" => false,
         deleted => {

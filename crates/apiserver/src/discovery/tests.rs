@@ -7,7 +7,7 @@ use crate::testing;
 
 /// Upstream's documents, which are not part of the repository.
 fn oracle() -> Option<PathBuf> {
-    let given = std::env::var_os("UPSTREAM_FACTS").map(PathBuf::from);
+    let given = std::env::var_os("TRIERARCH_UPSTREAM_FACTS").map(PathBuf::from);
     let beside = || PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../../../shared/upstream"));
     Some(given.unwrap_or_else(beside).join("discovery")).filter(|path| path.is_dir())
 }

@@ -3,7 +3,7 @@
 //! What always holds: a change enters the state and the history under one lock; the history is bounded, and a
 //! reader that stays behind its beginning is told so instead of being waited for.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::ops::Bound;
 use std::sync::{Arc, OnceLock, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
@@ -42,10 +42,28 @@ pub struct Event {
     /// What was there before; `None` for a new object.
     pub previous: Option<Arc<Object>>,
     pub deleted: bool,
-    frames: [OnceLock<Bytes>; 3],
+    /// By form and kind.
+    frames: [[OnceLock<Bytes>; 3]; 2],
+}
+
+/// The forms of events that watchers share.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Form {
+    Json,
+    Protobuf,
 }
 
 impl Event {
+    /// The change as a row shows it, in whose form both states are.
+    pub fn seen(
+        revision: Revision,
+        object: Arc<Object>,
+        previous: Option<Arc<Object>>,
+        deleted: bool,
+    ) -> Self {
+        Event { revision, object, previous, deleted, frames: Default::default() }
+    }
+
     pub fn kind(&self) -> Kind {
         match (&self.previous, self.deleted) {
             (_, true) => Kind::Deleted,
@@ -54,9 +72,9 @@ impl Event {
         }
     }
 
-    /// The event as a line of JSON.
-    pub fn frame(&self, kind: Kind) -> &Bytes {
-        self.frames[kind as usize].get_or_init(|| frame(kind, &self.object))
+    /// The event as watchers are sent it, which `make` makes the first time.
+    pub fn frame(&self, form: Form, kind: Kind, make: impl FnOnce() -> Bytes) -> &Bytes {
+        self.frames[form as usize][kind as usize].get_or_init(make)
     }
 
     /// The deleted state of the object as the watcher last saw it, for one that stopped matching.
@@ -91,6 +109,8 @@ pub struct State {
     objects: BTreeMap<Arc<str>, Arc<Object>>,
     history: VecDeque<Arc<Event>>,
     history_bytes: usize,
+    /// The state began with this revision.
+    loaded: Revision,
     /// All changes after this revision are in the history.
     complete_after: Revision,
     /// The newest change.
@@ -107,10 +127,46 @@ impl State {
     pub fn new(objects: impl IntoIterator<Item = Object>, revision: Revision) -> Self {
         let objects: BTreeMap<_, _> = objects.into_iter().map(|o| (o.key.clone(), Arc::new(o))).collect();
         let newest = objects.values().map(|o| o.revision).max().unwrap_or(0);
-        State { objects, history: VecDeque::new(), history_bytes: 0, complete_after: revision, newest }
+        State {
+            objects,
+            history: VecDeque::new(),
+            history_bytes: 0,
+            loaded: revision,
+            complete_after: revision,
+            newest,
+        }
+    }
+
+    /// Puts the past of the present objects before them: all changes after `oldest`, in order.
+    pub fn recall(&mut self, oldest: Revision, changes: &[Arc<Change>]) {
+        self.complete_after = oldest;
+        // The objects as they were, so that what two changes tell of is one.
+        let mut seen: HashMap<&str, Arc<Object>> = HashMap::new();
+        for change in changes {
+            let present = self.objects.get(&change.key).filter(|o| o.revision == change.revision).cloned();
+            let previous = change
+                .previous
+                .as_ref()
+                .map(|entry| seen.remove(&*change.key).unwrap_or_else(|| Arc::new(Object::new(entry))));
+            let object = match (&change.value, &change.previous) {
+                (Some(entry), _) => present.unwrap_or_else(|| Arc::new(Object::new(entry))),
+                (None, Some(entry)) => Arc::new(Object::at(entry, change.revision)),
+                (None, None) => continue,
+            };
+            let deleted = change.value.is_none();
+            if !deleted {
+                seen.insert(&change.key, object.clone());
+            }
+            let frames = Default::default();
+            self.remember(Event { revision: change.revision, object, previous, deleted, frames });
+        }
     }
 
     pub fn apply(&mut self, change: &Change) {
+        // A cache that was loaded late is told again what it knows.
+        if change.revision <= self.loaded {
+            return;
+        }
         let previous = self.objects.get(&change.key).cloned();
         let object = match &change.value {
             Some(entry) => {
@@ -204,7 +260,7 @@ impl Cache {
     }
 
     /// Enters changes of this resource, in order.
-    pub fn apply(&self, changes: &[&Change]) {
+    pub fn apply(&self, changes: &[Arc<Change>]) {
         let newest = {
             let mut state = self.write();
             for change in changes {
@@ -263,6 +319,24 @@ mod tests {
         assert_eq!(kinds(9), Ok(vec![]));
         assert_eq!(kinds(4), Err(TooOld { oldest: 5 }));
         assert_eq!(state.count(), 0);
+    }
+
+    #[test]
+    fn a_recalled_past_is_as_if_it_had_been_seen() {
+        let changes = [
+            change(6, Some(r#"{"metadata":{"x":1}}"#)),
+            Change { previous: change(6, Some(r#"{"metadata":{"x":1}}"#)).value, ..change(8, Some("{}")) },
+        ]
+        .map(Arc::new);
+        let present = Object::new(changes[1].value.as_ref().unwrap());
+        let mut state = State::new([present], 8);
+        state.recall(5, &changes);
+        let events = state.since(5, 10).unwrap();
+        let kinds: Vec<_> = events.iter().map(|e| (e.revision, e.kind())).collect();
+        assert_eq!(kinds, [(6, Kind::Added), (8, Kind::Modified)]);
+        assert_eq!(events[1].previous.as_ref().map(|o| o.revision), Some(6));
+        assert!(Arc::ptr_eq(&events[1].object, state.get("/registry/pods/a/b").unwrap()));
+        assert_eq!(state.since(4, 10).err(), Some(TooOld { oldest: 5 }));
     }
 
     #[test]

@@ -13,6 +13,7 @@ use crate::encode::definition;
 use crate::handle::ApiServer;
 use crate::options::WriteOptions;
 use crate::seams::{AdmissionRequest, Attributes, Operation, UserInfo};
+use crate::special::scale;
 
 pub struct Call<'a> {
     pub server: &'a ApiServer,
@@ -69,8 +70,17 @@ impl<'a> Call<'a> {
         old: Option<&Value>,
     ) -> Result<(), Status> {
         let server = self.server;
-        let mut request = self.admission(operation, name, object, old);
-        server.config.admit.mutate(&mut request).await
+        if self.attributes.subresource != "scale" {
+            let mut request = self.admission(operation, name, object, old);
+            return server.config.admit.mutate(&mut request).await;
+        }
+        // What is admitted is the scale, and of it only the replicas reach the object.
+        let of = |object: &Value| scale::of(self.def(), object);
+        let (mut scale, old) = (of(object), old.map(of));
+        let mut request = self.admission(operation, name, &mut scale, old.as_ref());
+        server.config.admit.mutate(&mut request).await?;
+        scale::set_replicas(self.def(), object, scale["spec"]["replicas"].clone());
+        Ok(())
     }
 
     pub async fn validate_admission(
@@ -81,6 +91,12 @@ impl<'a> Call<'a> {
         old: Option<&Value>,
     ) -> Result<(), Status> {
         let server = self.server;
+        if self.attributes.subresource == "scale" {
+            let of = |object: &Value| scale::of(self.def(), object);
+            let (mut scale, old) = (of(object), old.map(of));
+            let mut request = self.admission(operation, name, &mut scale, old.as_ref());
+            return server.config.admit.validate(&mut request).await;
+        }
         let mut request = self.admission(operation, name, object, old);
         server.config.admit.validate(&mut request).await
     }
@@ -102,6 +118,7 @@ impl<'a> Call<'a> {
             user: self.user,
             gvk,
             gvr: self.def().gvr(),
+            def: Some(&self.resource.def),
             subresource,
             namespace: match &*self.def().plural {
                 // Upstream: a namespace is in itself.
@@ -118,23 +135,31 @@ impl<'a> Call<'a> {
     }
 
     /// The object in the version of the request.
-    pub fn tree(&self, object: &Object) -> Arc<Value> {
+    pub async fn tree(&self, object: &Arc<Object>) -> Result<Arc<Value>, Status> {
+        if self.def().custom.is_some() {
+            let view = self.registry().view(self.resource, object.clone()).await?;
+            return Ok(view.tree().clone());
+        }
         if object.stored().starts_with(self.resource.head.as_bytes()) {
-            return object.tree().clone();
+            return Ok(Arc::new(object.open().into_owned()));
         }
         let mut tree = object.decode();
         resources::convert::from_storage(self.def(), &mut tree);
-        Arc::new(tree)
+        Ok(Arc::new(tree))
     }
 
     /// The bytes to store for an object of the request's version.
-    pub fn to_stored(&self, object: &Value) -> Bytes {
+    pub async fn to_stored(&self, object: &Value) -> Result<Bytes, Status> {
+        if let Some(custom) = &self.def().custom {
+            let stored = self.registry().stored_form(self.resource, custom, object).await?;
+            return Ok(to_stored(&stored));
+        }
         if !resources::convert::is_converted(self.def()) {
-            return to_stored(object);
+            return Ok(to_stored(object));
         }
         let mut stored = object.clone();
         resources::convert::to_storage(self.def(), &mut stored);
-        to_stored(&stored)
+        Ok(to_stored(&stored))
     }
 
     /// Sets what upstream writes even when it is zero.

@@ -70,6 +70,11 @@ impl Call<'_> {
     }
 
     pub async fn create(&mut self, mut object: Value) -> Result<Outcome, Status> {
+        if self.def().custom.as_ref().is_some_and(|custom| custom.versions.is_terminating()) {
+            let why = "create not allowed while custom resource definition is terminating";
+            let name = metadata::text(&object, "name");
+            return Err(Status::forbidden(&self.def().group_resource(), name, why));
+        }
         self.check_create(&mut object)?;
         self.create_checked(object).await
     }
@@ -82,17 +87,22 @@ impl Call<'_> {
         self.prepare(&mut object);
         let prefix = metadata::text(&object, "generateName").to_owned();
         let generated = asked.is_empty() && !prefix.is_empty();
-        for attempt in 1.. {
-            if generated {
-                let name = generate_name(&prefix, self.random_letters());
-                metadata::of(&mut object).insert("name".into(), name.into());
-            }
-            match self.create_named(object.clone()).await {
-                Err(status) if status.is_already_exists() && generated && attempt < NAME_ATTEMPTS => {}
+        if !generated {
+            return self.create_named(object).await;
+        }
+        for _ in 1..NAME_ATTEMPTS {
+            match self.create_named(self.with_generated_name(&object, &prefix)).await {
+                Err(status) if status.is_already_exists() => {}
                 done => return done,
             }
         }
-        Err(Status::internal("no free name was found"))
+        self.create_named(self.with_generated_name(&object, &prefix)).await
+    }
+
+    fn with_generated_name(&self, object: &Value, prefix: &str) -> Value {
+        let mut object = object.clone();
+        metadata::of(&mut object).insert("name".into(), generate_name(prefix, self.random_letters()).into());
+        object
     }
 
     fn random_letters(&self) -> [u8; 5] {
@@ -103,8 +113,13 @@ impl Call<'_> {
     /// What the server sets in every new object.
     fn prepare(&mut self, object: &mut Value) {
         let context = self.context();
+        // The strategy may make use of the uid.
+        let uid = uuid::Builder::from_random_bytes(context.random).into_uuid().to_string();
+        let metadata = metadata::of(object);
+        metadata.insert("creationTimestamp".into(), apimachinery::time::rfc3339(context.now).into());
+        metadata.insert("uid".into(), uid.into());
         self.def().strategy.prepare_create(&context, object);
-        let has_generation = self.def().strategy.generation_changed(object, object).is_some();
+        let has_generation = self.def().strategy.generation_changed(object, &Value::Null).is_some();
         let metadata = metadata::of(object);
         for field in ["deletionTimestamp", "deletionGracePeriodSeconds", "selfLink", "resourceVersion"] {
             metadata.remove(field);
@@ -112,9 +127,6 @@ impl Call<'_> {
         if has_generation {
             metadata.insert("generation".into(), 1.into());
         }
-        metadata.insert("creationTimestamp".into(), apimachinery::time::rfc3339(context.now).into());
-        let uid = uuid::Builder::from_random_bytes(context.random).into_uuid().to_string();
-        metadata.insert("uid".into(), uid.into());
     }
 
     async fn create_named(&mut self, mut object: Value) -> Result<Outcome, Status> {
@@ -134,7 +146,7 @@ impl Call<'_> {
             }
             return Ok(Outcome::Tree(object));
         }
-        let written = self.registry().put(&key, self.to_stored(&object), Expect::Absent).await;
+        let written = self.registry().put(&key, self.to_stored(&object).await?, Expect::Absent).await;
         drop(reservation);
         match written {
             Ok(object) => Ok(Outcome::Stored(object)),

@@ -95,6 +95,34 @@ fn shorten(
     if same_finalizers { Plan::Pending } else { Plan::Mark(marked) }
 }
 
+/// A definition goes when its objects are gone, which its finalizer waits for.
+///
+/// Upstream: apiextensions-apiserver/pkg/registry/customresourcedefinition/etcd.go Delete
+fn decide_definition(definition: &Value, now: i64) -> Option<Plan> {
+    if is_terminating(definition) {
+        return None;
+    }
+    let mut marked = definition.clone();
+    let now = rfc3339(now);
+    let fields = metadata::of(&mut marked);
+    fields.insert("deletionTimestamp".into(), now.as_str().into());
+    let mut held = finalizers(definition);
+    if !held.contains(&crate::extensions::FINALIZER) {
+        held.push(crate::extensions::FINALIZER);
+    }
+    set_finalizers(&mut marked, &held);
+    let message = "CustomResourceDefinition marked for deletion; CustomResource deletion will begin soon";
+    resources::custom::status::set_condition(
+        &mut marked["status"],
+        &now,
+        "Terminating",
+        "True",
+        "InstanceDeletionPending",
+        message,
+    );
+    Some(Plan::Mark(marked))
+}
+
 fn mark(object: &mut Value, at: i64, grace: i64) {
     let generation = object["metadata"]["generation"].as_i64().filter(|g| *g > 0);
     let fields = metadata::of(object);
@@ -203,7 +231,7 @@ impl Call<'_> {
         for _ in 0..ATTEMPTS {
             let existing = self.registry().get(self.resource, self.namespace(), name)?;
             if let Some(ours) = &ours
-                && existing.as_ref().is_none_or(|now| !is_same(&self.tree(now), ours))
+                && existing.as_ref().is_none_or(|now| !is_same(now.tree(), ours))
             {
                 return Ok((self.removed(name, ours.clone()), true));
             }
@@ -224,13 +252,16 @@ impl Call<'_> {
         existing: &Arc<Object>,
         ours: &mut Option<Value>,
     ) -> Result<Option<(Outcome, bool)>, Status> {
-        let tree = self.tree(existing);
+        let tree = self.tree(existing).await?;
         self.check_delete(name, options, &tree)?;
         self.mutate(Operation::Delete, name, &mut Value::Null, Some(&tree)).await?;
         self.validate_admission(Operation::Delete, name, &mut Value::Null, Some(&tree)).await?;
         let now = self.server.now();
         let plan = match (&*self.def().group, &*self.def().plural) {
             ("", "namespaces") => decide_namespace(self.def(), &tree, options, now)?,
+            ("apiextensions.k8s.io", "customresourcedefinitions") => {
+                decide_definition(&tree, now).unwrap_or_else(|| decide(self.def(), &tree, options, now))
+            }
             _ => decide(self.def(), &tree, options, now),
         };
         match plan {
@@ -254,11 +285,8 @@ impl Call<'_> {
     }
 
     async fn write_marked(&self, marked: &Value, existing: &Object) -> Result<Option<Arc<Object>>, Status> {
-        match self
-            .registry()
-            .put(&existing.key, self.to_stored(marked), Expect::Modified(existing.revision))
-            .await
-        {
+        let bytes = self.to_stored(marked).await?;
+        match self.registry().put(&existing.key, bytes, Expect::Modified(existing.revision)).await {
             Ok(object) => Ok(Some(object)),
             Err(storage::Error::Conflict(_)) => {
                 self.lost_race(existing).await;

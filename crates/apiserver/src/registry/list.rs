@@ -94,6 +94,43 @@ impl Registry {
         namespace: &str,
         options: &ListOptions,
     ) -> Result<Listing, Status> {
+        if resource.def.custom.is_none() {
+            return self.list_stored(resource, namespace, options).await;
+        }
+        // What a selector is asked about is the object as the row shows it.
+        let mut all = options.clone();
+        let selects = !options.selects_all();
+        if selects {
+            (all.labels, all.fields) = Default::default();
+        }
+        let mut shown = Vec::new();
+        loop {
+            let listing = self.list_stored(resource, namespace, &all).await?;
+            let views = self.views(resource, listing.objects).await?;
+            shown.extend(views.into_iter().filter(|view| !selects || options.matches(resource, view)));
+            let full = options.limit == 0 || shown.len() >= options.limit || !selects;
+            if full || listing.continue_token.is_empty() {
+                return Ok(Listing {
+                    objects: shown,
+                    remaining: listing.remaining.filter(|_| !selects),
+                    ..listing
+                });
+            }
+            // As many as are still wanted, so that the token is behind the last one.
+            all.limit = options.limit - shown.len();
+            all.continue_token = listing.continue_token;
+            all.resource_version.clear();
+            all.version_match = None;
+        }
+    }
+
+    /// The objects as they are stored.
+    async fn list_stored(
+        &self,
+        resource: &Resource,
+        namespace: &str,
+        options: &ListOptions,
+    ) -> Result<Listing, Status> {
         let mut page = Page { resource, options, prefix: resource.prefix(namespace), after: None };
         if !options.continue_token.is_empty() {
             if !matches!(options.resource_version.as_str(), "" | "0") {

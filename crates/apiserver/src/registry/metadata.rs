@@ -4,10 +4,9 @@
 
 use apimachinery::field::{Error, Path};
 use apimachinery::names;
+use apimachinery::objectmeta::{self, Finalizers};
 use resources::ResourceDef;
 use serde_json::{Map, Value};
-
-const MAX_ANNOTATION_BYTES: usize = 256 * 1024;
 
 /// The letters of generated names: none that make words.
 const NAME_LETTERS: &[u8] = b"bcdfghjklmnpqrstvwxz2456789";
@@ -78,90 +77,23 @@ pub fn validate(def: &ResourceDef, object: &Value) -> Vec<Error> {
         (false, false) => errors.push(Error::forbidden(&path.child("namespace"), "not allowed on this type")),
         (false, true) => {}
     }
-    common(object, &mut errors);
+    errors.extend(common(def, object));
     errors
 }
 
 /// What is checked at create and update alike.
-fn common(object: &Value, errors: &mut Vec<Error>) {
-    let path = Path::new("metadata");
+fn common(def: &ResourceDef, object: &Value) -> Vec<Error> {
     let empty = Value::Null;
     let metadata = object.get("metadata").unwrap_or(&empty);
-    for (key, value) in metadata.get("labels").and_then(Value::as_object).into_iter().flatten() {
-        let labels = path.child("labels");
-        errors.extend(
-            names::qualified_name(key).into_iter().map(|why| Error::invalid(&labels, key.as_str(), why)),
-        );
-        let value = value.as_str().unwrap_or_default();
-        errors.extend(names::label_value(value).into_iter().map(|why| Error::invalid(&labels, value, why)));
-    }
-    let mut size = 0;
-    for (key, value) in metadata.get("annotations").and_then(Value::as_object).into_iter().flatten() {
-        let why = names::qualified_name(&key.to_ascii_lowercase());
-        errors
-            .extend(why.into_iter().map(|why| Error::invalid(&path.child("annotations"), key.as_str(), why)));
-        size += key.len() + value.as_str().map_or(0, str::len);
-    }
-    if size > MAX_ANNOTATION_BYTES {
-        errors.push(Error::too_long(&path.child("annotations"), MAX_ANNOTATION_BYTES));
-    }
-    owner_references(metadata, errors);
-    let list = finalizers(object);
-    let finalizer_path = path.child("finalizers");
-    for finalizer in &list {
-        let why = names::qualified_name(finalizer);
-        errors.extend(why.into_iter().map(|why| Error::invalid(&finalizer_path, *finalizer, why)));
-        if !finalizer.contains('/') && !matches!(*finalizer, "kubernetes" | "orphan" | "foregroundDeletion") {
-            let why = "name is neither a standard finalizer name nor is it fully qualified";
-            errors.push(Error::invalid(&finalizer_path, *finalizer, why));
-        }
-    }
-    if list.contains(&"orphan") && list.contains(&"foregroundDeletion") {
-        let why = "finalizer orphan and foregroundDeletion cannot be both set";
-        errors.push(Error::invalid(&finalizer_path, Value::from(list), why));
-    }
-}
-
-fn owner_references(metadata: &Value, errors: &mut Vec<Error>) {
-    let path = Path::new("metadata").child("ownerReferences");
-    let mut controller: Option<&str> = None;
-    for (at, owner) in
-        metadata.get("ownerReferences").and_then(Value::as_array).into_iter().flatten().enumerate()
-    {
-        let path = path.index(at);
-        let text = |field: &str| owner.get(field).and_then(Value::as_str).unwrap_or_default();
-        for (field, detail) in [
-            ("apiVersion", "version must not be empty"),
-            ("kind", "must not be empty"),
-            ("name", "must not be empty"),
-            ("uid", "must not be empty"),
-        ] {
-            if text(field).is_empty() {
-                errors.push(Error::invalid(&path.child(field), text(field), detail));
-            }
-        }
-        if text("apiVersion") == "v1" && text("kind") == "Event" {
-            errors.push(Error::invalid(
-                &path,
-                "v1, Kind=Event",
-                "v1, Kind=Event is disallowed from being an owner",
-            ));
-        }
-        if owner.get("controller").and_then(Value::as_bool) == Some(true) {
-            if let Some(other) = controller {
-                let detail = format!(
-                    "Only one reference can have Controller set to true. Found \"true\" in references for {other} and {}",
-                    text("name")
-                );
-                errors.push(Error::invalid(&path.child("controller"), true, detail));
-            }
-            controller = Some(text("name"));
-        }
-    }
+    // Kinds about the API itself are checked like custom ones.
+    let lenient =
+        def.custom.is_some() || matches!(&*def.group, "apiextensions.k8s.io" | "apiregistration.k8s.io");
+    let finalizers = if lenient { Finalizers::Any } else { Finalizers::Qualified };
+    objectmeta::validate(metadata, &Path::new("metadata"), finalizers)
 }
 
 /// All that is wrong with the metadata of an update.
-pub fn validate_update(object: &Value, old: &Value) -> Vec<Error> {
+pub fn validate_update(def: &ResourceDef, object: &Value, old: &Value) -> Vec<Error> {
     let path = Path::new("metadata");
     let mut errors = Vec::new();
     let field = |object: &Value, name: &str| object.get("metadata").and_then(|m| m.get(name)).cloned();
@@ -185,7 +117,7 @@ pub fn validate_update(object: &Value, old: &Value) -> Vec<Error> {
             errors.push(Error::forbidden(&path.child("finalizers"), detail));
         }
     }
-    common(object, &mut errors);
+    errors.extend(common(def, object));
     errors
 }
 
@@ -217,7 +149,8 @@ mod tests {
         let old = json!({"metadata": {"name": "a", "deletionTimestamp": "x", "finalizers": ["a/b"]}});
         let mut new = old.clone();
         new["metadata"]["finalizers"] = json!(["a/b", "c/d"]);
-        let errors: Vec<String> = validate_update(&new, &old).iter().map(ToString::to_string).collect();
+        let def = resources::table()[0].clone();
+        let errors: Vec<String> = validate_update(&def, &new, &old).iter().map(ToString::to_string).collect();
         assert_eq!(
             errors,
             [

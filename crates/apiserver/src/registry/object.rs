@@ -1,14 +1,29 @@
 //! [`Object`]: bytes first. The stored JSON is held once and handed out as it is, with the resourceVersion put
 //! in on the way; what must look inside decodes it once and shares the tree.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use bytes::{BufMut, Bytes, BytesMut};
 use resources::ResourceDef;
 use serde::Deserialize;
 use serde_json::Value;
 use storage::{Entry, Revision};
+
+/// How many rows' views an object keeps: as many as a kind has versions, and then some.
+const MAX_VIEWS: usize = 8;
+
+/// What a row of a custom kind made of an object.
+#[derive(Clone)]
+pub enum View {
+    /// It shows the object as it is stored.
+    Same,
+    Other(Arc<Object>),
+}
+
+/// Views by the rows that made them, the oldest first.
+type Views = Mutex<Vec<(u64, View)>>;
 
 /// One object as it stood after a commit.
 pub struct Object {
@@ -21,7 +36,12 @@ pub struct Object {
     labels: OnceLock<BTreeMap<String, String>>,
     tree: OnceLock<Arc<Value>>,
     protobuf: OnceLock<Bytes>,
+    views: OnceLock<Box<Views>>,
+    fields: OnceLock<Fields>,
 }
+
+/// The values of an object's selectable fields, by path, without those that are empty.
+type Fields = Box<[(apimachinery::gvk::Name, Box<str>)]>;
 
 impl Object {
     pub fn new(entry: &Entry) -> Self {
@@ -38,7 +58,35 @@ impl Object {
             labels: OnceLock::new(),
             tree: OnceLock::new(),
             protobuf: OnceLock::new(),
+            views: OnceLock::new(),
+            fields: OnceLock::new(),
         }
+    }
+
+    /// The same object in another form, at the same revision.
+    pub fn shown_as(&self, tree: &Value) -> Self {
+        let entry =
+            Entry { key: self.key.clone(), value: to_stored(tree), created: 0, modified: self.revision };
+        Object::at(&entry, self.revision)
+    }
+
+    /// What the row of that id made of the object before.
+    pub fn view(&self, row: u64) -> Option<View> {
+        let views = self.views.get()?.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        views.iter().find(|(id, _)| *id == row).map(|(_, view)| view.clone())
+    }
+
+    pub fn keep_view(&self, row: u64, view: View) {
+        let views = self.views.get_or_init(Box::default);
+        let mut views = views.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        if views.iter().any(|(id, _)| *id == row) {
+            return;
+        }
+        // Rows of earlier definitions are gone and ask no more.
+        if views.len() >= MAX_VIEWS {
+            views.remove(0);
+        }
+        views.push((row, view));
     }
 
     /// The stored bytes, without a resourceVersion.
@@ -87,9 +135,18 @@ impl Object {
         out.freeze()
     }
 
-    /// The decoded object, with its resourceVersion; shared by all who ask.
+    /// The decoded object, with its resourceVersion, kept for all who ask: a tree takes many times the memory of
+    /// its bytes, so this is for the few objects that every request looks at.
     pub fn tree(&self) -> &Arc<Value> {
         self.tree.get_or_init(|| Arc::new(self.decode()))
+    }
+
+    /// The decoded object, which is not kept.
+    pub fn open(&self) -> Cow<'_, Value> {
+        match self.tree.get() {
+            Some(tree) => Cow::Borrowed(tree),
+            None => Cow::Owned(self.decode()),
+        }
     }
 
     /// A decoded object of the caller's own.
@@ -145,11 +202,25 @@ impl Object {
         match path {
             "metadata.name" => self.name().to_owned(),
             "metadata.namespace" if def.namespaced() => self.namespace().to_owned(),
-            _ => match def.selectable_fields.iter().find(|f| f.path == path) {
-                Some(field) => (field.value)(self.tree()),
-                None => String::new(),
-            },
+            // The fields of a custom kind may be others tomorrow, and another group's events have others today.
+            _ if def.custom.is_some() || def.group == "events.k8s.io" => {
+                let field = def.selectable_fields.iter().find(|field| field.path == path);
+                field.map_or_else(String::new, |field| (field.value)(self.tree()))
+            }
+            _ => {
+                let fields = self.fields.get_or_init(|| self.read_fields(def));
+                let found = fields.iter().find(|(name, _)| *name == *path);
+                found.map_or_else(String::new, |(_, value)| value.to_string())
+            }
         }
+    }
+
+    /// Versions of a kind in one group have the same selectable fields, so that one reading serves all.
+    fn read_fields(&self, def: &ResourceDef) -> Fields {
+        let tree = self.open();
+        let fields = def.selectable_fields.iter();
+        let values = fields.map(|field| (field.path.clone(), (field.value)(&tree).into_boxed_str()));
+        values.filter(|(_, value)| !value.is_empty()).collect()
     }
 }
 
@@ -165,7 +236,7 @@ pub fn put_decimal(out: &mut BytesMut, number: u64) {
 /// The JSON that is stored: `apiVersion`, `kind` and `metadata` first, so that the place of the resourceVersion is
 /// found after a few dozen bytes; without resourceVersion.
 pub fn to_stored(object: &Value) -> Bytes {
-    let mut out = Vec::with_capacity(1024);
+    let mut out = Vec::with_capacity(4096);
     out.push(b'{');
     let empty = serde_json::Map::new();
     let fields = object.as_object().unwrap_or(&empty);
@@ -184,7 +255,8 @@ pub fn to_stored(object: &Value) -> Bytes {
         }
     }
     out.push(b'}');
-    Bytes::from(out)
+    // It may be kept for long: without the room that it grew into.
+    Bytes::from(out.into_boxed_slice())
 }
 
 fn write_metadata(out: &mut Vec<u8>, metadata: &serde_json::Map<String, Value>) {

@@ -2,15 +2,20 @@
 //!
 //! Upstream: apiserver/pkg/endpoints/handlers/patch.go
 
+use std::sync::Arc;
+
 use api::tables::Definition;
 use apimachinery::{GroupResource, Status, field};
+use resources::ResourceDef;
 use schema::apply::{Typed, Writer};
 use schema::decode::Strictness;
+use schema::structural::apply::Custom as CustomType;
 use serde_json::Value;
 
 use super::call::Call;
 use super::metadata;
 use crate::encode::{Outcome, definition, group_version};
+use crate::extensions::admit;
 use crate::negotiate::Patch;
 use crate::options::FieldValidation;
 use crate::special::part::Part;
@@ -37,6 +42,11 @@ impl Call<'_> {
         let decoded = match kind {
             Patch::Json => return Ok(Reading::Json(body.to_vec())),
             Patch::Merge | Patch::Strategic => untyped(schema::decode::untyped_json(body))?,
+            Patch::Apply if schema::cbor::is_cbor(body) => {
+                let object =
+                    schema::cbor::decode(body).map_err(|error| Status::bad_request(error.to_string()))?;
+                schema::decode::Decoded { object, problems: Vec::new() }
+            }
             Patch::Apply => schema::decode::untyped_yaml(body)
                 .map_err(|error| Status::bad_request(format!("error decoding YAML: {error}")))?,
         };
@@ -87,6 +97,7 @@ impl Call<'_> {
         let applies = matches!(reading, Reading::Apply(_));
         let patcher = Patcher {
             definition: definition(self.def()),
+            def: self.resource.def.clone(),
             resource: self.def().group_resource(),
             api_version: group_version(self.def()),
             kind: self.def().kind.to_string(),
@@ -124,21 +135,30 @@ impl Call<'_> {
 
     /// Notes who owns the fields that a write other than apply changed.
     pub fn track_fields(&self, old: Option<&Value>, object: &mut Value) {
-        let Some(definition) = definition(self.def()).filter(|_| !self.applied) else { return };
+        if self.applied {
+            return;
+        }
         let api_version = group_version(self.def());
         let writer = Writer {
             manager: &self.manager,
             subresource: &self.attributes.subresource,
             api_version: &api_version,
             now: self.server.now(),
-            resets: resets(&self.attributes.subresource),
+            resets: resets(self.def(), &self.attributes.subresource),
         };
-        schema::apply::track_update(&Typed::of(definition), old, object, &writer);
+        if let Some(custom) = &self.def().custom {
+            schema::apply::track_update(&CustomType::of(&custom.schema), old, object, &writer);
+        } else if let Some(definition) = definition(self.def()) {
+            schema::apply::track_update(&Typed::of(definition), old, object, &writer);
+        }
     }
 }
 
 /// The fields that nobody owns through an endpoint, because it does not write them.
-fn resets(subresource: &str) -> &'static [&'static [&'static str]] {
+fn resets(def: &ResourceDef, subresource: &str) -> &'static [&'static [&'static str]] {
+    if let Some(resets) = admit::resets(def, subresource) {
+        return resets;
+    }
     match subresource {
         "" => &[&["status"]],
         "status" => &[&["spec"]],
@@ -153,6 +173,7 @@ fn options_error(errors: &[field::Error]) -> Status {
 /// All that a patch needs besides the object.
 struct Patcher {
     definition: Option<&'static Definition>,
+    def: Arc<ResourceDef>,
     resource: GroupResource,
     api_version: String,
     kind: String,
@@ -178,6 +199,9 @@ impl Patcher {
             }
             Reading::Apply(patch) => self.apply(old, patch)?,
         };
+        if let Some(custom) = &self.def.custom {
+            return admit::patched(custom, tree, self.strictness);
+        }
         let Some(definition) = self.definition else {
             return Ok(schema::decode::Decoded { object: tree, problems: Vec::new() });
         };
@@ -186,16 +210,23 @@ impl Patcher {
     }
 
     fn apply(&self, old: &Value, patch: &Value) -> Result<Value, Status> {
-        let Some(definition) = self.definition else { return Err(Status::unsupported_media_type(&[])) };
         let writer = Writer {
             manager: &self.manager,
             subresource: &self.subresource,
             api_version: &self.api_version,
             now: self.now,
-            resets: resets(&self.subresource),
+            resets: resets(&self.def, &self.subresource),
         };
         let live = (!old.is_null()).then_some(old);
-        let mut merged = schema::apply::apply(&Typed::of(definition), live, patch, &writer, self.force)?;
+        let mut merged = match (&self.def.custom, self.definition) {
+            (Some(custom), _) => {
+                schema::apply::apply(&CustomType::of(&custom.schema), live, patch, &writer, self.force)?
+            }
+            (None, Some(definition)) => {
+                schema::apply::apply(&Typed::of(definition), live, patch, &writer, self.force)?
+            }
+            (None, None) => return Err(Status::unsupported_media_type(&[])),
+        };
         if live.is_none() {
             merged["apiVersion"] = self.api_version.as_str().into();
             merged["kind"] = self.kind.as_str().into();

@@ -76,7 +76,7 @@ impl Call<'_> {
                 }
                 return Err(self.not_found(name));
             };
-            let old = self.tree(&existing);
+            let old = self.tree(&existing).await?;
             let object = change(&old)?;
             self.check_preconditions(name, &object, &old)?;
             match self.change(name, part, object, &existing, &old).await? {
@@ -145,7 +145,7 @@ impl Call<'_> {
         metadata::keep_system_fields(&mut object, old);
         let reservation = self.server.services.prepare(self, &mut object, Some(old))?;
         self.count_generation(part, &mut object, old);
-        let mut errors = metadata::validate_update(&object, old);
+        let mut errors = metadata::validate_update(self.def(), &object, old);
         errors.extend(part::validate(part, self.def(), &object, old));
         self.invalid(name, &errors)?;
         self.warn(self.def().strategy.warnings(&object, Some(old)));
@@ -179,7 +179,7 @@ impl Call<'_> {
         if is_gone(part, self.def(), &object) {
             return self.remove_finalized(name, object, existing).await;
         }
-        let bytes = self.to_stored(&object);
+        let bytes = self.to_stored(&object).await?;
         if bytes == *existing.stored() {
             return Ok(Step::Done(Outcome::Stored(existing.clone())));
         }
@@ -200,8 +200,8 @@ impl Call<'_> {
         mut object: Value,
         existing: &Arc<Object>,
     ) -> Result<Step, Status> {
-        self.validate_admission(Operation::Delete, name, &mut Value::Null, Some(&self.tree(existing)))
-            .await?;
+        let old = self.tree(existing).await?;
+        self.validate_admission(Operation::Delete, name, &mut Value::Null, Some(&old)).await?;
         match self.registry().remove(&existing.key, Expect::Modified(existing.revision)).await {
             Ok(deleted) => {
                 let revision = deleted.map_or(existing.revision, |(_, revision)| revision);

@@ -1,13 +1,14 @@
 //! Watches: a cursor into a resource's history. A watcher holds no events of its own; one that stays behind the
 //! history is told to list again.
 
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use apimachinery::Status;
 use bytes::{Bytes, BytesMut};
 use storage::Revision;
-use tokio::time::Instant;
+use tokio::time::{Instant, Sleep};
 use tokio_util::sync::CancellationToken;
 
 use super::cache::{Cache, Event, Kind};
@@ -62,6 +63,8 @@ pub struct Watcher {
     initial_end: bool,
     deadline: Instant,
     bookmark: Instant,
+    /// Rings at the next of both. It is set again only when it rang: most wake-ups are changes.
+    timer: Pin<Box<Sleep>>,
     shutdown: CancellationToken,
     ended: bool,
 }
@@ -97,11 +100,15 @@ impl Registry {
             // Told at once, as a Status: that history does not reach back.
             cache.read().since(cursor, 0).map_err(|too_old| expired(cursor, too_old.oldest))?;
         }
+        let mut initial = self.views(resource, initial).await?;
         initial.retain(|object| options.matches(resource, object));
         initial.reverse();
         let now = Instant::now();
         let seconds = options.timeout_seconds.filter(|s| *s > 0);
         let seconds = seconds.unwrap_or(MIN_TIMEOUT_SECONDS + cursor % MIN_TIMEOUT_SECONDS);
+        let deadline = now + Duration::from_secs(seconds.min(24 * 60 * 60));
+        let bookmark = now + BOOKMARK_INTERVAL;
+        let first = if options.bookmarks { bookmark.min(deadline) } else { deadline };
         Ok(Watcher {
             registry: self.clone(),
             resource: resource.clone(),
@@ -113,8 +120,9 @@ impl Registry {
             changed,
             cursor,
             initial,
-            deadline: now + Duration::from_secs(seconds.min(24 * 60 * 60)),
-            bookmark: now + BOOKMARK_INTERVAL,
+            deadline,
+            bookmark,
+            timer: Box::pin(tokio::time::sleep_until(first)),
             shutdown,
             ended: false,
         })
@@ -136,24 +144,40 @@ impl Watcher {
                 return Some(self.initial_frames());
             }
             self.changed.borrow_and_update();
-            if let Some(frames) = self.history_frames() {
+            let frames = match self.resource.def.custom {
+                Some(_) => self.custom_frames().await,
+                None => self.history_frames(),
+            };
+            if let Some(frames) = frames {
                 return Some(frames);
             }
             tokio::select! {
                 () = self.shutdown.cancelled() => return None,
-                () = tokio::time::sleep_until(self.deadline) => {
-                    self.ended = true;
-                    return self.options.bookmarks.then(|| self.bookmark_frame(false));
-                }
-                () = tokio::time::sleep_until(self.bookmark), if self.options.bookmarks => {
-                    self.bookmark = Instant::now() + BOOKMARK_INTERVAL;
-                    return Some(self.bookmark_frame(false));
-                }
+                () = self.resource.retired.cancelled() => return None,
+                () = self.timer.as_mut() => if let Some(last) = self.rang() {
+                    return last;
+                },
                 changed = self.changed.changed() => if changed.is_err() {
                     return None;
                 },
             }
         }
+    }
+
+    /// The watch is over, or a bookmark is due.
+    fn rang(&mut self) -> Option<Option<Bytes>> {
+        let now = Instant::now();
+        if now >= self.deadline {
+            self.ended = true;
+            return Some(self.options.bookmarks.then(|| self.bookmark_frame(false)));
+        }
+        let due = self.options.bookmarks && now >= self.bookmark;
+        if due {
+            self.bookmark = now + BOOKMARK_INTERVAL;
+        }
+        let next = if self.options.bookmarks { self.bookmark.min(self.deadline) } else { self.deadline };
+        self.timer.as_mut().reset(next);
+        due.then(|| Some(self.bookmark_frame(false)))
     }
 
     fn initial_frames(&mut self) -> Bytes {
@@ -210,6 +234,47 @@ impl Watcher {
                 return single.or_else(|| (!block.is_empty()).then(|| block.freeze()));
             }
         }
+    }
+
+    /// What happened since the cursor, as the row of a custom kind shows it.
+    async fn custom_frames(&mut self) -> Option<Bytes> {
+        let progress = self.registry.progress();
+        let events = self.cache.read().since(self.cursor, BATCH);
+        let mut events = match events {
+            Ok(events) => events,
+            Err(too_old) => {
+                self.ended = true;
+                return Some(self.encoder.error(&expired(self.cursor, too_old.oldest)));
+            }
+        };
+        let exhausted = events.len() < BATCH;
+        let last = events.last().map_or(self.cursor, |event| event.revision);
+        events.retain(|event| event.object.key.starts_with(&self.prefix));
+        let states = events.iter().flat_map(|event| [Some(&event.object), event.previous.as_ref()]);
+        let states: Vec<Arc<Object>> = states.flatten().cloned().collect();
+        let mut views = match self.registry.views(&self.resource, states).await {
+            Ok(views) => views.into_iter(),
+            Err(status) => {
+                self.ended = true;
+                return Some(self.encoder.error(&status));
+            }
+        };
+        self.cursor = if exhausted { last.max(progress) } else { last };
+        let mut block = BytesMut::new();
+        for event in events {
+            let object = views.next()?;
+            let previous = match event.previous {
+                Some(_) => Some(views.next()?),
+                None => None,
+            };
+            let event = Event::seen(event.revision, object, previous, event.deleted);
+            if let Some((kind, departed)) = visible(&self.resource, &self.options, &event) {
+                block.extend_from_slice(
+                    &self.encoder.object(kind, departed.as_ref().unwrap_or(&event.object)),
+                );
+            }
+        }
+        (!block.is_empty()).then(|| block.freeze())
     }
 
     fn bookmark_frame(&mut self, initial_end: bool) -> Bytes {

@@ -1,12 +1,19 @@
 //! What goes on to a kubelet, a pod or a service: logs, exec, attach, port-forward and proxy. [`location`] says
-//! where to; [`tunnel`] sends the request there and copies what comes back, upgraded connections byte by byte.
+//! where to; [`tunnel`] sends the request there and copies what comes back, upgraded connections byte by byte;
+//! [`links`] keeps proxied pages below the proxy; [`log_socket`] has logs for browsers. What the server asks others
+//! for itself goes through [`outbound`].
 
+mod links;
 mod location;
-mod tunnel;
+mod log_socket;
+pub mod outbound;
+pub mod resolve;
+pub(crate) mod tunnel;
 
 use std::sync::Arc;
 
 use apimachinery::Status;
+use http::{Method, header};
 use serde_json::Value;
 
 use crate::body::Response;
@@ -17,7 +24,7 @@ use crate::seams::{Attributes, Operation};
 pub async fn handle(
     server: &Arc<ApiServer>,
     resource: &Arc<Resource>,
-    asked: Asked,
+    mut asked: Asked,
 ) -> Result<Response, Status> {
     admit(server, resource, &asked).await?;
     let attributes = &asked.info.attributes;
@@ -26,20 +33,27 @@ pub async fn handle(
     if streams && !asked.parts.headers.contains_key(http::header::UPGRADE) {
         return Err(Status::bad_request("Upgrade request required"));
     }
-    if attributes.subresource == "proxy" && asked.info.rest.is_none() {
+    let reads = matches!(asked.parts.method, Method::GET | Method::HEAD);
+    if attributes.subresource == "proxy" && asked.info.rest.is_none() && reads {
         // Upstream: links relative to the proxied page need the slash.
         let query = asked.parts.uri.query().map(|q| format!("?{q}")).unwrap_or_default();
         return tunnel::moved(&format!("{}/{query}", asked.parts.uri.path()));
     }
-    let prefix = match attributes.subresource.as_str() {
-        "proxy" => {
-            let path = asked.parts.uri.path();
-            let rest = asked.info.rest.as_deref().unwrap_or_default();
-            Some(path.strip_suffix(rest).unwrap_or(path).to_owned())
-        }
+    let prefix = (attributes.subresource == "proxy").then(|| {
+        let path = asked.parts.uri.path();
+        let rest = asked.info.rest.as_deref().unwrap_or_default();
+        path.strip_suffix(rest).unwrap_or(path).to_owned()
+    });
+    let socket = match attributes.subresource.as_str() {
+        "log" => log_socket::Wanted::of(&asked.parts.headers),
         _ => None,
     };
-    tunnel::forward(server, asked, target, prefix).await
+    let Some(socket) = socket else { return tunnel::forward(server, asked, target, prefix).await };
+    // The kubelet is asked for the log as it is.
+    let own_side = asked.parts.extensions.remove::<hyper::upgrade::OnUpgrade>();
+    asked.parts.headers.remove(header::UPGRADE);
+    let log = tunnel::forward(server, asked, target, None).await?;
+    Ok(socket.answer(server, log, own_side))
 }
 
 /// Connecting is an operation of its own to admission; its object is the options.

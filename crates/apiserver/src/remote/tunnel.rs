@@ -15,11 +15,15 @@ use rustls_pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 
+use super::links::Proxied;
 use super::location::Target;
 use crate::body::{Body, BoxError, Response};
 use crate::handle::{ApiServer, Asked, RequestBody};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// The longest page whose links are rewritten.
+const MAX_PAGE_BYTES: usize = 8 << 20;
 
 /// Headers that concern one connection only.
 const HOP_HEADERS: &[&str] = &[
@@ -78,7 +82,8 @@ pub fn moved(to: &str) -> Result<Response, Status> {
     Ok(response)
 }
 
-fn outgoing_headers(asked: &HeaderMap, target: &Target, upgrade: bool) -> HeaderMap {
+/// The headers that are not meant for this server alone; those of the connection only when it is upgraded.
+pub(crate) fn passed_on(asked: &HeaderMap, upgrade: bool) -> HeaderMap {
     let mut headers = HeaderMap::new();
     for (name, value) in asked {
         let ours = *name == header::AUTHORIZATION
@@ -88,6 +93,11 @@ fn outgoing_headers(asked: &HeaderMap, target: &Target, upgrade: bool) -> Header
             headers.append(name, value.clone());
         }
     }
+    headers
+}
+
+fn outgoing_headers(asked: &HeaderMap, target: &Target, upgrade: bool) -> HeaderMap {
+    let mut headers = passed_on(asked, upgrade);
     if let Ok(host) = HeaderValue::from_str(&format!("{}:{}", target.host, target.port)) {
         headers.insert(header::HOST, host);
     }
@@ -112,9 +122,91 @@ pub async fn forward(
     let mut request =
         request.map_err(|error| Status::bad_request(format!("cannot send the request on: {error}")))?;
     *request.headers_mut() = outgoing_headers(&parts.headers, &target, upgrade);
+    if let Some(prefix) = &prefix {
+        forwarded(request.headers_mut(), &parts, prefix);
+    }
     let io = connect(server, &target).await?;
-    let handshake = hyper::client::conn::http1::handshake(TokioIo::new(io)).await;
-    let (mut sender, connection) = handshake.map_err(|error| unreachable(&target, error))?;
+    let answer = exchange(server, io, request).await.map_err(|error| unreachable(&target, error))?;
+    if answer.status() == StatusCode::SWITCHING_PROTOCOLS {
+        return join(server, answer, own_side);
+    }
+    let Some(prefix) = prefix else { return Ok(copied(answer)) };
+    let proxied = Proxied { authority: format!("{}:{}", target.host, target.port), prefix };
+    below(copied(answer), &proxied).await
+}
+
+/// Tells the proxied server where its clients see it.
+fn forwarded(headers: &mut HeaderMap, asked: &http::request::Parts, prefix: &str) {
+    let host = asked.headers.get(header::HOST).and_then(|host| host.to_str().ok());
+    let host = host.or_else(|| asked.uri.authority().map(|authority| authority.as_str())).unwrap_or_default();
+    let path = if asked.uri.path().len() > prefix.len() { asked.uri.path() } else { prefix };
+    for (name, value) in
+        [("x-forwarded-uri", path), ("x-forwarded-host", host), ("x-forwarded-proto", "https")]
+    {
+        if let Ok(value) = HeaderValue::from_str(value)
+            && !value.is_empty()
+        {
+            headers.insert(HeaderName::from_static(name), value);
+        }
+    }
+    // Pages are looked into.
+    headers.remove(header::ACCEPT_ENCODING);
+}
+
+/// The answer of a proxied server as it is seen below the proxy: redirects, and the links of its pages.
+async fn below(mut response: Response, proxied: &Proxied) -> Result<Response, Status> {
+    let text = |response: &Response, name: &HeaderName| {
+        response.headers().get(name).and_then(|value| value.to_str().ok()).map(str::to_owned)
+    };
+    if let Some(location) = text(&response, &header::LOCATION) {
+        if let Some(value) = proxied.rewrite(&location).and_then(|link| HeaderValue::from_str(&link).ok()) {
+            response.headers_mut().insert(header::LOCATION, value);
+        }
+        return Ok(response);
+    }
+    let kind = text(&response, &header::CONTENT_TYPE).unwrap_or_default();
+    let is_page = kind.split(';').next().is_some_and(|kind| kind.trim() == "text/html");
+    if !is_page || response.headers().contains_key(header::CONTENT_ENCODING) {
+        return Ok(response);
+    }
+    let (parts, mut body) = response.into_parts();
+    let mut page = Vec::new();
+    while page.len() <= MAX_PAGE_BYTES {
+        match body.frame().await {
+            None => {
+                let page = match String::from_utf8(page) {
+                    Ok(page) => proxied.rewrite_page(&page).into(),
+                    Err(error) => Bytes::from(error.into_bytes()),
+                };
+                return Ok(Response::from_parts(parts, Body::Full(page)));
+            }
+            Some(Ok(frame)) => {
+                if let Ok(block) = frame.into_data() {
+                    page.extend_from_slice(&block);
+                }
+            }
+            Some(Err(error)) => {
+                return Err(Status::service_unavailable(format!("error trying to reach service: {error}")));
+            }
+        }
+    }
+    // So long a page goes on as it is.
+    let begun = futures::stream::iter([Ok(Bytes::from(page))]);
+    let rest = BodyStream::new(body)
+        .filter_map(|frame| async move { frame.map(|frame| frame.into_data().ok()).transpose() });
+    Ok(Response::from_parts(parts, Body::Stream(Box::pin(begun.chain(rest)))))
+}
+
+/// One exchange over a connection of its own, which the other side may upgrade.
+pub(crate) async fn exchange<B>(
+    server: &ApiServer,
+    io: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    request: Request<B>,
+) -> Result<http::Response<hyper::body::Incoming>, hyper::Error>
+where
+    B: hyper::body::Body<Data = Bytes, Error: Into<BoxError>> + Send + 'static,
+{
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(io)).await?;
     let shutdown = server.shutdown.clone();
     server.tasks.spawn(async move {
         tokio::select! {
@@ -124,15 +216,11 @@ pub async fn forward(
             },
         }
     });
-    let answer = sender.send_request(request).await.map_err(|error| unreachable(&target, error))?;
-    if answer.status() == StatusCode::SWITCHING_PROTOCOLS {
-        return join(server, answer, own_side);
-    }
-    Ok(copied(answer, &target, prefix.as_deref()))
+    sender.send_request(request).await
 }
 
 /// Both sides have changed protocols: from here on bytes are copied.
-fn join(
+pub(crate) fn join(
     server: &Arc<ApiServer>,
     answer: http::Response<hyper::body::Incoming>,
     own_side: Option<hyper::upgrade::OnUpgrade>,
@@ -161,7 +249,8 @@ fn join(
     Ok(response)
 }
 
-fn copied(answer: http::Response<hyper::body::Incoming>, target: &Target, prefix: Option<&str>) -> Response {
+/// An answer as it came, less what concerned its connection.
+pub(crate) fn copied(answer: http::Response<hyper::body::Incoming>) -> Response {
     let (parts, body) = answer.into_parts();
     let frames = BodyStream::new(body).filter_map(|frame| async move {
         match frame {
@@ -176,23 +265,5 @@ fn copied(answer: http::Response<hyper::body::Incoming>, target: &Target, prefix
             response.headers_mut().append(name, value.clone());
         }
     }
-    if let Some(prefix) = prefix {
-        relocate(response.headers_mut(), target, prefix);
-    }
     response
-}
-
-/// A redirect of what is proxied stays below the proxy.
-fn relocate(headers: &mut HeaderMap, target: &Target, prefix: &str) {
-    let Some(location) = headers.get(header::LOCATION).and_then(|v| v.to_str().ok()) else { return };
-    let own = [
-        format!("http://{}:{}", target.host, target.port),
-        format!("https://{}:{}", target.host, target.port),
-    ];
-    let path = own.iter().find_map(|own| location.strip_prefix(own.as_str())).unwrap_or(location);
-    if path.starts_with('/')
-        && let Ok(value) = HeaderValue::from_str(&format!("{prefix}{path}"))
-    {
-        headers.insert(header::LOCATION, value);
-    }
 }

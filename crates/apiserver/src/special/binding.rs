@@ -33,6 +33,7 @@ pub async fn handle(
     check(&binding, &name)?;
     metadata::of(&mut binding).insert("name".into(), name.as_str().into());
     metadata::of(&mut binding).entry("namespace").or_insert_with(|| attributes.namespace.as_str().into());
+    call.mutate(Operation::Create, &name, &mut binding, None).await?;
     call.validate_admission(Operation::Create, &name, &mut binding, None).await?;
 
     let table = server.registry.table();

@@ -21,6 +21,7 @@ use crate::registry::metadata;
 use crate::seams::{Attributes, Lookup, Operation};
 
 const EVICTION: GroupVersionKind = GroupVersionKind::from_static("policy", "v1", "Eviction");
+const PODS: GroupResource = GroupResource::from_static("", "pods");
 const BUDGETS: GroupResource = GroupResource::from_static("policy", "poddisruptionbudgets");
 
 /// How many pods may be evicted before the budget's controller has seen any of them go.
@@ -35,12 +36,16 @@ pub async fn handle(call: &mut Call<'_>, asked: &Asked, body: &Bytes) -> Result<
     }
     let options = DeleteOptions::parse(&asked.info.query, Some(&eviction["deleteOptions"]))?;
     call.options.dry_run |= options.dry_run;
+    call.mutate(Operation::Create, &name, &mut eviction, None).await?;
     call.validate_admission(Operation::Create, &name, &mut eviction, None).await?;
     let pod =
         call.registry().get(call.resource, call.namespace(), &name)?.ok_or_else(|| call.not_found(&name))?;
-    let pod = call.tree(&pod);
+    let pod = call.tree(&pod).await?;
     if !ignores_budgets(&pod) {
         charge_budget(call, asked, &name, &pod).await?;
+    }
+    if !call.options.dry_run {
+        mark_disrupted(call, asked, &name).await?;
     }
     // As upstream: the pod that the budget was asked for, and no later one of its name.
     let options = DeleteOptions {
@@ -142,11 +147,34 @@ async fn charge_budget(call: &Call<'_>, asked: &Asked, pod_name: &str, pod: &Val
             ));
         }
     };
-    let table = registry.table();
-    let resource = table.stored(&BUDGETS).ok_or_else(Status::page_not_found)?;
+    let now = rfc3339(call.server.now());
+    let mut change = |budget: &Value| match decide(budget, pod) {
+        Verdict::Free => Ok(budget.clone()),
+        Verdict::Refuse { message, cause } => Err(refused(&message, cause)),
+        Verdict::Charge => {
+            let mut charged = budget.clone();
+            let allowed = charged["status"]["disruptionsAllowed"].as_i64().unwrap_or(0);
+            charged["status"]["disruptionsAllowed"] = (allowed - 1).into();
+            charged["status"]["disruptedPods"][pod_name] = now.as_str().into();
+            Ok(charged)
+        }
+    };
+    write_status(call, asked, &BUDGETS, metadata::text(budget, "name"), &mut change).await
+}
+
+/// A write to the status of another object, on behalf of who evicts.
+async fn write_status(
+    call: &Call<'_>,
+    asked: &Asked,
+    of: &GroupResource,
+    name: &str,
+    change: &mut (dyn FnMut(&Value) -> Result<Value, Status> + Send),
+) -> Result<(), Status> {
+    let table = call.registry().table();
+    let resource = table.stored(of).ok_or_else(Status::page_not_found)?;
     let attributes = Attributes {
-        group: "policy".into(),
-        resource: "poddisruptionbudgets".into(),
+        group: of.group.to_string(),
+        resource: of.resource.to_string(),
         subresource: "status".into(),
         ..asked.info.attributes.clone()
     };
@@ -161,19 +189,35 @@ async fn charge_budget(call: &Call<'_>, asked: &Asked, pod_name: &str, pod: &Val
         warnings: Vec::new(),
         applied: false,
     };
+    update.update(name, Part::Status, false, change).await.map(drop)
+}
+
+/// Says on the pod why it goes, for those who count its failure.
+///
+/// Upstream: pkg/registry/core/pod/storage/eviction.go addConditionAndDeletePod
+async fn mark_disrupted(call: &Call<'_>, asked: &Asked, name: &str) -> Result<(), Status> {
     let now = rfc3339(call.server.now());
-    let mut change = |budget: &Value| match decide(budget, pod) {
-        Verdict::Free => Ok(budget.clone()),
-        Verdict::Refuse { message, cause } => Err(refused(&message, cause)),
-        Verdict::Charge => {
-            let mut charged = budget.clone();
-            let allowed = charged["status"]["disruptionsAllowed"].as_i64().unwrap_or(0);
-            charged["status"]["disruptionsAllowed"] = (allowed - 1).into();
-            charged["status"]["disruptedPods"][pod_name] = now.as_str().into();
-            Ok(charged)
-        }
-    };
-    update.update(metadata::text(budget, "name"), Part::Status, false, &mut change).await.map(drop)
+    let mut change = |pod: &Value| Ok(disrupted(pod, &now));
+    match write_status(call, asked, &PODS, name, &mut change).await {
+        Err(status) if status.is_not_found() => Ok(()),
+        written => written,
+    }
+}
+
+fn disrupted(pod: &Value, now: &str) -> Value {
+    const KIND: &str = "DisruptionTarget";
+    let mut marked = pod.clone();
+    let mut conditions = pod["status"]["conditions"].as_array().cloned().unwrap_or_default();
+    let before = conditions.iter().position(|condition| condition["type"] == KIND);
+    let before =
+        before.map(|index| conditions.remove(index)).filter(|condition| condition["status"] == "True");
+    let since = before.map_or_else(|| json!(now), |condition| condition["lastTransitionTime"].clone());
+    conditions.push(json!({
+        "type": KIND, "status": "True", "reason": "EvictionByEvictionAPI", "message": "Eviction API: evicting",
+        "lastProbeTime": null, "lastTransitionTime": since,
+    }));
+    marked["status"]["conditions"] = conditions.into();
+    marked
 }
 
 #[cfg(test)]
@@ -192,5 +236,13 @@ mod tests {
         assert_eq!(decide(&budget(0), &json!({})), Verdict::Free);
         let Verdict::Refuse { cause, .. } = decide(&budget(0), &ready) else { panic!("refused") };
         assert_eq!(cause, "The disruption budget b needs 3 healthy pods and has 3 currently");
+    }
+
+    #[test]
+    fn an_evicted_pod_says_so_once() {
+        let pod = json!({"status": {"conditions": [{"type": "Ready", "status": "True"}]}});
+        let once = disrupted(&pod, "2026-01-01T00:00:00Z");
+        assert_eq!(once["status"]["conditions"][1]["reason"], "EvictionByEvictionAPI");
+        assert_eq!(disrupted(&once, "2026-01-02T00:00:00Z"), once);
     }
 }

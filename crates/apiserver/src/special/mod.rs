@@ -3,8 +3,9 @@
 mod binding;
 mod eviction;
 pub mod part;
+pub mod resource_metrics;
 mod reviews;
-mod scale;
+pub mod scale;
 mod token;
 
 use std::sync::Arc;
@@ -43,6 +44,7 @@ pub async fn handle(
         ("pods", "binding") | ("bindings", "") => binding::handle(server, &mut call, &asked, &body).await?,
         ("pods", "eviction") => eviction::handle(&mut call, &asked, &body).await?,
         ("serviceaccounts", "token") => token::handle(&mut call, &asked, &body).await?,
+        ("nodes" | "pods", "") => resource_metrics::handle(server, &asked).await?,
         ("componentstatuses", "") => component_statuses(&asked)?,
         (_, "") => reviews::handle(&mut call, &asked, &body).await?,
         _ => return Err(Status::page_not_found()),

@@ -6,6 +6,7 @@ use apimachinery::selector::LabelSelector;
 use apimachinery::{GroupVersionKind, Status, field};
 use bytes::Bytes;
 use http::StatusCode;
+use resources::ResourceDef;
 use serde_json::{Value, json};
 
 use super::part::Part;
@@ -18,17 +19,40 @@ use crate::registry::metadata;
 
 const SCALE: GroupVersionKind = GroupVersionKind::from_static("autoscaling", "v1", "Scale");
 
-/// The scale of a workload.
-fn scale(object: &Value) -> Value {
-    let mut shown =
-        json!({"kind": "Scale", "apiVersion": "autoscaling/v1", "metadata": {}, "spec": {}, "status": {}});
-    for field in ["name", "namespace", "uid", "resourceVersion", "creationTimestamp"] {
-        if let Some(value) = object["metadata"].get(field) {
-            shown["metadata"][field] = value.clone();
-        }
+/// Where a kind has its replicas.
+fn paths(def: &ResourceDef) -> (Vec<&str>, Vec<&str>) {
+    fn texts(path: &[String]) -> Vec<&str> {
+        path.iter().map(String::as_str).collect()
     }
-    shown["spec"]["replicas"] = object["spec"]["replicas"].as_i64().unwrap_or(0).into();
-    shown["status"]["replicas"] = object["status"]["replicas"].as_i64().unwrap_or(0).into();
+    match def.custom.as_ref().and_then(|custom| custom.scale.as_ref()) {
+        Some(scale) => (texts(&scale.spec_replicas), texts(&scale.status_replicas)),
+        None => (vec!["spec", "replicas"], vec!["status", "replicas"]),
+    }
+}
+
+fn at<'v>(object: &'v Value, path: &[&str]) -> &'v Value {
+    path.iter().fold(object, |value, name| value.get(*name).unwrap_or(&Value::Null))
+}
+
+/// Sets the replicas of a workload, with what is missing on the way to them.
+pub fn set_replicas(def: &ResourceDef, object: &mut Value, replicas: Value) {
+    let mut value = object;
+    for name in paths(def).0 {
+        if !value.is_object() {
+            *value = json!({});
+        }
+        value = &mut value[name];
+    }
+    *value = replicas;
+}
+
+/// The selector of a workload's pods as text; empty for none.
+fn selector(def: &ResourceDef, object: &Value) -> String {
+    if let Some(custom) = &def.custom {
+        let path = custom.scale.as_ref().and_then(|scale| scale.label_selector.as_ref());
+        let path: Vec<&str> = path.into_iter().flatten().map(String::as_str).collect();
+        return at(object, &path).as_str().unwrap_or_default().to_owned();
+    }
     let selector = &object["spec"]["selector"];
     let text = match selector.as_object() {
         // A ReplicationController's selector is a map of labels.
@@ -37,17 +61,33 @@ fn scale(object: &Value) -> Value {
         }
         _ => LabelSelector::from_object(selector),
     };
-    if let Ok(text) = text
-        && !text.is_empty()
-        && !text.is_nothing()
-    {
-        shown["status"]["selector"] = text.to_string().into();
+    match text {
+        Ok(text) if !text.is_empty() && !text.is_nothing() => text.to_string(),
+        _ => String::new(),
+    }
+}
+
+/// The scale of a workload.
+pub fn of(def: &ResourceDef, object: &Value) -> Value {
+    let mut shown =
+        json!({"kind": "Scale", "apiVersion": "autoscaling/v1", "metadata": {}, "spec": {}, "status": {}});
+    for field in ["name", "namespace", "uid", "resourceVersion", "creationTimestamp"] {
+        if let Some(value) = object["metadata"].get(field) {
+            shown["metadata"][field] = value.clone();
+        }
+    }
+    let (spec, status) = paths(def);
+    shown["spec"]["replicas"] = at(object, &spec).as_i64().unwrap_or(0).into();
+    shown["status"]["replicas"] = at(object, &status).as_i64().unwrap_or(0).into();
+    let selector = selector(def, object);
+    if !selector.is_empty() {
+        shown["status"]["selector"] = selector.into();
     }
     shown
 }
 
 /// The workload with the replicas of a scale.
-fn with_scale(object: &Value, scale: &Value) -> Result<Value, Status> {
+fn with_scale(def: &ResourceDef, object: &Value, scale: &Value) -> Result<Value, Status> {
     let mut changed = object.clone();
     let replicas = scale["spec"]["replicas"].as_i64().unwrap_or(0);
     if replicas < 0 {
@@ -55,7 +95,7 @@ fn with_scale(object: &Value, scale: &Value) -> Result<Value, Status> {
         let error = field::Error::invalid(&path, replicas, "must be greater than or equal to 0");
         return Err(Status::invalid(&SCALE.group_kind(), metadata::text(scale, "name"), &[error]));
     }
-    changed["spec"]["replicas"] = replicas.into();
+    set_replicas(def, &mut changed, replicas.into());
     let version = metadata::text(scale, "resourceVersion");
     match version {
         "" => drop(
@@ -76,21 +116,27 @@ pub async fn handle(call: &mut Call<'_>, asked: &Asked, body: &Bytes) -> Result<
     if asked.info.attributes.verb == "get" {
         let object = call.registry().get(call.resource, call.namespace(), &name)?;
         let object = object.ok_or_else(|| call.not_found(&name))?;
-        return Ok((StatusCode::OK, scale(&call.tree(&object))));
+        let object = call.tree(&object).await?;
+        if call.def().custom.is_some() && at(&object, &paths(call.def()).0).is_null() {
+            let path = paths(call.def()).0.join(".");
+            return Err(Status::internal(format!("the spec replicas field \".{path}\" does not exist")));
+        }
+        return Ok((StatusCode::OK, of(call.def(), &object)));
     }
     let patch = asked.info.attributes.verb == "patch";
     let sent = if patch { Value::Null } else { read(asked, body, &SCALE)? };
     let kind = if patch { Some(negotiate::patch(&asked.parts.headers, true)?) } else { None };
+    let def = call.resource.def.clone();
     let mut change = |old: &Value| match kind {
-        None => with_scale(old, &sent),
-        Some(kind) => with_scale(old, &patched(&scale(old), kind, body)?),
+        None => with_scale(&def, old, &sent),
+        Some(kind) => with_scale(&def, old, &patched(&of(&def, old), kind, body)?),
     };
     let (outcome, _) = call.update(&name, Part::Whole, false, &mut change).await?;
     let object = match outcome {
-        Outcome::Stored(object) => Value::clone(&call.tree(&object)),
+        Outcome::Stored(object) => Value::clone(&*call.tree(&object).await?),
         Outcome::Tree(tree) => tree,
     };
-    Ok((StatusCode::OK, scale(&object)))
+    Ok((StatusCode::OK, of(call.def(), &object)))
 }
 
 fn patched(old: &Value, kind: Patch, body: &Bytes) -> Result<Value, Status> {

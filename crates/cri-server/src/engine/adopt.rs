@@ -54,19 +54,7 @@ impl Engine {
         match sandbox.shim.ask(&Request::State).await {
             Ok(Response::State(state)) => {
                 self.learn(&state).await;
-                // A container whose creation was cut short is known to the record alone.
-                for container in self.containers_of(&sandbox.id) {
-                    let known = state.containers.iter().any(|known| known.id == container.id);
-                    if !known && container.phase().exit.is_none() {
-                        self.ended(
-                            &container,
-                            255,
-                            self.now(),
-                            "Unknown",
-                            "the engine ended while it was created",
-                        );
-                    }
-                }
+                // The shim does not know a container that was never started; it waits for its start or removal.
                 self.watch_shim(sandbox);
             }
             _ => {

@@ -127,7 +127,7 @@ fn share_with_pod(config: &mut ContainerConfig, pod: &cri::v1::NamespaceOption) 
 }
 
 impl Engine {
-    /// Creates a container in a sandbox; it is there, but does not run.
+    /// Creates a container in a sandbox: its root filesystem and its description, not yet a process.
     pub(crate) async fn create_container(
         self: &Arc<Self>,
         sandbox: &str,
@@ -150,22 +150,6 @@ impl Engine {
             blocking(move || engine.lay_out(&sandbox, config, &image)).await?
         };
         let container = Arc::new(container);
-        let create = Create {
-            id: container.id.clone(),
-            terminal: container.record.config.tty,
-            stdin: container.record.config.stdin,
-            stdin_once: container.record.config.stdin_once,
-            log_path: container.record.log_path.clone(),
-            console_socket: self.console_socket(&container.id),
-        };
-        match sandbox.shim.ask(&Request::Create(create)).await {
-            Ok(Response::Created { pid }) => container.change(|phase| phase.pid = pid),
-            answer => {
-                self.clear_away(&container).await?;
-                let message = answer.err().map_or("an unexpected answer".to_owned(), |e| e.to_string());
-                return Err(Error::Shim { what: "create container", message });
-            }
-        }
         lock(&self.pods).containers.insert(container.id.clone(), container.clone());
         self.publish(&container, ContainerEventType::ContainerCreatedEvent);
         Ok(container.id.clone())
@@ -222,8 +206,11 @@ impl Engine {
         share_with_pod(&mut config, &sandbox.options());
         let security = security(&config);
         let user = container_user(&security, image, &rootfs)?;
-        for mount in &config.mounts {
-            self.prepare_source(mount)?;
+        for (index, mount) in config.mounts.iter_mut().enumerate() {
+            match mount.image.clone().filter(|image| !image.image.is_empty()) {
+                Some(image) => self.mount_image(dir, index, &image, mount)?,
+                None => prepare_source(Path::new(&mount.host_path))?,
+            }
         }
         let pod = sandbox.record();
         let log_path = log_path(&pod.config.log_directory, &config.log_path);
@@ -247,15 +234,39 @@ impl Engine {
         Ok(Container::new(record, dir.to_path_buf()))
     }
 
-    /// A missing source of a bind mount is made as a directory, as containerd does.
-    fn prepare_source(&self, mount: &cri::v1::Mount) -> Result<(), Error> {
-        if mount.image.as_ref().is_some_and(|image| !image.image.is_empty()) {
-            return Err(Error::Invalid("image volumes are not supported".to_owned()));
+    /// Mounts an image, whose files are the mount's source, beside the container's root filesystem.
+    fn mount_image(
+        &self,
+        dir: &Path,
+        index: usize,
+        wanted: &cri::v1::ImageSpec,
+        mount: &mut cri::v1::Mount,
+    ) -> Result<(), Error> {
+        let missing = || crate::images::Error::NotFound(wanted.image.clone());
+        let image = self.images.find(&wanted.image).ok_or_else(missing)?;
+        let place = dir.join("images").join(index.to_string());
+        let (root, empty) = (place.join("root"), place.join("empty"));
+        for made in [&root, &empty] {
+            std::fs::create_dir_all(made).map_err(Error::io(made))?;
         }
-        let source = Path::new(&mount.host_path);
-        if std::fs::symlink_metadata(source).is_err() {
-            std::fs::create_dir_all(source).map_err(Error::io(source))?;
+        let mut lowers = self.images.layers(&image.id)?;
+        // An overlay that is only read takes two layers at least.
+        lowers.push(empty.clone());
+        if lowers.len() < 2 {
+            // It has no layers at all.
+            lowers = vec![empty.clone(), root.clone()];
         }
+        mount_overlay(&Overlay { lowers: &lowers, upper: None, work: None }, &root)
+            .map_err(Error::kernel("image volume"))?;
+        let part =
+            wanted.annotations.get(cri::IMAGE_SUB_PATH).map_or("", |part| part.trim_start_matches('/'));
+        let part = if part.is_empty() { "." } else { part };
+        let found = linux::beneath::Root::open(&root)
+            .and_then(|root| root.open_as_root(Path::new(part), rustix::fs::OFlags::PATH))
+            .and_then(|part| linux::beneath::path_of(&part))
+            .map_err(|_| Error::Invalid(format!("failed to mount image volume: {part:?} is not in it")))?;
+        mount.host_path = found.display().to_string();
+        mount.readonly = true;
         Ok(())
     }
 
@@ -324,16 +335,46 @@ impl Engine {
             return Err(Error::Conflict(format!("container {id} is not in created state")));
         }
         let sandbox = self.sandbox(&container.record.sandbox)?;
+        if let Err(why) = self.make_process(&sandbox, &container).await {
+            self.ended(&container, 128, self.now(), "StartError", &why);
+            return Err(Error::Start { id: id.to_owned(), why });
+        }
         // Said before it runs, so that an exit that is faster than the answer finds a started container.
         container.change(|phase| phase.started_at = self.now());
         if let Err(error) = sandbox.shim.ask(&Request::Start { id: container.id.clone() }).await {
-            let message = error.to_string();
+            let why = format!("failed to start task: OCI runtime start failed: {error}");
+            self.ended(&container, 128, self.now(), "StartError", &why);
             let _ = sandbox.shim.ask(&kill_request(&container.id, 9)).await;
-            self.ended(&container, 128, self.now(), "StartError", &message);
-            return Err(Error::Shim { what: "start container", message });
+            return Err(Error::Start { id: id.to_owned(), why });
         }
         self.publish(&container, ContainerEventType::ContainerStartedEvent);
         Ok(())
+    }
+
+    /// Makes the process that becomes the container's program. A missing program is found here, so that the
+    /// failure is one of the start, as it is with containerd.
+    async fn make_process(&self, sandbox: &Sandbox, container: &Container) -> Result<(), String> {
+        if container.phase().pid != 0 {
+            // An engine that was killed before it could start the container has made it.
+            return Ok(());
+        }
+        let config = &container.record.config;
+        let create = Create {
+            id: container.id.clone(),
+            terminal: config.tty,
+            stdin: config.stdin,
+            stdin_once: config.stdin_once,
+            log_path: container.record.log_path.clone(),
+            console_socket: self.console_socket(&container.id),
+        };
+        match sandbox.shim.ask(&Request::Create(create)).await {
+            Ok(Response::Created { pid }) => {
+                container.change(|phase| phase.pid = pid);
+                Ok(())
+            }
+            Ok(_) => Err("failed to create task: an unexpected answer".to_owned()),
+            Err(error) => Err(format!("failed to create task: OCI runtime create failed: {error}")),
+        }
     }
 
     /// Stops a container: its stop signal, and after the timeout the one that nobody survives. Safe to repeat.
@@ -343,7 +384,11 @@ impl Engine {
         timeout_seconds: i64,
     ) -> Result<(), Error> {
         let Ok(container) = self.container(id) else { return Ok(()) };
-        if container.phase().exit.is_some() {
+        if container.phase().pid == 0 {
+            // It was never started, unless that happens just now.
+            drop(container.gate.lock().await);
+        }
+        if container.phase().pid == 0 || container.phase().exit.is_some() {
             return Ok(());
         }
         let sandbox = self.sandbox(&container.record.sandbox)?;
@@ -453,6 +498,14 @@ impl Engine {
         let sandbox = self.sandbox(&container.record.sandbox)?;
         let asked = sandbox.shim.ask(&Request::ReopenLog { id: container.id.clone() }).await;
         asked.map(|_| ()).map_err(|e| Error::Shim { what: "reopen log", message: e.to_string() })
+    }
+}
+
+/// A missing source of a bind mount is made as a directory, as containerd does.
+fn prepare_source(source: &Path) -> Result<(), Error> {
+    match std::fs::symlink_metadata(source) {
+        Ok(_) => Ok(()),
+        Err(_) => std::fs::create_dir_all(source).map_err(Error::io(source)),
     }
 }
 

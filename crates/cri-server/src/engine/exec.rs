@@ -102,7 +102,7 @@ impl Engine {
         exec: Exec,
         request: &ExecRequest,
     ) -> Result<Stdio, Error> {
-        let failed = |e: std::io::Error| Error::Shim { what: "exec", message: e.to_string() };
+        let failed = |e| exec_failed(&exec.exec, e);
         let pipe = || pipe_with(PipeFlags::CLOEXEC).map_err(std::io::Error::from);
         let null = || std::fs::OpenOptions::new().read(true).write(true).open("/dev/null").map(OwnedFd::from);
         let (mut theirs, mut stdin, mut outputs) = (Vec::new(), None, Vec::new());
@@ -124,7 +124,7 @@ impl Engine {
             }
         }
         let fds: Vec<_> = theirs.iter().map(AsFd::as_fd).collect();
-        shim.ask_with(&Request::Exec(exec), &fds).await.map_err(failed)?;
+        shim.ask_with(&Request::Exec(exec.clone()), &fds).await.map_err(failed)?;
         let stderr = outputs.pop().flatten();
         Ok(Stdio::Pipes { stdin, stdout: outputs.pop().flatten(), stderr })
     }
@@ -134,7 +134,8 @@ impl Engine {
         shim: &crate::shim::client::Client,
         exec: Exec,
     ) -> Result<Stdio, Error> {
-        let failed = |e: std::io::Error| Error::Shim { what: "exec", message: e.to_string() };
+        let id = exec.exec.clone();
+        let failed = |e| exec_failed(&id, e);
         let socket = exec.console_socket.clone();
         let listener = UnixListener::bind(&socket).map_err(Error::io(&socket))?;
         let request = Request::Exec(exec);
@@ -239,6 +240,11 @@ impl Engine {
             _ => Err(Error::Shim { what: "attach", message: "an unexpected answer".to_owned() }),
         }
     }
+}
+
+/// Upstream: containerd's words
+fn exec_failed(id: &str, error: std::io::Error) -> Error {
+    Error::Exec(format!("failed to start exec {id:?}: OCI runtime exec failed: exec failed: {error}"))
 }
 
 /// The container's own process with another command.

@@ -252,7 +252,7 @@ impl Store {
     }
 
     /// Whether a name's content came from an archive.
-    pub(super) fn was_imported(&self, reference: &str) -> bool {
+    pub(crate) fn was_imported(&self, reference: &str) -> bool {
         self.lock().names.get(reference).is_some_and(|name| name.imported)
     }
 

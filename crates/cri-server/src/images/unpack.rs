@@ -25,16 +25,40 @@ const WHITEOUT: &[u8] = b".wh.";
 const OPAQUE: &[u8] = b".wh..wh..opq";
 type Failure = Box<dyn std::error::Error + Send + Sync>;
 
-/// Counts and hashes what is read through it.
+/// After so many bytes it is looked again whether the disk has room for more.
+const LOOK_EVERY: u64 = 4 << 20;
+/// The part of the disk that a layer must leave free: small archives can unpack to anything.
+const RESERVE: u64 = 20;
+
+/// Hashes what is read through it, and ends when what is read would fill the disk.
 struct Hashing<R> {
     inner: R,
     hasher: Sha256,
+    /// The directory that it is unpacked to.
+    target: PathBuf,
+    unlooked: u64,
+}
+
+impl<R> Hashing<R> {
+    fn look(&mut self) -> io::Result<()> {
+        self.unlooked = 0;
+        let disk = rustix::fs::statvfs(&self.target)?;
+        let lacks = |free: u64, all: u64| all > 0 && free < all / RESERVE;
+        if lacks(disk.f_bavail, disk.f_blocks) || lacks(disk.f_favail, disk.f_files) {
+            return Err(io::Error::new(io::ErrorKind::StorageFull, "the layer does not fit on the disk"));
+        }
+        Ok(())
+    }
 }
 
 impl<R: Read> Read for Hashing<R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let length = self.inner.read(buffer)?;
         self.hasher.update(&buffer[..length]);
+        self.unlooked += length as u64;
+        if self.unlooked >= LOOK_EVERY {
+            self.look()?;
+        }
         Ok(length)
     }
 }
@@ -56,7 +80,8 @@ pub(crate) fn decompressed<'r>(reader: impl Read + Send + 'r) -> io::Result<Box<
 pub(crate) fn unpack(layer: File, target: &Path) -> Result<String, Error> {
     let wrong = |entry: &Path, source: Failure| Error::Unpack { entry: entry.display().to_string(), source };
     let reader = decompressed(layer).map_err(Error::io(target))?;
-    let mut archive = tar::Archive::new(Hashing { inner: reader, hasher: Sha256::new() });
+    let hashing = Hashing { inner: reader, hasher: Sha256::new(), target: target.into(), unlooked: 0 };
+    let mut archive = tar::Archive::new(hashing);
     let root = Root::open(target).map_err(|e| wrong(Path::new("."), e.into()))?;
     // Directories get their times last, as each entry made in them changes them.
     let mut times = Vec::new();
@@ -274,6 +299,29 @@ mod tests {
             assert!(unpack(file, &target).is_err(), "{name}");
             assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1, "{name}");
         }
+    }
+
+    #[test]
+    fn a_bomb_ends_before_the_disk_is_full() {
+        if !is_root() {
+            return;
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let flags = rustix::mount::MountFlags::empty();
+        linux::mounts::mount_tmpfs(dir.path(), flags, "size=128m").unwrap();
+        let zeros = vec![0; 200 << 20];
+        let plain = layer(|b| entry(b, "bomb", EntryType::Regular, "", &zeros));
+        let mut packed = tempfile::tempfile().unwrap();
+        let mut encoder = flate2::write::GzEncoder::new(&mut packed, flate2::Compression::fast());
+        io::copy(&mut BufReader::new(plain), &mut encoder).unwrap();
+        encoder.finish().unwrap();
+        io::Seek::rewind(&mut packed).unwrap();
+        let unpacked = unpack(packed, dir.path());
+        let left = rustix::fs::statvfs(dir.path()).unwrap();
+        linux::mounts::unmount_lazy(dir.path()).unwrap();
+        let error = unpacked.unwrap_err();
+        assert!(format!("{:?}", error).contains("does not fit"), "{error:?}");
+        assert!(left.f_bavail > 0, "something is left for others");
     }
 
     #[test]

@@ -8,7 +8,7 @@ use tonic::{Request, Response, Status};
 use super::status;
 use crate::SharedEngine;
 use crate::engine::blocking;
-use crate::images::{Credentials, ImageInfo, pull};
+use crate::images::{Credentials, ImageInfo, Store, pull};
 
 /// Answers `ImageService`.
 pub(crate) struct Image {
@@ -23,9 +23,12 @@ impl Image {
 
 /// An image as CRI shows it. A user that is a number is told apart from a name, for `runAsNonRoot` is decided
 /// by it.
-fn shown(image: ImageInfo) -> v1::Image {
+///
+/// What was imported from an archive is pinned, because it could not be pulled again if it were cleaned away.
+fn shown(images: &Store, image: ImageInfo) -> v1::Image {
     let user = image.run.user.split(':').next().unwrap_or_default();
     let uid = user.parse::<i64>().ok();
+    let pinned = image.repo_tags.iter().any(|tag| images.was_imported(tag));
     v1::Image {
         spec: Some(v1::ImageSpec { image: image.id.clone(), ..Default::default() }),
         id: image.id,
@@ -34,7 +37,7 @@ fn shown(image: ImageInfo) -> v1::Image {
         size: image.size,
         username: if uid.is_some() { String::new() } else { user.to_owned() },
         uid: uid.map(|value| v1::Int64Value { value }),
-        pinned: false,
+        pinned,
     }
 }
 
@@ -54,7 +57,9 @@ impl ImageService for Image {
             Some(name) => self.engine.images.find(&name).into_iter().collect(),
             None => self.engine.images.list(),
         };
-        Ok(Response::new(v1::ListImagesResponse { images: images.into_iter().map(shown).collect() }))
+        Ok(Response::new(v1::ListImagesResponse {
+            images: images.into_iter().map(|image| shown(&self.engine.images, image)).collect(),
+        }))
     }
 
     async fn image_status(
@@ -67,7 +72,10 @@ impl ImageService for Image {
         if let (true, Some(image)) = (request.verbose, &image) {
             info.insert("info".to_owned(), serde_json::to_string(&image.run).unwrap_or_default());
         }
-        Ok(Response::new(v1::ImageStatusResponse { image: image.map(shown), info }))
+        Ok(Response::new(v1::ImageStatusResponse {
+            image: image.map(|image| shown(&self.engine.images, image)),
+            info,
+        }))
     }
 
     async fn pull_image(

@@ -22,6 +22,8 @@ use crate::core::Core;
 use crate::runtime::describe;
 use crate::status::patch;
 pub use machine::Machine;
+pub use object::reference;
+pub use upkeep::free_images;
 
 const LEASE_NAMESPACE: &str = "kube-node-lease";
 const LEASE_SECONDS: i32 = 40;
@@ -83,6 +85,7 @@ impl Keeper {
         upkeep.tick().await;
         let mut check = Box::pin(tokio::time::sleep(Duration::ZERO));
         let mut retry = Duration::from_millis(50);
+        let pressure = self.core.clone();
         loop {
             tokio::select! {
                 _ = renew.tick() => self.renew_lease().await,
@@ -90,6 +93,7 @@ impl Keeper {
                     self.images = None;
                     upkeep::collect_images(&self.core).await;
                 }
+                () = pressure.pressure.changed() => self.check().await,
                 () = seen.notified() => {
                     if self.tell_pod_cidr().await {
                         self.check().await;

@@ -13,6 +13,7 @@ use cri::v1 as pb;
 
 use super::machine::architecture;
 use crate::core::Core;
+use crate::pressure::Condition;
 use crate::runtime::{self, describe};
 
 /// The most images that a node lists.
@@ -151,15 +152,29 @@ fn conditions(core: &Core, old: Option<&NodeStatus>, problems: &[String]) -> Vec
     } else {
         format!("[{}]", problems.join(", "))
     };
+    let under = core.pressure.conditions();
+    // Upstream: pkg/kubelet/nodestatus/setters.go
+    let of_pressure = |kind: Condition, held: (&str, &'static str), free: (&str, &'static str)| {
+        let holds = under.contains(&kind);
+        let (message, reason) = if holds { held } else { free };
+        (kind.name(), holds, reason, message.to_owned())
+    };
     let rows: [(&str, bool, &str, String); 4] = [
-        (
-            "MemoryPressure",
-            false,
-            "KubeletHasSufficientMemory",
-            "kubelet has sufficient memory available".into(),
+        of_pressure(
+            Condition::Memory,
+            ("kubelet has insufficient memory available", "KubeletHasInsufficientMemory"),
+            ("kubelet has sufficient memory available", "KubeletHasSufficientMemory"),
         ),
-        ("DiskPressure", false, "KubeletHasNoDiskPressure", "kubelet has no disk pressure".into()),
-        ("PIDPressure", false, "KubeletHasSufficientPID", "kubelet has sufficient PID available".into()),
+        of_pressure(
+            Condition::Disk,
+            ("kubelet has disk pressure", "KubeletHasDiskPressure"),
+            ("kubelet has no disk pressure", "KubeletHasNoDiskPressure"),
+        ),
+        of_pressure(
+            Condition::Processes,
+            ("kubelet has insufficient PID available", "KubeletHasInsufficientPID"),
+            ("kubelet has sufficient PID available", "KubeletHasSufficientPID"),
+        ),
         ("Ready", ready, if ready { "KubeletReady" } else { "KubeletNotReady" }, ready_message),
     ];
     let before =

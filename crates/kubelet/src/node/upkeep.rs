@@ -39,12 +39,21 @@ pub async fn collect_images(core: &Core) {
     if capacity == 0 || used < percent(core.config.image_gc_high_percent) {
         return;
     }
+    remove_unused(core, used - percent(core.config.image_gc_low_percent)).await;
+}
+
+/// Removes every image that no container uses: the disk is too full for any of them.
+pub async fn free_images(core: &Core) {
+    remove_unused(core, u64::MAX).await;
+}
+
+async fn remove_unused(core: &Core, excess: u64) {
     let (Ok(images), Ok(containers)) = (core.runtime.images().await, core.runtime.containers(None).await)
     else {
         return;
     };
     let in_use = containers.into_iter().flat_map(|c| [c.image_ref, c.image_id]).collect();
-    for image in to_remove(&images, &in_use, used - percent(core.config.image_gc_low_percent)) {
+    for image in to_remove(&images, &in_use, excess) {
         match core.runtime.remove_image(&image).await {
             Ok(()) => tracing::info!(image, "removed an unused image, as the disk is nearly full"),
             Err(error) => tracing::warn!(image, error = %describe(&error), "cannot remove an unused image"),

@@ -1,6 +1,7 @@
-//! The kubelet's own HTTPS server: what the API server asks of a node. Callers show a certificate of the cluster's
-//! authority; without one only health is answered.
+//! The kubelet's own HTTPS server: what the API server asks of a node. Whoever shows a certificate of the cluster's
+//! authority or a token is told what the API server allows it ([`access`]); to others only health is answered.
 
+mod access;
 mod logs;
 mod metrics;
 mod streams;
@@ -13,6 +14,7 @@ use std::time::Duration;
 use api::Object;
 use api::core::v1::Pod;
 use bytes::Bytes;
+use client::delegated::User;
 use futures::StreamExt;
 use http::{Method, Request, Response, StatusCode};
 use http_body_util::combinators::BoxBody;
@@ -94,12 +96,13 @@ pub async fn run(core: Arc<Core>, listener: Listener, shutdown: CancellationToke
 
 async fn serve(core: Arc<Core>, tls: TlsAcceptor, stream: TcpStream) {
     let Ok(Ok(stream)) = tokio::time::timeout(HANDSHAKE_TIMEOUT, tls.accept(stream)).await else { return };
-    let verified = stream.get_ref().1.peer_certificates().is_some_and(|c| !c.is_empty());
+    let shown = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
+    let user = shown.and_then(|certificate| User::of_certificate(certificate));
     // Streams that outlive their request are driven here, and end with their connection.
     let streams = streams::Streams::default();
     let handle = |request: Request<Incoming>| {
-        let (core, streams) = (core.clone(), streams.clone());
-        async move { Ok::<_, Infallible>(route(core, request, verified, streams).await) }
+        let (core, user, streams) = (core.clone(), user.clone(), streams.clone());
+        async move { Ok::<_, Infallible>(route(core, request, user, streams).await) }
     };
     let connection = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
@@ -114,7 +117,7 @@ async fn serve(core: Arc<Core>, tls: TlsAcceptor, stream: TcpStream) {
 async fn route(
     core: Arc<Core>,
     request: Request<Incoming>,
-    verified: bool,
+    user: Option<User>,
     streams: streams::Streams,
 ) -> Answer {
     let path = request.uri().path().to_owned();
@@ -122,9 +125,11 @@ async fn route(
     if parts.first() == Some(&"healthz") {
         return text(StatusCode::OK, "ok");
     }
-    if !verified {
-        return text(StatusCode::UNAUTHORIZED, "Unauthorized");
+    let (head, body) = request.into_parts();
+    if let Err(refusal) = access::check(&core.access, &core.config.node_name, &head, user).await {
+        return refusal;
     }
+    let request = Request::from_parts(head, body);
     let query = Query::parse(request.uri().query().unwrap_or_default());
     let method = request.method().clone();
     match (&method, parts.as_slice()) {

@@ -42,6 +42,12 @@ pub fn all(facts: &Facts, status: &PodStatus) -> Vec<PodCondition> {
         ours.into_iter().map(|c| PodCondition { observed_generation: facts.pod.metadata.generation, ..c }),
     );
     all.extend_from_slice(facts.resize);
+    if let Some(verdict) = facts.verdict.filter(|verdict| verdict.disrupted) {
+        // Upstream: k8s.io/api/core/v1 PodReasonTerminationByKubelet
+        all.retain(|c| c.type_ != "DisruptionTarget");
+        let target = condition("DisruptionTarget", true, "TerminationByKubelet", verdict.message.clone());
+        all.push(PodCondition { observed_generation: facts.pod.metadata.generation, ..target });
+    }
     for condition in &mut all {
         stamp(condition, facts);
     }

@@ -34,6 +34,8 @@ pub struct Readiness {
 pub struct Verdict {
     pub reason: String,
     pub message: String,
+    /// The pod is the victim of somebody else's need, and its owner should not count this as its failure.
+    pub disrupted: bool,
 }
 
 /// All that a status is made of.

@@ -193,13 +193,20 @@ fn gates_probes_and_verdicts() {
           not Ready: ReadinessGatesNotReady corresponding condition of pod readiness gate "g" does not exist.
     "#]]);
     case.readiness.ready.insert("id-a".into(), false);
-    case.verdict = Some(Verdict { reason: "DeadlineExceeded".into(), message: "m".into() });
+    case.verdict = Some(Verdict { reason: "DeadlineExceeded".into(), message: "m".into(), disrupted: false });
     case.check(expect![[r#"
         Failed DeadlineExceeded
           a ready=false restarts=0 running | -
           not Ready: PodFailed
           not ContainersReady: PodFailed
     "#]]);
+    let target = |case: &Case| {
+        let conditions = case.status().conditions.unwrap_or_default();
+        conditions.into_iter().find(|c| c.type_ == "DisruptionTarget").and_then(|c| c.reason)
+    };
+    assert_eq!(target(&case), None);
+    case.verdict = Some(Verdict { reason: "Evicted".into(), message: "m".into(), disrupted: true });
+    assert_eq!(target(&case).as_deref(), Some("TerminationByKubelet"));
 }
 
 #[test]

@@ -1,9 +1,10 @@
 //! A pod's volumes: set up before its first container, kept up to date while it runs, taken away after it.
 //!
 //! [`payload`] decides, purely, which files a projected volume holds; [`atomic`] puts them there so that no
-//! reader ever sees half of a change; [`subpath`] opens parts of volumes without being led outside.
+//! reader ever sees half of a change; [`ownership`] gives trees to groups; [`subpath`] opens parts of volumes without being led outside.
 
 pub mod atomic;
+mod ownership;
 pub mod payload;
 mod setup;
 pub mod subpath;

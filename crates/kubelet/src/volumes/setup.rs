@@ -1,6 +1,6 @@
 //! Makes volumes be there. All of it may be done again at any time: what is right already is left as it is.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
@@ -8,8 +8,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use api::Object;
 use api::core::v1::{
-    ConfigMap, EmptyDirVolumeSource, HostPathVolumeSource, PersistentVolume, PersistentVolumeClaim, Pod,
-    ProjectedVolumeSource, Secret, ServiceAccountTokenProjection, Volume,
+    ConfigMap, EmptyDirVolumeSource, HostPathVolumeSource, ImageVolumeSource, PersistentVolume,
+    PersistentVolumeClaim, Pod, ProjectedVolumeSource, Secret, ServiceAccountTokenProjection, Volume,
 };
 use client::{Client, Resource};
 use controller_runtime::Clock;
@@ -19,17 +19,25 @@ use rustix::mount::MountFlags;
 use serde_json::json;
 
 use super::payload::{self, FileContent, Payload};
-use super::{VolumeError, atomic};
+use super::{VolumeError, atomic, ownership};
 use crate::container::downward::Surroundings;
 use crate::objects::ObjectCache;
 use crate::paths::Paths;
 use crate::pod::qos;
 
 /// A volume that is ready to be mounted into containers.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Mounted {
     pub path: PathBuf,
     pub read_only: bool,
+    /// The image that is the volume, which the runtime mounts itself.
+    pub image: Option<ImageVolumeSource>,
+}
+
+impl Mounted {
+    fn at(path: PathBuf, read_only: bool) -> Self {
+        Mounted { path, read_only, image: None }
+    }
 }
 
 /// By pod UID, audience and requested lifetime, so that all volumes of a pod share one.
@@ -49,6 +57,8 @@ pub struct Volumes {
     pub config_maps: ObjectCache<ConfigMap>,
     pub secrets: ObjectCache<Secret>,
     tokens: Mutex<HashMap<TokenKey, Token>>,
+    /// By pod UID: the persistent volumes that are its group's already.
+    given: Mutex<HashSet<(String, PathBuf)>>,
 }
 
 impl Volumes {
@@ -59,7 +69,15 @@ impl Volumes {
         config_maps: ObjectCache<ConfigMap>,
         secrets: ObjectCache<Secret>,
     ) -> Self {
-        Volumes { paths, client, clock, config_maps, secrets, tokens: Mutex::default() }
+        Volumes {
+            paths,
+            client,
+            clock,
+            config_maps,
+            secrets,
+            tokens: Mutex::default(),
+            given: Mutex::default(),
+        }
     }
 
     /// Sets up or brings up to date all volumes of a pod. The error names the first that failed.
@@ -87,6 +105,11 @@ impl Volumes {
         }
         if let Some(source) = &volume.host_path {
             return host_path(source);
+        }
+        if let Some(source) = &volume.image {
+            let mut mounted = Mounted::at(PathBuf::new(), true);
+            mounted.image = Some(source.clone());
+            return Ok(mounted);
         }
         if let Some(claim) = &volume.persistent_volume_claim {
             let read_only = claim.read_only == Some(true);
@@ -116,7 +139,7 @@ impl Volumes {
         let payload = match payload {
             Ok(payload) => payload,
             // What a running pod has mounted it keeps, though its source be gone.
-            Err(_) if dir.join("..data").exists() => return Ok(Mounted { path: dir, read_only: true }),
+            Err(_) if dir.join("..data").exists() => return Ok(Mounted::at(dir, true)),
             Err(why) => return Err(VolumeError::Refused(why)),
         };
         fs::create_dir_all(&dir).map_err(|e| VolumeError::io("making a volume's directory", e))?;
@@ -127,7 +150,7 @@ impl Volumes {
         let group = fs_group(pod);
         own_by_group(&dir, group)?;
         atomic::write(&dir, &payload, group, self.clock.now())?;
-        Ok(Mounted { path: dir, read_only: true })
+        Ok(Mounted::at(dir, true))
     }
 
     async fn config_map(&self, pod: &Pod, name: &str) -> Result<Option<Arc<ConfigMap>>, VolumeError> {
@@ -159,7 +182,7 @@ impl Volumes {
             set.map_err(|e| VolumeError::io("setting an emptyDir's permissions", e))?;
             own_by_group(&dir, fs_group(pod))?;
         }
-        Ok(Mounted { path: dir, read_only: false })
+        Ok(Mounted::at(dir, false))
     }
 
     async fn projected(
@@ -265,14 +288,34 @@ impl Volumes {
         let spec = volume.spec.unwrap_or_default();
         let mut mounted = match (&spec.host_path, &spec.local) {
             (Some(source), _) => host_path(source)?,
-            (_, Some(local)) => host_path(&HostPathVolumeSource {
-                path: local.path.clone(),
-                type_: Some("Directory".into()),
-            })?,
+            (_, Some(local)) => {
+                let directory = Some("Directory".to_owned());
+                let mounted =
+                    host_path(&HostPathVolumeSource { path: local.path.clone(), type_: directory })?;
+                self.give_to_group(pod, &mounted.path).await?;
+                mounted
+            }
             _ => return Err(VolumeError::Refused("no volume plugin matched".into())),
         };
         mounted.read_only |= read_only;
         Ok(mounted)
+    }
+
+    /// Gives a persistent volume's files to the pod's group, once for each pod.
+    async fn give_to_group(&self, pod: &Pod, path: &Path) -> Result<(), VolumeError> {
+        if !self
+            .given
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert((pod.uid().to_owned(), path.into()))
+        {
+            return Ok(());
+        }
+        let context = pod.spec.as_ref().and_then(|s| s.security_context.as_ref());
+        let policy = context.and_then(|c| c.fs_group_change_policy.as_deref());
+        let (path, group, mismatch) = (path.to_owned(), fs_group(pod), policy == Some("OnRootMismatch"));
+        let given = tokio::task::spawn_blocking(move || ownership::give(&path, group, mismatch)).await;
+        given.unwrap_or_else(|e| Err(VolumeError::Refused(format!("applying fsGroup: {e}"))))
     }
 
     /// Takes all that a pod left on this node away: mounts first.
@@ -280,6 +323,7 @@ impl Volumes {
         self.config_maps.release(pod_uid);
         self.secrets.release(pod_uid);
         self.lock().retain(|(uid, ..), _| uid != pod_uid);
+        self.given.lock().unwrap_or_else(PoisonError::into_inner).retain(|(uid, _)| uid != pod_uid);
         let dir = self.paths.pod(pod_uid);
         let kernel = |source| VolumeError::Kernel { what: format!("removing {}", dir.display()), source };
         // Volumes go at once; the rest of the directory holds what a restart might ask for.
@@ -368,7 +412,7 @@ fn host_path(source: &HostPathVolumeSource) -> Result<Mounted, VolumeError> {
         }
         _ => {}
     }
-    Ok(Mounted { path: path.to_owned(), read_only: false })
+    Ok(Mounted::at(path.to_owned(), false))
 }
 
 /// The message for a kind of volume that this kubelet does not have.

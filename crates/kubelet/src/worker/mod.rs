@@ -198,6 +198,9 @@ impl Worker {
         };
         self.probes.sync(&self.pod, &state, false);
         self.check_deadline();
+        if let Some(verdict) = self.core.pressure.take_verdict(self.pod.uid()) {
+            self.verdict.get_or_insert(verdict);
+        }
         self.check_storage().await;
         self.note_resize(&state);
         let plan = compute_pod_actions(&self.pod, &state, &self.probes.results());
@@ -252,7 +255,8 @@ impl Worker {
         }
         let message = "Pod was active on the node longer than the specified deadline";
         self.event(false, "DeadlineExceeded", message);
-        self.verdict = Some(Verdict { reason: "DeadlineExceeded".into(), message: message.into() });
+        self.verdict =
+            Some(Verdict { reason: "DeadlineExceeded".into(), message: message.into(), disrupted: false });
     }
 
     /// Looks from time to time whether the pod uses more of the disk than it may: the kernel tells nobody.
@@ -269,7 +273,8 @@ impl Worker {
         }
         self.measured = Some(Instant::now());
         self.look_again(MEASURE);
-        let Ok(used) = evict::measure(&self.pod, &self.core.paths, self.core.runtime.as_ref()).await else {
+        let Ok(used) = evict::measure(&self.pod, &self.core.paths, self.core.runtime.as_ref(), false).await
+        else {
             return;
         };
         if let Some(verdict) = evict::verdict(&self.pod, &used) {

@@ -10,7 +10,7 @@ use api::core::v1::{Container, VolumeMount};
 use cri::v1 as pb;
 
 use super::Worker;
-use super::start::MountedVolumes;
+use super::start::Ready;
 use crate::container::config::termination_message_path;
 use crate::container::{dns, expansion};
 use crate::pod;
@@ -23,16 +23,35 @@ impl Worker {
         &self,
         container: &Container,
         restart_count: i32,
-        volumes: &MountedVolumes,
+        ready: &Ready<'_>,
         environment: &BTreeMap<String, String>,
         state: &PodState,
     ) -> Result<Vec<pb::Mount>, String> {
         let mut mounts = Vec::new();
         for (index, mount) in container.volume_mounts.iter().flatten().enumerate() {
-            let volume = volumes.get(&mount.name);
+            let volume = ready.volumes.get(&mount.name);
             let volume = volume
                 .ok_or_else(|| format!("cannot find volume {:?} to mount into container", mount.name))?;
-            let host_path = match sub_path(mount, environment)? {
+            let sub_path = sub_path(mount, environment)?;
+            if let (Some(source), Some(image)) = (&volume.image, ready.images.get(&mount.name)) {
+                mounts.push(pb::Mount {
+                    container_path: absolute(&mount.mount_path),
+                    readonly: true,
+                    propagation: propagation(mount) as i32,
+                    image: Some(pb::ImageSpec {
+                        image: image.clone(),
+                        user_specified_image: source.reference.clone().unwrap_or_default(),
+                        annotations: sub_path
+                            .map(|p| (cri::IMAGE_SUB_PATH.to_owned(), p))
+                            .into_iter()
+                            .collect(),
+                        ..Default::default()
+                    }),
+                    ..Default::default()
+                });
+                continue;
+            }
+            let host_path = match sub_path {
                 None => volume.path.clone(),
                 Some(sub_path) => {
                     let target = self.core.paths.subpath(self.pod.uid(), &mount.name, &container.name, index);

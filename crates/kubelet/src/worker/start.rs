@@ -235,7 +235,8 @@ impl Worker {
         let (core, pod) = (self.core.clone(), self.pod.clone());
         let events = PodEvents { recorder: &core.recorder, pod: &pod };
         self.check_restart_backoff(container, start.state, &events)?;
-        let image = self.image(&start, &events).await?;
+        let image = self.image(&start, &events, container).await?;
+        let image_volumes = self.image_volumes(&start, &events).await?;
         let refuse = |reason: &str, message: String| {
             events.warning(&container.name, "Failed", &format!("Error: {message}"));
             Waiting { reason: reason.to_owned(), message }
@@ -245,7 +246,8 @@ impl Worker {
         let around = self.core.surroundings(&pod, start.state);
         let environment = self.environment(container, &around).await.map_err(config_error)?;
         let restart_count = self.restart_count(container, start.state);
-        let mounts = self.mounts(container, restart_count, start.volumes, &environment, start.state);
+        let volumes = Ready { volumes: start.volumes, images: &image_volumes };
+        let mounts = self.mounts(container, restart_count, &volumes, &environment, start.state);
         let mounts = mounts.map_err(config_error)?;
         let seccomp_root = self.core.paths.seccomp();
         let facts = ContainerFacts {
@@ -263,10 +265,13 @@ impl Worker {
         std::fs::create_dir_all(logs).map_err(|e| refuse("CreateContainerError", e.to_string()))?;
         let runtime = self.core.runtime.clone();
         let created = runtime.create_container(start.sandbox_id, config, start.sandbox.clone()).await;
-        let id = created.map_err(|e| refuse("CreateContainerError", describe(&e)))?;
+        let id = created.map_err(|e| refuse("CreateContainerError", e.message().to_owned()))?;
         events.normal(&container.name, "Created", "Container created");
         if let Err(error) = runtime.start_container(&id).await {
-            return Err(refuse("RunContainerError", describe(&error).replace(&id, &container.name)));
+            let message = error.message().to_owned();
+            let told = message.replace(&id, &container.name);
+            events.warning(&container.name, "Failed", &format!("Error: {told}"));
+            return Err(Waiting { reason: "RunContainerError".to_owned(), message });
         }
         events.normal(&container.name, "Started", "Container started");
         self.post_start(container, &id, start.state, &events).await
@@ -282,7 +287,36 @@ impl Worker {
         }
     }
 
-    async fn image(&mut self, start: &Start<'_>, events: &PodEvents<'_>) -> Result<Image, Waiting> {
+    /// The images that the container mounts as volumes, by the volumes' names.
+    // Upstream: pkg/kubelet/kuberuntime/kuberuntime_manager.go getImageVolumes
+    async fn image_volumes(
+        &mut self,
+        start: &Start<'_>,
+        events: &PodEvents<'_>,
+    ) -> Result<BTreeMap<String, String>, Waiting> {
+        let mut images = BTreeMap::new();
+        for mount in start.container.volume_mounts.iter().flatten() {
+            let Some(source) = start.volumes.get(&mount.name).and_then(|volume| volume.image.clone()) else {
+                continue;
+            };
+            let as_container = Container {
+                name: start.container.name.clone(),
+                image: source.reference,
+                image_pull_policy: source.pull_policy,
+                ..Default::default()
+            };
+            let image = self.image(start, events, &as_container).await?;
+            images.insert(mount.name.clone(), image.reference);
+        }
+        Ok(images)
+    }
+
+    async fn image(
+        &mut self,
+        start: &Start<'_>,
+        events: &PodEvents<'_>,
+        container: &Container,
+    ) -> Result<Image, Waiting> {
         // A pod that is being deleted does not wait for its images.
         let cancel = CancellationToken::new();
         let stop = cancel.clone();
@@ -292,7 +326,6 @@ impl Worker {
             stop.cancel();
             std::future::pending::<()>().await;
         };
-        let container = start.container;
         let ensured =
             self.core.images.ensure(&self.pod, container, start.secrets, start.sandbox, events, &cancel);
         let ensured = tokio::select! {
@@ -398,6 +431,13 @@ impl Worker {
         }
         Err(Waiting { reason: "PostStartHookError".into(), message })
     }
+}
+
+/// What a container may mount.
+pub struct Ready<'a> {
+    pub volumes: &'a MountedVolumes,
+    /// By the volume's name: the image that it is.
+    pub images: &'a BTreeMap<String, String>,
 }
 
 /// What one start needs.

@@ -13,6 +13,7 @@ pub mod coordination;
 pub mod core;
 pub mod discovery;
 pub mod flowcontrol;
+pub mod metrics;
 pub mod networking;
 pub mod node;
 pub mod policy;

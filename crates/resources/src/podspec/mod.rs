@@ -55,6 +55,14 @@ pub fn validate_workload_template(object: &Value, kind: &str) -> Errors {
     }
 }
 
+/// The same for a DaemonSet, whose template is looked at even if its selector is none.
+///
+/// Upstream: pkg/apis/apps/validation/validation.go ValidateDaemonSetSpec
+pub fn validate_daemon_template(object: &Value) -> Errors {
+    let selector = LabelSelector::from_object(at(object, "spec.selector").unwrap_or(&Value::Null));
+    validate_selected_template(object, &selector.unwrap_or_default(), "DaemonSet")
+}
+
 /// The same for a selector that is already read.
 pub fn validate_selected_template(object: &Value, selector: &LabelSelector, kind: &str) -> Errors {
     let at_template = path("spec.template");

@@ -197,6 +197,26 @@ pub fn dns_label(value: &str, at: &Path) -> Errors {
     each(names::dns1123_label(value), at, value)
 }
 
+/// A domain, a slash, and a name of the domain's own.
+///
+/// Upstream: apimachinery/pkg/util/validation/validation.go IsDomainPrefixedPath
+pub fn domain_prefixed_path(value: &str, at: &Path) -> Errors {
+    if value.is_empty() {
+        return vec![Error::required(at, "")];
+    }
+    let Some((host, rest)) =
+        value.split_once('/').filter(|(host, rest)| !host.is_empty() && !rest.is_empty())
+    else {
+        return vec![Error::invalid(at, value, "must be a domain-prefixed path (such as \"acme.io/foo\")")];
+    };
+    let mut errors = each(names::dns1123_subdomain(host), at, host);
+    let good = |c: char| c.is_ascii_alphanumeric() || "/:@._~!$&'()*+,;=%-".contains(c);
+    if !rest.chars().all(good) {
+        errors.push(Error::invalid(at, rest, "Invalid path (e.g. 'acme.io/foo')"));
+    }
+    errors
+}
+
 /// Upstream: apimachinery/pkg/util/validation/ip.go IsValidIP
 pub fn ip(value: &str, at: &Path) -> Errors {
     match value.parse::<IpAddr>() {

@@ -20,7 +20,7 @@ impl Plugin for ImageLocality {
     }
 
     fn score<'a>(
-        &self,
+        &'a self,
         pod: &'a PodInfo,
         cluster: &'a Cluster,
         nodes: &[&NodeInfo],

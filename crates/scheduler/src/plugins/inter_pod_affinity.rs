@@ -1,29 +1,30 @@
 //! Pods want to be near to, or away from, other pods.
 
 use std::collections::HashMap;
+use std::sync::Arc;
+
+use serde_json::Value;
 
 use crate::cluster::{Change, Cluster};
+use crate::configuration::args;
 use crate::framework::{Filter, MAX_SCORE, Plugin, Refusal, Score};
 use crate::pod::AffinityTerm;
 use crate::{NodeInfo, PodInfo};
 
-/// The weight of others' required affinity when nodes are ranked.
-///
-/// Upstream: pkg/scheduler/apis/config/v1/defaults.go HardPodAffinityWeight
-const HARD_AFFINITY_WEIGHT: i64 = 1;
+pub struct InterPodAffinity(args::InterPodAffinity);
 
-pub struct InterPodAffinity;
+impl InterPodAffinity {
+    pub fn make(args: Option<&Value>) -> Result<Arc<dyn Plugin>, String> {
+        Ok(Arc::new(InterPodAffinity(args::inter_pod_affinity(args)?)))
+    }
+}
 
 impl Plugin for InterPodAffinity {
     fn name(&self) -> &'static str {
         "InterPodAffinity"
     }
 
-    fn weight(&self) -> i64 {
-        2
-    }
-
-    fn filter<'a>(&self, pod: &'a PodInfo, cluster: &'a Cluster) -> Option<Box<dyn Filter + 'a>> {
+    fn filter<'a>(&'a self, pod: &'a PodInfo, cluster: &'a Cluster) -> Option<Box<dyn Filter + 'a>> {
         let asks = !pod.required_affinity.is_empty() || !pod.required_anti_affinity.is_empty();
         if !asks && !cluster.has_affinity_pods() {
             return None;
@@ -44,12 +45,13 @@ impl Plugin for InterPodAffinity {
     }
 
     fn score<'a>(
-        &self,
+        &'a self,
         pod: &'a PodInfo,
         cluster: &'a Cluster,
         _nodes: &[&NodeInfo],
     ) -> Option<Box<dyn Score + 'a>> {
-        if pod.preferred_affinity.is_empty() && !cluster.has_affinity_pods() {
+        let own_only = self.0.ignore_preferred_terms_of_existing_pods;
+        if pod.preferred_affinity.is_empty() && (own_only || !cluster.has_affinity_pods()) {
             return None;
         }
         let mut wanted = Topology::default();
@@ -60,6 +62,9 @@ impl Plugin for InterPodAffinity {
                         wanted.add(term, node, *weight);
                     }
                 }
+                if own_only {
+                    continue;
+                }
                 for (weight, term) in &other.preferred_affinity {
                     if matches(term, pod, cluster) {
                         wanted.add(term, node, *weight);
@@ -67,7 +72,7 @@ impl Plugin for InterPodAffinity {
                 }
                 for term in &other.required_affinity {
                     if matches(term, pod, cluster) {
-                        wanted.add(term, node, HARD_AFFINITY_WEIGHT);
+                        wanted.add(term, node, self.0.hard_pod_affinity_weight);
                     }
                 }
             }

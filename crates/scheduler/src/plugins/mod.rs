@@ -1,6 +1,4 @@
-//! The plugins of the default profile, in the order in which they are asked.
-//!
-//! Upstream: pkg/scheduler/apis/config/v1/default_plugins.go
+//! The plugins, and [`TABLE`], which lists them in the order in which they are asked.
 
 mod image_locality;
 mod inter_pod_affinity;
@@ -9,26 +7,99 @@ mod node_name;
 mod node_ports;
 mod node_resources;
 mod node_unschedulable;
+mod node_volume_limits;
 mod pod_topology_spread;
 mod scheduling_gates;
 mod taint_toleration;
+mod volume_binding;
+mod volume_restrictions;
+mod volume_zone;
 
-pub use node_affinity::matches_required as node_affinity_matches;
-pub use taint_toleration::untolerated;
+use std::sync::Arc;
 
+use serde_json::Value;
+
+use crate::configuration::args;
 use crate::framework::Plugin;
 
-/// The default profile.
-pub static DEFAULT: &[&dyn Plugin] = &[
-    &scheduling_gates::SchedulingGates,
-    &node_unschedulable::NodeUnschedulable,
-    &node_name::NodeName,
-    &taint_toleration::TaintToleration,
-    &node_affinity::NodeAffinity,
-    &node_ports::NodePorts,
-    &node_resources::Fit,
-    &pod_topology_spread::PodTopologySpread,
-    &inter_pod_affinity::InterPodAffinity,
-    &node_resources::BalancedAllocation,
-    &image_locality::ImageLocality,
+pub use node_affinity::matches_required as node_affinity_matches;
+pub use node_affinity::matches_selector as node_selector_matches;
+pub use taint_toleration::untolerated;
+
+/// Where in a cycle plugins are asked, as a configuration names it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Point {
+    PreEnqueue,
+    QueueSort,
+    PreFilter,
+    Filter,
+    PostFilter,
+    PreScore,
+    Score,
+    Reserve,
+    Permit,
+    PreBind,
+    Bind,
+    PostBind,
+}
+
+/// Makes a plugin from its arguments, or says what is wrong with them.
+type Make = fn(Option<&Value>) -> Result<Arc<dyn Plugin>, String>;
+
+/// A plugin of the default profile.
+pub struct Row {
+    pub name: &'static str,
+    pub weight: i64,
+    /// Where it has something to say.
+    pub points: &'static [Point],
+    /// None for what is built into the scheduler and can only be switched off.
+    pub make: Option<Make>,
+}
+
+macro_rules! row {
+    ($name:literal, $weight:literal, [$($point:ident),*]) => {
+        Row { name: $name, weight: $weight, points: &[$(Point::$point),*], make: None }
+    };
+    ($name:literal, $weight:literal, [$($point:ident),*], $make:expr) => {
+        Row { name: $name, weight: $weight, points: &[$(Point::$point),*], make: Some($make) }
+    };
+}
+
+/// A plugin without arguments.
+macro_rules! plain {
+    ($plugin:expr) => {
+        |args| args::none(args).map(|()| Arc::new($plugin) as Arc<dyn Plugin>)
+    };
+}
+
+/// Upstream: pkg/scheduler/apis/config/v1/default_plugins.go
+pub static TABLE: &[Row] = &[
+    row!("SchedulingGates", 0, [PreEnqueue], plain!(scheduling_gates::SchedulingGates)),
+    row!("PrioritySort", 0, [QueueSort]),
+    row!("NodeUnschedulable", 0, [Filter], plain!(node_unschedulable::NodeUnschedulable)),
+    row!("NodeName", 0, [Filter], plain!(node_name::NodeName)),
+    row!("TaintToleration", 3, [Filter, PreScore, Score], plain!(taint_toleration::TaintToleration)),
+    row!("NodeAffinity", 2, [PreFilter, Filter, PreScore, Score], node_affinity::NodeAffinity::make),
+    row!("NodePorts", 0, [PreFilter, Filter], plain!(node_ports::NodePorts)),
+    row!("NodeResourcesFit", 1, [PreFilter, Filter, PreScore, Score], node_resources::Fit::make),
+    row!("VolumeRestrictions", 0, [PreFilter, Filter], plain!(volume_restrictions::VolumeRestrictions)),
+    row!("NodeVolumeLimits", 0, [PreFilter, Filter], plain!(node_volume_limits::NodeVolumeLimits)),
+    row!("VolumeBinding", 0, [PreFilter, Filter, Reserve, PreBind], volume_binding::VolumeBinding::make),
+    row!("VolumeZone", 0, [PreFilter, Filter], plain!(volume_zone::VolumeZone)),
+    row!(
+        "PodTopologySpread",
+        2,
+        [PreFilter, Filter, PreScore, Score],
+        pod_topology_spread::PodTopologySpread::make
+    ),
+    row!(
+        "InterPodAffinity",
+        2,
+        [PreFilter, Filter, PreScore, Score],
+        inter_pod_affinity::InterPodAffinity::make
+    ),
+    row!("DefaultPreemption", 0, [PostFilter]),
+    row!("NodeResourcesBalancedAllocation", 1, [PreScore, Score], node_resources::BalancedAllocation::make),
+    row!("ImageLocality", 1, [Score], plain!(image_locality::ImageLocality)),
+    row!("DefaultBinder", 0, [Bind]),
 ];

@@ -1,39 +1,57 @@
 //! A pod chooses nodes by their labels: what it requires, and what it prefers.
 
+use std::sync::Arc;
+
 use api::Object;
-use api::core::v1::{Node, NodeSelectorRequirement, NodeSelectorTerm, PreferredSchedulingTerm};
+use api::core::v1::{Node, NodeSelector, NodeSelectorRequirement, NodeSelectorTerm, PreferredSchedulingTerm};
+use serde_json::Value;
 
 use crate::cluster::{Change, Cluster};
+use crate::configuration::args;
 use crate::framework::{Filter, Plugin, Refusal, Score, normalize_to_max};
 use crate::pod::Labels;
 use crate::{NodeInfo, PodInfo};
 
-pub struct NodeAffinity;
+/// What a profile asks of all its pods, beside what each asks.
+pub struct NodeAffinity {
+    added: Option<api::core::v1::NodeAffinity>,
+}
+
+impl NodeAffinity {
+    pub fn make(args: Option<&Value>) -> Result<Arc<dyn Plugin>, String> {
+        let args: args::NodeAffinityArgs = args::read(args)?;
+        Ok(Arc::new(NodeAffinity { added: args.added_affinity }))
+    }
+
+    fn added_required(&self) -> Option<&NodeSelector> {
+        self.added.as_ref()?.required_during_scheduling_ignored_during_execution.as_ref()
+    }
+}
 
 impl Plugin for NodeAffinity {
     fn name(&self) -> &'static str {
         "NodeAffinity"
     }
 
-    fn weight(&self) -> i64 {
-        2
-    }
-
-    fn filter<'a>(&self, pod: &'a PodInfo, _cluster: &'a Cluster) -> Option<Box<dyn Filter + 'a>> {
+    fn filter<'a>(&'a self, pod: &'a PodInfo, _cluster: &'a Cluster) -> Option<Box<dyn Filter + 'a>> {
         let spec = pod.spec()?;
+        let added = self.added_required();
         let asks = spec.node_selector.as_ref().is_some_and(|selector| !selector.is_empty())
-            || spec.affinity.as_ref().is_some_and(|affinity| affinity.node_affinity.is_some());
-        asks.then(|| Box::new(Required(pod)) as Box<dyn Filter>)
+            || spec.affinity.as_ref().is_some_and(|affinity| affinity.node_affinity.is_some())
+            || added.is_some();
+        asks.then(|| Box::new(Required { pod, added }) as Box<dyn Filter>)
     }
 
     fn score<'a>(
-        &self,
+        &'a self,
         pod: &'a PodInfo,
         _cluster: &'a Cluster,
         _nodes: &[&NodeInfo],
     ) -> Option<Box<dyn Score + 'a>> {
-        let affinity = pod.spec()?.affinity.as_ref()?.node_affinity.as_ref()?;
-        let terms = affinity.preferred_during_scheduling_ignored_during_execution.as_deref()?;
+        let own = pod.spec()?.affinity.as_ref().and_then(|affinity| affinity.node_affinity.as_ref());
+        let all = own.into_iter().chain(self.added.as_ref());
+        let terms = all.flat_map(|a| a.preferred_during_scheduling_ignored_during_execution.iter().flatten());
+        let terms: Vec<&PreferredSchedulingTerm> = terms.collect();
         (!terms.is_empty()).then(|| Box::new(Preferred(terms)) as Box<dyn Score>)
     }
 
@@ -46,18 +64,25 @@ impl Plugin for NodeAffinity {
     }
 }
 
-struct Required<'a>(&'a PodInfo);
+struct Required<'a> {
+    pod: &'a PodInfo,
+    added: Option<&'a NodeSelector>,
+}
 
 impl Filter for Required<'_> {
     fn check(&self, node: &NodeInfo) -> Result<(), Refusal> {
-        match &node.node {
-            Some(node) if matches_required(self.0, node) => Ok(()),
-            _ => Err(Refusal::unresolvable("node(s) didn't match Pod's node affinity/selector")),
+        let Some(node) = &node.node else { return Ok(()) };
+        if self.added.is_some_and(|added| !matches_selector(added, node)) {
+            return Err(Refusal::unresolvable("node(s) didn't match scheduler-enforced node affinity"));
+        }
+        match matches_required(self.pod, node) {
+            true => Ok(()),
+            false => Err(Refusal::unresolvable("node(s) didn't match Pod's node affinity/selector")),
         }
     }
 }
 
-struct Preferred<'a>(&'a [PreferredSchedulingTerm]);
+struct Preferred<'a>(Vec<&'a PreferredSchedulingTerm>);
 
 impl Score for Preferred<'_> {
     fn score(&self, node: &NodeInfo) -> i64 {
@@ -87,8 +112,12 @@ pub fn matches_required(pod: &PodInfo, node: &Node) -> bool {
     let affinity = spec.affinity.as_ref().and_then(|affinity| affinity.node_affinity.as_ref());
     match affinity.and_then(|a| a.required_during_scheduling_ignored_during_execution.as_ref()) {
         None => true,
-        Some(required) => required.node_selector_terms.iter().any(|term| matches_term(term, node)),
+        Some(required) => matches_selector(required, node),
     }
+}
+
+pub fn matches_selector(selector: &NodeSelector, node: &Node) -> bool {
+    selector.node_selector_terms.iter().any(|term| matches_term(term, node))
 }
 
 /// A term without requirements matches nothing.

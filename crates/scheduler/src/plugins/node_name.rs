@@ -13,7 +13,7 @@ impl Plugin for NodeName {
         "NodeName"
     }
 
-    fn filter<'a>(&self, pod: &'a PodInfo, _cluster: &'a Cluster) -> Option<Box<dyn Filter + 'a>> {
+    fn filter<'a>(&'a self, pod: &'a PodInfo, _cluster: &'a Cluster) -> Option<Box<dyn Filter + 'a>> {
         let name = pod.node_name();
         (!name.is_empty()).then(|| Box::new(Named(name)) as Box<dyn Filter>)
     }

@@ -12,7 +12,7 @@ impl Plugin for NodePorts {
         "NodePorts"
     }
 
-    fn filter<'a>(&self, pod: &'a PodInfo, _cluster: &'a Cluster) -> Option<Box<dyn Filter + 'a>> {
+    fn filter<'a>(&'a self, pod: &'a PodInfo, _cluster: &'a Cluster) -> Option<Box<dyn Filter + 'a>> {
         (!pod.host_ports.is_empty()).then(|| Box::new(Free(&pod.host_ports)) as Box<dyn Filter>)
     }
 

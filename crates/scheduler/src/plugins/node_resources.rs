@@ -1,103 +1,160 @@
-//! A pod needs room on its node; among nodes with room, the emptier and the better balanced are better.
+//! A pod needs room on its node; among nodes with room, the profile's strategy says which are better.
+//!
+//! Upstream: pkg/scheduler/framework/plugins/noderesources
+
+use std::borrow::Cow;
+use std::sync::Arc;
+
+use serde_json::Value;
 
 use crate::cluster::{Change, Cluster};
+use crate::configuration::args::{self, Strategy, Weighted};
 use crate::framework::{Filter, MAX_SCORE, Plugin, Refusal, Score};
 use crate::resources::Resources;
 use crate::{NodeInfo, PodInfo};
 
-pub struct Fit;
+pub struct Fit(args::Fit);
+
+impl Fit {
+    pub fn make(args: Option<&Value>) -> Result<Arc<dyn Plugin>, String> {
+        Ok(Arc::new(Fit(args::fit(args)?)))
+    }
+}
 
 impl Plugin for Fit {
     fn name(&self) -> &'static str {
         "NodeResourcesFit"
     }
 
-    fn filter<'a>(&self, pod: &'a PodInfo, _cluster: &'a Cluster) -> Option<Box<dyn Filter + 'a>> {
-        Some(Box::new(Room(&pod.requests)))
+    fn filter<'a>(&'a self, pod: &'a PodInfo, _cluster: &'a Cluster) -> Option<Box<dyn Filter + 'a>> {
+        Some(Box::new(Room { wanted: &pod.requests, ignored: self.0.ignored(&pod.requests) }))
     }
 
-    /// The LeastAllocated strategy over CPU and memory.
     fn score<'a>(
-        &self,
+        &'a self,
         pod: &'a PodInfo,
         _cluster: &'a Cluster,
         _nodes: &[&NodeInfo],
     ) -> Option<Box<dyn Score + 'a>> {
-        Some(Box::new(LeastAllocated(&pod.scoring_requests)))
+        Some(Box::new(Allocation { wanted: &pod.scoring_requests, args: &self.0 }))
     }
 
     fn may_help(&self, pod: &PodInfo, change: &Change) -> bool {
         match change {
             Change::PodGone(_) | Change::PodItself => true,
-            Change::NodeAdded(node) => lacking(&pod.requests, &NodeInfo::new(node.clone())).is_none(),
+            Change::NodeAdded(node) => {
+                let ignored = self.0.ignored(&pod.requests);
+                lacking(&pod.requests, &NodeInfo::new(node.clone()), &ignored).is_none()
+            }
             Change::NodeUpdated { old, new } => {
                 let allocatable =
                     |node: &api::core::v1::Node| node.status.as_ref().and_then(|s| s.allocatable.clone());
                 allocatable(old) != allocatable(new)
             }
-            Change::PodPlaced(_) | Change::Other => false,
+            _ => false,
         }
     }
 }
 
-struct Room<'a>(&'a Resources);
+impl args::Fit {
+    /// Those of the wanted extended resources that somebody else looks after.
+    fn ignored(&self, wanted: &Resources) -> Vec<String> {
+        if self.ignored.is_empty() && self.ignored_groups.is_empty() {
+            return Vec::new();
+        }
+        let ignored = wanted.others.keys().filter(|name| {
+            let group = name.split('/').next().unwrap_or_default();
+            self.ignored.contains(name) || self.ignored_groups.iter().any(|ignored| ignored == group)
+        });
+        ignored.cloned().collect()
+    }
+}
+
+struct Room<'a> {
+    wanted: &'a Resources,
+    ignored: Vec<String>,
+}
 
 impl Filter for Room<'_> {
     fn check(&self, node: &NodeInfo) -> Result<(), Refusal> {
-        lacking(self.0, node).map_or(Ok(()), Err)
+        lacking(self.wanted, node, &self.ignored).map_or(Ok(()), Err)
     }
 }
 
-/// Upstream: pkg/scheduler/framework/plugins/noderesources/fit.go
-fn lacking(wanted: &Resources, node: &NodeInfo) -> Option<Refusal> {
+/// All that the node has too little of.
+///
+/// Upstream: pkg/scheduler/framework/plugins/noderesources/fit.go fitsRequest
+fn lacking(wanted: &Resources, node: &NodeInfo, ignored: &[String]) -> Option<Refusal> {
     let (all, used) = (&node.allocatable, &node.requested);
+    let mut refusal = Refusal { reasons: Vec::new(), unresolvable: false };
     if node.pods.len() as i64 + 1 > all.pods {
-        return Some(Refusal::new("Too many pods"));
+        refusal.reasons.push("Too many pods".into());
     }
-    let refuse = |name: &str, want: i64, all: i64| {
-        let reason = match name {
-            "cpu" => "Insufficient cpu".into(),
-            "memory" => "Insufficient memory".into(),
-            name => std::borrow::Cow::Owned(format!("Insufficient {name}")),
-        };
-        Some(Refusal { reason, unresolvable: want > all })
-    };
-    let basic = [
-        ("cpu", wanted.milli_cpu, all.milli_cpu, used.milli_cpu),
-        ("memory", wanted.memory, all.memory, used.memory),
-        ("ephemeral-storage", wanted.ephemeral_storage, all.ephemeral_storage, used.ephemeral_storage),
-    ];
-    for (name, want, all, used) in basic {
+    let mut compare = |name: &str, want: i64, all: i64, used: i64| {
         if want > 0 && want > all - used {
-            return refuse(name, want, all);
+            refusal.reasons.push(match name {
+                "cpu" => "Insufficient cpu".into(),
+                "memory" => "Insufficient memory".into(),
+                name => Cow::Owned(format!("Insufficient {name}")),
+            });
+            refusal.unresolvable |= want > all;
         }
+    };
+    compare("cpu", wanted.milli_cpu, all.milli_cpu, used.milli_cpu);
+    compare("memory", wanted.memory, all.memory, used.memory);
+    let storage = |resources: &Resources| resources.ephemeral_storage;
+    compare("ephemeral-storage", storage(wanted), storage(all), storage(used));
+    for (name, want) in wanted.others.iter().filter(|(name, _)| !ignored.contains(name)) {
+        compare(name, *want, all.of(name), used.of(name));
     }
-    for (name, want) in &wanted.others {
-        let amount = |resources: &Resources| resources.others.get(name).copied().unwrap_or(0);
-        if *want > 0 && *want > amount(all) - amount(used) {
-            return refuse(name, *want, amount(all));
-        }
-    }
-    None
+    (!refusal.reasons.is_empty()).then_some(refusal)
 }
 
-struct LeastAllocated<'a>(&'a Resources);
+struct Allocation<'a> {
+    wanted: &'a Resources,
+    args: &'a args::Fit,
+}
 
-impl Score for LeastAllocated<'_> {
+impl Score for Allocation<'_> {
     fn score(&self, node: &NodeInfo) -> i64 {
-        let free =
-            |all: i64, used: i64| if all == 0 { None } else { Some((all - used).max(0) * MAX_SCORE / all) };
-        let (all, used) = (&node.allocatable, &node.scoring_requested);
-        let parts = [
-            free(all.milli_cpu, used.milli_cpu + self.0.milli_cpu),
-            free(all.memory, used.memory + self.0.memory),
-        ];
-        let known = parts.iter().flatten().count() as i64;
-        if known == 0 { 0 } else { parts.iter().flatten().sum::<i64>() / known }
+        let (mut total, mut weights) = (0, 0);
+        for Weighted { name, weight } in &self.args.resources {
+            let all = node.allocatable.of(name);
+            if all == 0 {
+                continue;
+            }
+            let used = node.scoring_requested.of(name) + self.wanted.of(name);
+            let score = match &self.args.strategy {
+                Strategy::LeastAllocated => (all - used).max(0) * MAX_SCORE / all,
+                Strategy::MostAllocated => used.min(all) * MAX_SCORE / all,
+                Strategy::RequestedToCapacityRatio(shape) => {
+                    let score = shape.at(if used > all { 100 } else { used * 100 / all });
+                    if score <= 0 {
+                        continue;
+                    }
+                    score
+                }
+            };
+            total += score * weight;
+            weights += weight;
+        }
+        match self.args.strategy {
+            _ if weights == 0 => 0,
+            Strategy::RequestedToCapacityRatio(_) => (total as f64 / weights as f64).round() as i64,
+            _ => total / weights,
+        }
     }
 }
 
-pub struct BalancedAllocation;
+pub struct BalancedAllocation {
+    resources: Vec<String>,
+}
+
+impl BalancedAllocation {
+    pub fn make(args: Option<&Value>) -> Result<Arc<dyn Plugin>, String> {
+        Ok(Arc::new(BalancedAllocation { resources: args::balanced(args)? }))
+    }
+}
 
 impl Plugin for BalancedAllocation {
     fn name(&self) -> &'static str {
@@ -105,13 +162,13 @@ impl Plugin for BalancedAllocation {
     }
 
     fn score<'a>(
-        &self,
+        &'a self,
         pod: &'a PodInfo,
         _cluster: &'a Cluster,
         _nodes: &[&NodeInfo],
     ) -> Option<Box<dyn Score + 'a>> {
-        let asks = pod.requests.milli_cpu > 0 || pod.requests.memory > 0;
-        asks.then(|| Box::new(Balanced(&pod.requests)) as Box<dyn Score>)
+        let asks = self.resources.iter().any(|name| pod.requests.of(name) > 0);
+        asks.then(|| Box::new(Balanced(&pod.requests, &self.resources)) as Box<dyn Score>)
     }
 
     fn may_help(&self, _pod: &PodInfo, _change: &Change) -> bool {
@@ -119,22 +176,101 @@ impl Plugin for BalancedAllocation {
     }
 }
 
-struct Balanced<'a>(&'a Resources);
+struct Balanced<'a>(&'a Resources, &'a [String]);
+
+impl Balanced<'_> {
+    /// 100 when all resources are used to the same share.
+    fn balance(&self, node: &NodeInfo, with: bool) -> i64 {
+        let shares: Vec<f64> = self
+            .1
+            .iter()
+            .filter(|name| node.allocatable.of(name) > 0)
+            .map(|name| {
+                let used = node.requested.of(name) + if with { self.0.of(name) } else { 0 };
+                (used as f64 / node.allocatable.of(name) as f64).min(1.0)
+            })
+            .collect();
+        let deviation = match shares[..] {
+            [] | [_] => 0.0,
+            [a, b] => (a - b).abs() / 2.0,
+            _ => {
+                let mean = shares.iter().sum::<f64>() / shares.len() as f64;
+                (shares.iter().map(|share| (share - mean).powi(2)).sum::<f64>() / shares.len() as f64).sqrt()
+            }
+        };
+        ((1.0 - deviation) * MAX_SCORE as f64) as i64
+    }
+}
 
 impl Score for Balanced<'_> {
-    /// How much evener the use of CPU and memory becomes: 75 when nothing changes.
+    /// How much evener the use becomes: 75 when nothing changes.
     fn score(&self, node: &NodeInfo) -> i64 {
-        let (all, used) = (&node.allocatable, &node.requested);
-        let balance = |cpu: i64, memory: i64| {
-            if all.milli_cpu == 0 || all.memory == 0 {
-                return MAX_SCORE;
-            }
-            let fraction = |used: i64, all: i64| (used as f64 / all as f64).min(1.0);
-            let deviation = (fraction(cpu, all.milli_cpu) - fraction(memory, all.memory)).abs() / 2.0;
-            ((1.0 - deviation) * MAX_SCORE as f64) as i64
-        };
-        let with = balance(used.milli_cpu + self.0.milli_cpu, used.memory + self.0.memory);
-        let without = balance(used.milli_cpu, used.memory);
+        let (with, without) = (self.balance(node, true), self.balance(node, false));
         MAX_SCORE / 2 + (MAX_SCORE / 2 + with - without) / 2
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::testing::{node_info, pod_info};
+
+    fn node() -> NodeInfo {
+        let mut node = node_info(json!({"metadata": {"name": "n"},
+            "status": {"allocatable": {"cpu": "10", "memory": "10Gi", "pods": "10", "x.io/gpu": "1"}}}));
+        node.add_pod(pod("other", json!({"cpu": "4", "memory": "1Gi"})));
+        node
+    }
+
+    fn pod(name: &str, requests: Value) -> Arc<PodInfo> {
+        pod_info(json!({"metadata": {"name": name, "namespace": "default"},
+            "spec": {"containers": [{"name": "c", "resources": {"requests": requests}}]}}))
+    }
+
+    #[test]
+    fn every_lack_is_told() {
+        let lacks = |requests: Value, args: Option<Value>| {
+            let fit = Fit::make(args.as_ref()).unwrap();
+            let (pod, cluster) = (pod("p", requests), Cluster::default());
+            let checked = fit.filter(&pod, &cluster).unwrap().check(&node());
+            checked.map_err(|refusal| (refusal.reasons.join(", "), refusal.unresolvable))
+        };
+        assert_eq!(lacks(json!({"cpu": "6", "memory": "9Gi"}), None), Ok(()));
+        assert_eq!(
+            lacks(json!({"cpu": "7", "memory": "11Gi"}), None),
+            Err(("Insufficient cpu, Insufficient memory".into(), true))
+        );
+        assert_eq!(lacks(json!({"cpu": "7"}), None), Err(("Insufficient cpu".into(), false)));
+        let gpus = json!({"x.io/gpu": "2"});
+        assert_eq!(lacks(gpus.clone(), None), Err(("Insufficient x.io/gpu".into(), true)));
+        assert_eq!(lacks(gpus, Some(json!({"ignoredResourceGroups": ["x.io"]}))), Ok(()));
+    }
+
+    #[test]
+    fn strategies_rank_by_what_is_used() {
+        let score = |args: Option<Value>| {
+            let fit = Fit::make(args.as_ref()).unwrap();
+            let (pod, cluster) = (pod("p", json!({"cpu": "1", "memory": "1Gi"})), Cluster::default());
+            fit.score(&pod, &cluster, &[]).unwrap().score(&node())
+        };
+        assert_eq!(score(None), (50 + 80) / 2);
+        assert_eq!(score(Some(json!({"scoringStrategy": {"type": "MostAllocated"}}))), (50 + 20) / 2);
+        let only_cpu = json!({"scoringStrategy": {"type": "RequestedToCapacityRatio",
+            "resources": [{"name": "cpu", "weight": 5}],
+            "requestedToCapacityRatio": {"shape": [{"utilization": 0, "score": 0}, {"utilization": 100, "score": 10}]}}});
+        assert_eq!(score(Some(only_cpu)), 50);
+    }
+
+    #[test]
+    fn an_evener_use_is_better() {
+        let balanced = BalancedAllocation::make(None).unwrap();
+        let score = |requests: Value| {
+            let (pod, cluster) = (pod("p", requests), Cluster::default());
+            balanced.score(&pod, &cluster, &[]).unwrap().score(&node())
+        };
+        assert!(score(json!({"memory": "3Gi"})) > 75);
+        assert!(score(json!({"cpu": "3"})) < 75);
     }
 }

@@ -1,12 +1,15 @@
 //! Pods that belong together are spread over the parts of a topology: zones, nodes.
 
 use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
 
 use api::Object;
 use api::core::v1::TopologySpreadConstraint;
 use apimachinery::selector::LabelSelector;
+use serde_json::Value;
 
 use crate::cluster::{Change, Cluster};
+use crate::configuration::args;
 use crate::framework::{Filter, MAX_SCORE, Plugin, Refusal, Score};
 use crate::plugins::{node_affinity_matches, untolerated};
 use crate::pod::{self, Labels};
@@ -16,19 +19,59 @@ const MISMATCH: &str = "node(s) didn't match pod topology spread constraints";
 const MISSING_LABEL: &str = "node(s) didn't match pod topology spread constraints (missing required label)";
 const HOSTNAME: &str = "kubernetes.io/hostname";
 
-pub struct PodTopologySpread;
+pub struct PodTopologySpread {
+    /// What pods without constraints of their own are spread by; `None` for upstream's own two.
+    defaults: Option<Vec<TopologySpreadConstraint>>,
+}
+
+impl PodTopologySpread {
+    pub fn make(args: Option<&Value>) -> Result<Arc<dyn Plugin>, String> {
+        let defaults = args::pod_topology_spread(args)?.defaults();
+        Ok(Arc::new(PodTopologySpread { defaults }))
+    }
+
+    /// The constraints of one kind that the pod is spread by. Pods without any are spread all the same, by the
+    /// Services and controllers that select them.
+    ///
+    /// Upstream: pkg/scheduler/framework/plugins/podtopologyspread/plugin.go systemDefaultConstraints
+    fn constraints(&self, pod: &PodInfo, cluster: &Cluster, action: &str) -> Vec<Constraint> {
+        if let Some(own) = own_constraints(pod) {
+            return own
+                .iter()
+                .filter(|c| c.when_unsatisfiable == action)
+                .map(|c| constraint(c, pod))
+                .collect();
+        }
+        let groups = cluster.groups.get(pod.pod.namespace()).map(Vec::as_slice).unwrap_or_default();
+        let mut selectors = groups.iter().filter(|selector| selector.matches_map(pod::labels(&pod.pod)));
+        let Some(selector) = selectors.next() else { return Vec::new() };
+        if let Some(given) = &self.defaults {
+            let given = given.iter().filter(|c| c.when_unsatisfiable == action);
+            let with = given.map(|c| Constraint { selector: selector.clone(), ..constraint(c, pod) });
+            return with.collect();
+        }
+        let default = |key: &str, max_skew| Constraint {
+            topology_key: key.to_owned(),
+            selector: selector.clone(),
+            max_skew,
+            min_domains: 1,
+            honor_affinity: true,
+            honor_taints: false,
+        };
+        match action {
+            "ScheduleAnyway" => vec![default(HOSTNAME, 3), default("topology.kubernetes.io/zone", 5)],
+            _ => Vec::new(),
+        }
+    }
+}
 
 impl Plugin for PodTopologySpread {
     fn name(&self) -> &'static str {
         "PodTopologySpread"
     }
 
-    fn weight(&self) -> i64 {
-        2
-    }
-
-    fn filter<'a>(&self, pod: &'a PodInfo, cluster: &'a Cluster) -> Option<Box<dyn Filter + 'a>> {
-        let constraints = constraints(pod, cluster, "DoNotSchedule");
+    fn filter<'a>(&'a self, pod: &'a PodInfo, cluster: &'a Cluster) -> Option<Box<dyn Filter + 'a>> {
+        let constraints = self.constraints(pod, cluster, "DoNotSchedule");
         if constraints.is_empty() {
             return None;
         }
@@ -37,16 +80,16 @@ impl Plugin for PodTopologySpread {
     }
 
     fn score<'a>(
-        &self,
+        &'a self,
         pod: &'a PodInfo,
         cluster: &'a Cluster,
         nodes: &[&NodeInfo],
     ) -> Option<Box<dyn Score + 'a>> {
-        let constraints = constraints(pod, cluster, "ScheduleAnyway");
+        let constraints = self.constraints(pod, cluster, "ScheduleAnyway");
         if constraints.is_empty() {
             return None;
         }
-        let given = own_constraints(pod).is_some();
+        let given = own_constraints(pod).is_some() || self.defaults.is_some();
         let counts = constraints.into_iter().map(|c| {
             // A node counts for itself, whatever topology the others have.
             let domains = if c.topology_key == HOSTNAME {
@@ -64,7 +107,7 @@ impl Plugin for PodTopologySpread {
         match change {
             Change::NodeAdded(_) | Change::NodeUpdated { .. } | Change::PodItself => true,
             Change::PodPlaced(other) | Change::PodGone(other) => other.pod.namespace() == pod.pod.namespace(),
-            Change::Other => false,
+            _ => false,
         }
     }
 }
@@ -80,31 +123,6 @@ struct Constraint {
 
 fn own_constraints(pod: &PodInfo) -> Option<&[TopologySpreadConstraint]> {
     pod.spec()?.topology_spread_constraints.as_deref().filter(|constraints| !constraints.is_empty())
-}
-
-/// The pod's constraints of one kind. Pods without any are spread a little all the same, by the Services and
-/// controllers that select them.
-///
-/// Upstream: pkg/scheduler/framework/plugins/podtopologyspread/plugin.go systemDefaultConstraints
-fn constraints(pod: &PodInfo, cluster: &Cluster, action: &str) -> Vec<Constraint> {
-    if let Some(own) = own_constraints(pod) {
-        return own.iter().filter(|c| c.when_unsatisfiable == action).map(|c| constraint(c, pod)).collect();
-    }
-    if action != "ScheduleAnyway" {
-        return Vec::new();
-    }
-    let groups = cluster.groups.get(pod.pod.namespace()).map(Vec::as_slice).unwrap_or_default();
-    let mut selectors = groups.iter().filter(|selector| selector.matches_map(pod::labels(&pod.pod)));
-    let Some(selector) = selectors.next() else { return Vec::new() };
-    let default = |key: &str, max_skew| Constraint {
-        topology_key: key.to_owned(),
-        selector: selector.clone(),
-        max_skew,
-        min_domains: 1,
-        honor_affinity: true,
-        honor_taints: false,
-    };
-    vec![default(HOSTNAME, 3), default("topology.kubernetes.io/zone", 5)]
 }
 
 fn constraint(c: &TopologySpreadConstraint, pod: &PodInfo) -> Constraint {

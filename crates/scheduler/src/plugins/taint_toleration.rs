@@ -13,16 +13,12 @@ impl Plugin for TaintToleration {
         "TaintToleration"
     }
 
-    fn weight(&self) -> i64 {
-        3
-    }
-
-    fn filter<'a>(&self, pod: &'a PodInfo, _cluster: &'a Cluster) -> Option<Box<dyn Filter + 'a>> {
+    fn filter<'a>(&'a self, pod: &'a PodInfo, _cluster: &'a Cluster) -> Option<Box<dyn Filter + 'a>> {
         Some(Box::new(Tolerated(pod)))
     }
 
     fn score<'a>(
-        &self,
+        &'a self,
         pod: &'a PodInfo,
         _cluster: &'a Cluster,
         nodes: &[&NodeInfo],

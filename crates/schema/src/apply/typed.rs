@@ -98,30 +98,42 @@ impl Schema for Typed {
     }
 
     fn check(&self, value: &Value) -> Result<(), String> {
-        let fits = match self.ty {
-            Type::Object(_) | Type::Map(_) => value.is_object(),
-            Type::List(_) | Type::Strings => value.is_array(),
-            Type::String | Type::Bytes | Type::Time | Type::MicroTime => value.is_string(),
-            Type::Bool => value.is_boolean(),
-            Type::Int32 | Type::Int64 | Type::Double => value.is_number(),
-            Type::Quantity | Type::IntOrString => !value.is_object() && !value.is_array(),
-            _ => true,
-        };
-        if fits || value.is_null() {
-            return Ok(());
-        }
-        let shown = go_value(value);
-        Err(match self.ty {
-            Type::Object(_) | Type::Map(_) => format!("expected map, got {shown}"),
-            Type::List(_) | Type::Strings => format!("expected list, got {shown}"),
-            Type::Bool => format!("expected boolean, got {shown}"),
-            Type::Int32 | Type::Int64 | Type::Double => {
-                format!("expected numeric (int or float), got {}", go_kind(value))
-            }
-            Type::Quantity | Type::IntOrString => format!("expected any scalar, got {shown}"),
-            _ => format!("expected string, got {shown}"),
-        })
+        check_kind(
+            match self.ty {
+                Type::Object(_) | Type::Map(_) => "map",
+                Type::List(_) | Type::Strings => "list",
+                Type::String | Type::Bytes | Type::Time | Type::MicroTime => "string",
+                Type::Bool => "boolean",
+                Type::Int32 | Type::Int64 | Type::Double => "numeric",
+                Type::Quantity | Type::IntOrString => "scalar",
+                _ => "",
+            },
+            value,
+        )
     }
+}
+
+/// Why a value is not of that kind, in upstream's words; the empty kind takes all.
+///
+/// Upstream: structured-merge-diff/typed/validate.go
+pub fn check_kind(kind: &str, value: &Value) -> Result<(), String> {
+    let fits = match kind {
+        "map" => value.is_object(),
+        "list" => value.is_array(),
+        "string" => value.is_string(),
+        "boolean" => value.is_boolean(),
+        "numeric" => value.is_number(),
+        "scalar" => !value.is_object() && !value.is_array(),
+        _ => true,
+    };
+    if fits || value.is_null() {
+        return Ok(());
+    }
+    Err(match kind {
+        "numeric" => format!("expected numeric (int or float), got {}", go_kind(value)),
+        "scalar" => format!("expected any scalar, got {}", go_value(value)),
+        kind => format!("expected {kind}, got {}", go_value(value)),
+    })
 }
 
 fn go_kind(value: &Value) -> &'static str {

@@ -89,6 +89,31 @@ pub fn validate<S: Schema>(schema: &S, value: &Value, path: &str, errors: &mut V
     }
 }
 
+/// The parts of a tree that can only be replaced as a whole.
+pub fn atomics<S: Schema>(schema: &S, value: &Value, path: &str, out: &mut Vec<String>) {
+    let shape = shape_of(schema, Some(value));
+    match value {
+        Value::Object(map) => {
+            if shape == Shape::Leaf {
+                out.push(path.to_owned());
+            }
+            for (name, value) in map {
+                atomics(&field_type(schema, name), value, &format!("{path}.{name}"), out);
+            }
+        }
+        Value::Array(items) => {
+            if shape == Shape::Leaf && schema.shape() != Shape::Deduced {
+                out.push(path.to_owned());
+            }
+            let element = schema.element();
+            for (at, item) in items.iter().enumerate() {
+                atomics(&element, item, &format!("{path}[{at}]"), out);
+            }
+        }
+        _ => {}
+    }
+}
+
 /// The fields that a tree has.
 pub fn field_set<S: Schema>(schema: &S, value: &Value) -> Set {
     let mut set = Builder::default();

@@ -1,16 +1,30 @@
-//! The routes of a kind as operations.
+//! The routes of a kind, and what can be done on each.
 
+use api::tables::{self, Definition, Type};
 use serde_json::{Map, Value, json};
 
+use super::render::{Body, Operation, Parameter, Place, route};
 use super::schemas::{Schemas, gvk};
-use super::{Dialect, Kind};
+use super::{Dialect, Kind, Subresource};
 
-const WRITTEN: &[&str] =
+const ALL: &[&str] = &["*/*"];
+const OBJECTS: &[&str] =
     &["application/json", "application/yaml", "application/vnd.kubernetes.protobuf", "application/cbor"];
-const STREAMED: &[&str] = &[
+const STREAMS: &[&str] = &[
+    "application/json",
+    "application/yaml",
+    "application/vnd.kubernetes.protobuf",
+    "application/cbor",
     "application/json;stream=watch",
     "application/vnd.kubernetes.protobuf;stream=watch",
     "application/cbor-seq",
+];
+const LOGS: &[&str] = &[
+    "text/plain",
+    "application/json",
+    "application/yaml",
+    "application/vnd.kubernetes.protobuf",
+    "application/cbor",
 ];
 const PATCHES: &[&str] = &[
     "application/json-patch+json",
@@ -19,307 +33,346 @@ const PATCHES: &[&str] = &[
     "application/apply-patch+yaml",
     "application/apply-patch+cbor",
 ];
+/// Custom kinds come as JSON and YAML only.
+const CUSTOM_OBJECTS: &[&str] = &["application/json", "application/yaml"];
+const CUSTOM_PATCHES: &[&str] =
+    &["application/json-patch+json", "application/merge-patch+json", "application/apply-patch+yaml"];
 
-const LIST_PARAMETERS: &[(&str, &str)] = &[
-    ("allowWatchBookmarks", "boolean"),
-    ("continue", "string"),
-    ("fieldSelector", "string"),
-    ("labelSelector", "string"),
-    ("limit", "integer"),
-    ("resourceVersion", "string"),
-    ("resourceVersionMatch", "string"),
-    ("sendInitialEvents", "boolean"),
-    ("timeoutSeconds", "integer"),
-    ("watch", "boolean"),
+/// The kinds whose deletion answers with the object.
+///
+/// Upstream: a storage's `returnDeletedObject`
+const TOLD_WHEN_DELETED: &[(&str, &str)] = &[
+    ("", "PersistentVolume"),
+    ("", "PersistentVolumeClaim"),
+    ("", "Pod"),
+    ("", "PodTemplate"),
+    ("", "ResourceQuota"),
+    ("", "Service"),
+    ("", "ServiceAccount"),
+    ("resource.k8s.io", "DeviceClass"),
+    ("resource.k8s.io", "ResourceClaim"),
+    ("resource.k8s.io", "ResourceClaimTemplate"),
+    ("resource.k8s.io", "ResourceSlice"),
+    ("storage.k8s.io", "CSIDriver"),
+    ("storage.k8s.io", "CSINode"),
+    ("storage.k8s.io", "StorageClass"),
+    ("storage.k8s.io", "VolumeAttachment"),
+    ("storage.k8s.io", "VolumeAttributesClass"),
 ];
-const WRITE_PARAMETERS: &[(&str, &str)] =
-    &[("dryRun", "string"), ("fieldManager", "string"), ("fieldValidation", "string")];
-const PATCH_PARAMETERS: &[(&str, &str)] =
-    &[("dryRun", "string"), ("fieldManager", "string"), ("fieldValidation", "string"), ("force", "boolean")];
-const DELETE_PARAMETERS: &[(&str, &str)] = &[
-    ("dryRun", "string"),
-    ("gracePeriodSeconds", "integer"),
-    ("ignoreStoreReadErrorWithClusterBreakingPotential", "boolean"),
-    ("orphanDependents", "boolean"),
-    ("propagationPolicy", "string"),
-];
 
-/// One way to call a route.
-struct Call<'a> {
-    method: &'a str,
-    /// `x-kubernetes-action`.
-    action: &'a str,
-    /// The operation's name: `read`, `replace`, …
-    verb: &'a str,
-    parameters: Vec<(&'a str, &'a str)>,
-    /// The schema of the body and the media types it may come in.
-    body: Option<(Value, &'a [&'a str])>,
-    answer: Value,
-    /// Whether `201` answers too.
-    creates: bool,
-    streams: bool,
-}
-
-/// Where a route stands.
-struct Place<'a> {
+/// What all operations on one route have in common.
+struct Route<'a> {
     kind: &'a Kind,
-    /// What comes after the group version, for operation ids: `NamespacedPodStatus`.
+    path: String,
+    /// The end of operation ids: `NamespacedPodStatus`.
     noun: String,
     speaks: Value,
+    item: Value,
+    list: Value,
+}
+
+impl Route<'_> {
+    fn custom(&self) -> bool {
+        self.kind.schema.is_some()
+    }
+
+    fn operation(&self, method: &'static str, action: &'static str, verb: &str) -> Operation {
+        let (group, tag) = group_names(&self.kind.group);
+        let version = upper(&self.kind.version);
+        let types = if self.custom() { CUSTOM_OBJECTS } else { OBJECTS };
+        Operation {
+            method,
+            id: format!("{verb}{group}{version}{}", self.noun),
+            tag: format!("{tag}_{}", self.kind.version),
+            action: Some(action),
+            speaks: Some(self.speaks.clone()),
+            description: String::new(),
+            parameters: vec![Parameter::pretty()],
+            body: None,
+            consumes: if self.custom() { CUSTOM_OBJECTS } else { ALL },
+            produces: types,
+            answers: vec![("200", self.item.clone())],
+        }
+    }
+
+    fn add(&self, dialect: Dialect, operations: Vec<Operation>, paths: &mut Map<String, Value>) {
+        route(paths, dialect, &self.path, &self.kind.kind, operations);
+    }
 }
 
 pub fn add(kind: &Kind, schemas: &mut Schemas, paths: &mut Map<String, Value>) {
-    let root = if kind.group.is_empty() {
-        format!("/api/{}", kind.version)
-    } else {
-        format!("/apis/{}/{}", kind.group, kind.version)
-    };
+    let root = root(&kind.group, &kind.version);
     let (item, list) = schemas.served(kind);
-    let collection = if kind.namespaced {
-        format!("{root}/namespaces/{{namespace}}/{}", kind.plural)
-    } else {
-        format!("{root}/{}", kind.plural)
-    };
+    let scope = if kind.namespaced { "/namespaces/{namespace}" } else { "" };
     let namespaced = if kind.namespaced { "Namespaced" } else { "" };
-    let place = |noun: String| Place { kind, noun, speaks: gvk(&kind.group, &kind.version, &kind.kind) };
+    let dialect = schemas.dialect;
+    let at = |path: String, noun: String| Route {
+        kind,
+        path,
+        noun,
+        speaks: gvk(&kind.group, &kind.version, &kind.kind),
+        item: item.clone(),
+        list: list.clone(),
+    };
+    let own = || format!("{namespaced}{}", kind.kind);
+    let plural = &kind.plural;
 
-    let calls = collection_calls(kind, schemas, &item, &list);
-    route(paths, schemas.dialect, &collection, &place(format!("{namespaced}{}", kind.kind)), calls);
-    let calls = item_calls(&kind.verbs, schemas, &item);
-    route(
-        paths,
-        schemas.dialect,
-        &format!("{collection}/{{name}}"),
-        &place(format!("{namespaced}{}", kind.kind)),
-        calls,
-    );
+    let collection = at(format!("{root}{scope}/{plural}"), own());
+    collection.add(dialect, collection_operations(&collection, schemas), paths);
+    let single = at(format!("{root}{scope}/{plural}/{{name}}"), own());
+    single.add(dialect, item_operations(&single, &kind.verbs, schemas, None), paths);
+    let everywhere = format!("{}ForAllNamespaces", kind.kind);
     if kind.namespaced && has(&kind.verbs, "list") {
-        let calls = vec![list_call(&list)];
-        let noun = format!("{}ForAllNamespaces", kind.kind);
-        route(paths, schemas.dialect, &format!("{root}/{}", kind.plural), &place(noun), calls);
+        let all = at(format!("{root}/{plural}"), everywhere);
+        all.add(dialect, vec![list_operation(&all)], paths);
+    }
+    if has(&kind.verbs, "watch") && kind.schema.is_none() {
+        let watch = at(format!("{root}/watch{scope}/{plural}"), format!("{}List", own()));
+        watch.add(dialect, vec![watch_operation(&watch, schemas, "watchlist")], paths);
+        let watch = at(format!("{root}/watch{scope}/{plural}/{{name}}"), own());
+        watch.add(dialect, vec![watch_operation(&watch, schemas, "watch")], paths);
+        if kind.namespaced {
+            let noun = format!("{}ListForAllNamespaces", kind.kind);
+            let watch = at(format!("{root}/watch/{plural}"), noun);
+            watch.add(dialect, vec![watch_operation(&watch, schemas, "watchlist")], paths);
+        }
     }
     for subresource in &kind.subresources {
-        let schema = if subresource.group == kind.group
-            && subresource.version == kind.version
-            && subresource.kind == kind.kind
-        {
-            item.clone()
-        } else {
-            schemas.kind(&subresource.group, &subresource.version, &subresource.kind)
-        };
-        let place = Place {
-            kind,
-            noun: format!("{namespaced}{}{}", kind.kind, upper(&subresource.name)),
-            speaks: gvk(&subresource.group, &subresource.version, &subresource.kind),
-        };
-        let mut calls = item_calls(&subresource.verbs, schemas, &schema);
-        if has(&subresource.verbs, "create") {
-            calls.push(create_call(&schema));
+        let mut place = at(
+            format!("{root}{scope}/{plural}/{{name}}/{}", subresource.name),
+            format!("{}{}", own(), upper(&subresource.name)),
+        );
+        place.speaks = gvk(&subresource.group, &subresource.version, &subresource.kind);
+        if subresource.group == kind.group && subresource.kind.ends_with("Options") {
+            connect(&mut place, subresource, dialect, paths);
+            continue;
         }
-        route(paths, schemas.dialect, &format!("{collection}/{{name}}/{}", subresource.name), &place, calls);
+        if (&subresource.group, &subresource.version, &subresource.kind)
+            != (&kind.group, &kind.version, &kind.kind)
+        {
+            place.item = schemas.kind(&subresource.group, &subresource.version, &subresource.kind);
+        }
+        let operations = item_operations(&place, &subresource.verbs, schemas, Some(&subresource.name));
+        place.add(dialect, operations, paths);
     }
+}
+
+/// A group version's place: `/apis/apps/v1`.
+pub fn root(group: &str, version: &str) -> String {
+    if group.is_empty() { format!("/api/{version}") } else { format!("/apis/{group}/{version}") }
 }
 
 fn has(verbs: &[String], verb: &str) -> bool {
     verbs.iter().any(|v| v == verb)
 }
 
-fn list_call<'a>(list: &Value) -> Call<'a> {
-    Call {
-        method: "get",
-        action: "list",
-        verb: "list",
-        parameters: LIST_PARAMETERS.to_vec(),
-        body: None,
-        answer: list.clone(),
-        creates: false,
-        streams: true,
-    }
+/// The scalar fields of an options kind as query parameters.
+fn options(kind: &str) -> Vec<Parameter> {
+    let Some(definition) = tables::kind("", "v1", kind) else { return Vec::new() };
+    scalars(definition).map(|(name, ty)| Parameter::new(Place::Query, name, ty)).collect()
 }
 
-fn create_call<'a>(item: &Value) -> Call<'a> {
-    Call {
-        method: "post",
-        action: "post",
-        verb: "create",
-        parameters: WRITE_PARAMETERS.to_vec(),
-        body: Some((item.clone(), WRITTEN)),
-        answer: item.clone(),
-        creates: true,
-        streams: false,
+fn scalars(definition: &'static Definition) -> impl Iterator<Item = (&'static str, &'static str)> {
+    fn scalar(ty: Type) -> Option<&'static str> {
+        match ty {
+            Type::String => Some("string"),
+            Type::Bool => Some("boolean"),
+            Type::Int32 | Type::Int64 => Some("integer"),
+            Type::List(of) => scalar(*of),
+            _ => None,
+        }
     }
+    let own = |name: &str| !matches!(name, "apiVersion" | "kind");
+    definition.fields.iter().filter(move |f| own(f.name)).filter_map(|f| Some((f.name, scalar(f.ty)?)))
 }
 
-fn collection_calls<'a>(kind: &Kind, schemas: &mut Schemas, item: &Value, list: &Value) -> Vec<Call<'a>> {
-    let mut calls = Vec::new();
-    if has(&kind.verbs, "list") {
-        calls.push(list_call(list));
-    }
-    if has(&kind.verbs, "create") {
-        calls.push(create_call(item));
-    }
-    if has(&kind.verbs, "deletecollection") {
-        let unlike_watch = |p: &&(&str, &str)| !matches!(p.0, "allowWatchBookmarks" | "watch");
-        let mut parameters: Vec<_> = LIST_PARAMETERS.iter().filter(unlike_watch).copied().collect();
-        parameters.extend(DELETE_PARAMETERS);
-        calls.push(Call {
-            method: "delete",
-            action: "deletecollection",
-            verb: "deleteCollection",
-            parameters,
-            body: Some((schemas.meta("DeleteOptions"), WRITTEN)),
-            answer: schemas.meta("Status"),
-            creates: false,
-            streams: false,
-        });
-    }
-    calls
-}
-
-fn item_calls<'a>(verbs: &[String], schemas: &mut Schemas, item: &Value) -> Vec<Call<'a>> {
-    let plain = |method, action, verb| Call {
-        method,
-        action,
-        verb,
-        parameters: Vec::new(),
-        body: None,
-        answer: item.clone(),
-        creates: false,
-        streams: false,
+fn list_operation(place: &Route<'_>) -> Operation {
+    let mut operation = place.operation("get", "list", "list");
+    operation.parameters.extend(options("ListOptions"));
+    let watched = has(&place.kind.verbs, "watch") && !place.custom();
+    operation.description = if watched {
+        format!("list or watch objects of kind {}", place.kind.kind)
+    } else {
+        format!("list objects of kind {}", place.kind.kind)
     };
-    let mut calls = Vec::new();
-    if has(verbs, "get") {
-        calls.push(plain("get", "get", "read"));
+    if !place.custom() {
+        operation.produces = STREAMS;
     }
-    if has(verbs, "update") {
-        calls.push(Call {
-            parameters: WRITE_PARAMETERS.to_vec(),
-            body: Some((item.clone(), WRITTEN)),
-            creates: true,
-            ..plain("put", "put", "replace")
-        });
-    }
-    if has(verbs, "patch") {
-        calls.push(Call {
-            parameters: PATCH_PARAMETERS.to_vec(),
-            body: Some((schemas.meta("Patch"), PATCHES)),
-            creates: true,
-            ..plain("patch", "patch", "patch")
-        });
-    }
-    if has(verbs, "delete") {
-        calls.push(Call {
-            parameters: DELETE_PARAMETERS.to_vec(),
-            body: Some((schemas.meta("DeleteOptions"), WRITTEN)),
-            answer: schemas.meta("Status"),
-            ..plain("delete", "delete", "delete")
-        });
-    }
-    calls
-}
-
-fn route(
-    paths: &mut Map<String, Value>,
-    dialect: Dialect,
-    path: &str,
-    place: &Place<'_>,
-    calls: Vec<Call<'_>>,
-) {
-    if calls.is_empty() {
-        return;
-    }
-    let mut item = Map::new();
-    for call in calls {
-        item.insert(call.method.to_owned(), operation(dialect, place, call));
-    }
-    let mut shared = Vec::new();
-    for name in ["name", "namespace"] {
-        if path.contains(&format!("{{{name}}}")) {
-            let mut parameter = parameter(dialect, "path", name, "string");
-            parameter["required"] = true.into();
-            shared.push(parameter);
-        }
-    }
-    shared.push(parameter(dialect, "query", "pretty", "string"));
-    item.insert("parameters".into(), Value::Array(shared));
-    paths.insert(path.to_owned(), Value::Object(item));
-}
-
-fn parameter(dialect: Dialect, place: &str, name: &str, ty: &str) -> Value {
-    match dialect {
-        Dialect::V2 => json!({"in": place, "name": name, "type": ty, "uniqueItems": true}),
-        Dialect::V3 => json!({"in": place, "name": name, "schema": {"type": ty, "uniqueItems": true}}),
-    }
-}
-
-fn operation(dialect: Dialect, place: &Place<'_>, call: Call<'_>) -> Value {
-    let mut answers: Vec<&str> = WRITTEN.to_vec();
-    if call.streams {
-        answers.extend(STREAMED);
-    }
-    let mut parameters: Vec<Value> =
-        call.parameters.iter().map(|(name, ty)| parameter(dialect, "query", name, ty)).collect();
-    let mut responses = Map::new();
-    let mut respond = |code: &str, description: &str, schema: Option<&Value>| {
-        let response = match (dialect, schema) {
-            (_, None) => json!({"description": description}),
-            (Dialect::V2, Some(schema)) => json!({"description": description, "schema": schema}),
-            (Dialect::V3, Some(schema)) => {
-                json!({"description": description, "content": content(schema, &answers)})
-            }
-        };
-        responses.insert(code.to_owned(), response);
-    };
-    respond("200", "OK", Some(&call.answer));
-    if call.creates {
-        respond("201", "Created", Some(&call.answer));
-    }
-    if matches!(call.method, "post" | "delete") && call.action != "deletecollection" {
-        respond("202", "Accepted", Some(&call.answer));
-    }
-    respond("401", "Unauthorized", None);
-
-    let (group, tag) = group_names(&place.kind.group);
-    let version = upper(&place.kind.version);
-    let mut operation = json!({
-        "operationId": match call.verb {
-            "deleteCollection" => format!("delete{group}{version}Collection{}", place.noun),
-            verb => format!("{verb}{group}{version}{}", place.noun),
-        },
-        "tags": [format!("{tag}_{}", place.kind.version)],
-        "x-kubernetes-action": call.action,
-        "x-kubernetes-group-version-kind": place.speaks,
-    });
-    match dialect {
-        Dialect::V3 => {
-            if let Some((schema, types)) = &call.body {
-                let required = call.method != "delete";
-                operation["requestBody"] = json!({"content": content(schema, types), "required": required});
-            }
-        }
-        Dialect::V2 => {
-            operation["schemes"] = json!(["https"]);
-            operation["produces"] = json!(answers);
-            operation["consumes"] = json!(["*/*"]);
-            if let Some((schema, types)) = &call.body {
-                operation["consumes"] = json!(types);
-                parameters.push(json!({
-                    "in": "body", "name": "body", "schema": schema, "required": call.method != "delete"
-                }));
-            }
-        }
-    }
-    operation["parameters"] = Value::Array(parameters);
-    operation["responses"] = Value::Object(responses);
+    operation.answers = vec![("200", place.list.clone())];
     operation
 }
 
-fn content(schema: &Value, types: &[&str]) -> Value {
-    types.iter().map(|ty| ((*ty).to_owned(), json!({"schema": schema}))).collect::<Map<_, _>>().into()
+fn watch_operation(place: &Route<'_>, schemas: &mut Schemas, action: &'static str) -> Operation {
+    let kind = &place.kind.kind;
+    let mut operation = place.operation("get", action, "watch");
+    operation.parameters.extend(options("ListOptions"));
+    operation.description = if action == "watch" {
+        format!(
+            "watch changes to an object of kind {kind}. deprecated: use the 'watch' parameter with a list operation \
+             instead, filtered to a single item with the 'fieldSelector' parameter."
+        )
+    } else {
+        format!(
+            "watch individual changes to a list of {kind}. deprecated: use the 'watch' parameter with a list \
+             operation instead."
+        )
+    };
+    operation.produces = STREAMS;
+    operation.answers = vec![("200", schemas.meta("WatchEvent"))];
+    operation
+}
+
+fn collection_operations(place: &Route<'_>, schemas: &mut Schemas) -> Vec<Operation> {
+    let kind = place.kind;
+    let mut operations = Vec::new();
+    if has(&kind.verbs, "list") {
+        operations.push(list_operation(place));
+    }
+    if has(&kind.verbs, "create") {
+        operations.push(create_operation(place, None));
+    }
+    if has(&kind.verbs, "deletecollection") {
+        let mut operation = place.operation("delete", "deletecollection", "delete");
+        let (group, _) = group_names(&kind.group);
+        operation.id = format!("delete{group}{}Collection{}", upper(&kind.version), place.noun);
+        let unlike_watch = |p: &Parameter| !matches!(p.name, "allowWatchBookmarks" | "watch");
+        operation.parameters.extend(options("ListOptions").into_iter().filter(unlike_watch));
+        operation.parameters.extend(options("DeleteOptions"));
+        operation.description = format!("delete collection of {}", kind.kind);
+        operation.body = Some(Body { schema: schemas.meta("DeleteOptions"), required: false });
+        operation.answers = vec![("200", schemas.meta("Status"))];
+        operations.push(operation);
+    }
+    operations
+}
+
+fn create_operation(place: &Route<'_>, subresource: Option<&str>) -> Operation {
+    let mut operation = place.operation("post", "post", "create");
+    let article = article(&place.kind.kind);
+    operation.description = match subresource {
+        None => format!("create{article}{}", place.kind.kind),
+        Some(name) => format!("create {name} of{article}{}", place.kind.kind),
+    };
+    operation.parameters.extend(options("CreateOptions"));
+    operation.body = Some(Body { schema: place.item.clone(), required: true });
+    operation.answers = ["200", "201", "202"].map(|code| (code, place.item.clone())).to_vec();
+    operation
+}
+
+/// The operations on one object, or on a subresource of it.
+fn item_operations(
+    place: &Route<'_>,
+    verbs: &[String],
+    schemas: &mut Schemas,
+    subresource: Option<&str>,
+) -> Vec<Operation> {
+    let kind = &place.kind.kind;
+    let specified = match subresource {
+        None => format!("the specified {kind}"),
+        Some(name) => format!("{name} of the specified {kind}"),
+    };
+    let mut operations = Vec::new();
+    if has(verbs, "get") {
+        let mut operation = place.operation("get", "get", "read");
+        operation.description = format!("read {specified}");
+        if subresource == Some("log") {
+            operation.parameters.extend(options("PodLogOptions"));
+            operation.produces = LOGS;
+            operation.answers = vec![("200", json!({"type": "string"}))];
+        }
+        operations.push(operation);
+    }
+    if has(verbs, "update") {
+        let mut operation = place.operation("put", "put", "replace");
+        operation.description = format!("replace {specified}");
+        operation.parameters.extend(options("UpdateOptions"));
+        operation.body = Some(Body { schema: place.item.clone(), required: true });
+        operation.answers.push(("201", place.item.clone()));
+        operations.push(operation);
+    }
+    if has(verbs, "patch") {
+        let mut operation = place.operation("patch", "patch", "patch");
+        operation.description = format!("partially update {specified}");
+        operation.parameters.extend(options("PatchOptions"));
+        operation.consumes = if place.custom() { CUSTOM_PATCHES } else { PATCHES };
+        operation.body = Some(Body { schema: schemas.meta("Patch"), required: true });
+        if !place.custom() {
+            operation.answers.push(("201", place.item.clone()));
+        }
+        operations.push(operation);
+    }
+    if has(verbs, "delete") {
+        let mut operation = place.operation("delete", "delete", "delete");
+        operation.description = format!("delete{}{kind}", article(kind));
+        operation.parameters.extend(options("DeleteOptions"));
+        operation.body = Some(Body { schema: schemas.meta("DeleteOptions"), required: false });
+        let told = TOLD_WHEN_DELETED.contains(&(&place.kind.group, kind));
+        let answer = if told { place.item.clone() } else { schemas.meta("Status") };
+        operation.answers = vec![("200", answer.clone()), ("202", answer)];
+        operations.push(operation);
+    }
+    if subresource.is_some() && has(verbs, "create") {
+        operations.push(create_operation(place, subresource));
+    }
+    operations
+}
+
+/// Ways through to a pod, a Service or a node: one operation for every method that passes, and those that pass
+/// them all do so for the paths below too.
+fn connect(
+    place: &mut Route<'_>,
+    subresource: &Subresource,
+    dialect: Dialect,
+    paths: &mut Map<String, Value>,
+) {
+    let proxies = has(&subresource.verbs, "update");
+    let methods: &[&'static str] = if proxies {
+        &["delete", "get", "head", "options", "patch", "post", "put"]
+    } else {
+        &["get", "post"]
+    };
+    let operations = |place: &Route<'_>, below: bool| -> Vec<Operation> {
+        let one = |method: &&'static str| {
+            let mut operation = place.operation(method, "connect", "connect");
+            let (group, _) = group_names(&place.kind.group);
+            let version = upper(&place.kind.version);
+            operation.id = format!("connect{group}{version}{}{}", upper(method), place.noun);
+            operation.description = format!(
+                "connect {} requests to {} of {}",
+                method.to_uppercase(),
+                subresource.name,
+                place.kind.kind
+            );
+            operation.parameters = options(&subresource.kind);
+            if below {
+                operation.parameters.push(Parameter::new(Place::Path, "path", "string"));
+            }
+            operation.produces = ALL;
+            operation.answers = vec![("200", json!({"type": "string"}))];
+            operation
+        };
+        methods.iter().map(one).collect()
+    };
+    place.add(dialect, operations(place, false), paths);
+    if proxies {
+        place.path.push_str("/{path}");
+        place.noun.push_str("WithPath");
+        place.add(dialect, operations(place, true), paths);
+    }
+}
+
+/// `a` or `an` between spaces; a space alone before a plural.
+///
+/// Upstream: apiserver/pkg/endpoints/installer.go GetArticleForNoun
+fn article(noun: &str) -> &'static str {
+    if noun.ends_with('s') && !noun.ends_with("ss") {
+        return " ";
+    }
+    if noun.starts_with(['A', 'E', 'I', 'O', 'U']) { " an " } else { " a " }
 }
 
 /// The group in operation ids and in tags: `RbacAuthorization` and `rbacAuthorization`.
-fn group_names(group: &str) -> (String, String) {
+pub fn group_names(group: &str) -> (String, String) {
     if group.is_empty() {
         return ("Core".into(), "core".into());
     }
@@ -329,7 +382,7 @@ fn group_names(group: &str) -> (String, String) {
     (name, tag)
 }
 
-fn upper(word: &str) -> String {
+pub fn upper(word: &str) -> String {
     let mut chars = word.chars();
     chars.next().map_or_else(String::new, |first| first.to_uppercase().collect::<String>() + chars.as_str())
 }

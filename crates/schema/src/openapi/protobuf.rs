@@ -34,14 +34,16 @@ enum Shape {
     Named(u32, &'static Shape),
     /// `string` or `["string"]`.
     TypeItem,
+    /// A body, or one of the four places that take plain values.
+    Parameter,
     Parameters,
     SecurityRequirements,
     AdditionalProperties,
 }
 
 use Shape::{
-    AdditionalProperties, Any, Anys, Double, Flag, Int, Many, Named, One, Parameters, SecurityRequirements,
-    Text, Texts, TypeItem, Within,
+    AdditionalProperties, Any, Anys, Double, Flag, Int, Many, Named, One, Parameter, Parameters,
+    SecurityRequirements, Text, Texts, TypeItem, Within,
 };
 
 static DOCUMENT: Message = Message {
@@ -55,6 +57,7 @@ static DOCUMENT: Message = Message {
         ("produces", 7, Texts),
         ("paths", 8, Named(2, &One(&PATH_ITEM))),
         ("definitions", 9, Named(1, &One(&SCHEMA))),
+        ("parameters", 10, Named(1, &Parameter)),
         ("security", 12, SecurityRequirements),
         ("securityDefinitions", 13, Named(1, &Within(2, &One(&API_KEY)))),
     ],
@@ -252,7 +255,14 @@ fn write(out: &mut Backward, number: u32, value: &Value, shape: Shape) {
             write(out, 1, value, shape);
             out.close(number, start);
         }
-        Parameters => items(value).iter().rev().for_each(|item| parameter(out, number, item)),
+        Parameter => write(out, number, value, parameter(value)),
+        Parameters => {
+            for item in items(value).iter().rev() {
+                static REFERRED: Shape = Within(2, &One(&REFERENCE));
+                static TOLD: Shape = Within(1, &Parameter);
+                write(out, number, item, if item.get("$ref").is_some() { REFERRED } else { TOLD });
+            }
+        }
         SecurityRequirements => {
             for requirement in items(value).iter().rev() {
                 write(out, number, requirement, Named(1, &Within(1, &Texts)));
@@ -266,23 +276,20 @@ fn write(out: &mut Backward, number: u32, value: &Value, shape: Shape) {
     }
 }
 
-/// A `ParametersItem`: a reference, a body, or one of the four places that take plain values.
-fn parameter(out: &mut Backward, number: u32, value: &Value) {
-    static ELSEWHERE: Shape = Within(2, &One(&REFERENCE));
-    static BODY: Shape = Within(1, &Within(1, &One(&BODY_PARAMETER)));
-    static HEADER: Shape = Within(1, &Within(2, &Within(1, &One(&PATH_PARAMETER))));
-    static FORM: Shape = Within(1, &Within(2, &Within(2, &One(&QUERY_PARAMETER))));
-    static QUERY: Shape = Within(1, &Within(2, &Within(3, &One(&QUERY_PARAMETER))));
-    static PATH: Shape = Within(1, &Within(2, &Within(4, &One(&PATH_PARAMETER))));
-    let shape = match value["in"].as_str() {
-        None => ELSEWHERE,
-        Some("body") => BODY,
-        Some("header") => HEADER,
-        Some("formData") => FORM,
-        Some("query") => QUERY,
-        Some(_) => PATH,
-    };
-    write(out, number, value, shape);
+/// A parameter by its place.
+fn parameter(value: &Value) -> Shape {
+    static BODY: Shape = One(&BODY_PARAMETER);
+    static HEADER: Shape = Within(1, &One(&PATH_PARAMETER));
+    static FORM: Shape = Within(2, &One(&QUERY_PARAMETER));
+    static QUERY: Shape = Within(3, &One(&QUERY_PARAMETER));
+    static PATH: Shape = Within(4, &One(&PATH_PARAMETER));
+    match value["in"].as_str() {
+        Some("body") => Within(1, &BODY),
+        Some("header") => Within(2, &HEADER),
+        Some("formData") => Within(2, &FORM),
+        Some("query") => Within(2, &QUERY),
+        _ => Within(2, &PATH),
+    }
 }
 
 #[cfg(test)]

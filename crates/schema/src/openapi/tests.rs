@@ -26,6 +26,7 @@ fn deployment() -> Kind {
             speaks("scale", "autoscaling", "v1", "Scale"),
         ],
         schema: None,
+        list_kind: String::new(),
     }
 }
 
@@ -52,11 +53,15 @@ fn version_3_tells_clients_what_they_look_for() {
     assert_eq!(
         names,
         [
+            "/apis/apps/v1/",
             "/apis/apps/v1/deployments",
             "/apis/apps/v1/namespaces/{namespace}/deployments",
             "/apis/apps/v1/namespaces/{namespace}/deployments/{name}",
             "/apis/apps/v1/namespaces/{namespace}/deployments/{name}/scale",
             "/apis/apps/v1/namespaces/{namespace}/deployments/{name}/status",
+            "/apis/apps/v1/watch/deployments",
+            "/apis/apps/v1/watch/namespaces/{namespace}/deployments",
+            "/apis/apps/v1/watch/namespaces/{namespace}/deployments/{name}",
         ]
     );
     let item = &paths["/apis/apps/v1/namespaces/{namespace}/deployments/{name}"];
@@ -84,6 +89,7 @@ fn version_2_is_closed_too_and_custom_kinds_have_their_schema() {
         plural: "crontabs".into(),
         verbs: words(&["get", "list", "create"]),
         schema: Some(json!({"type": "object", "properties": {"spec": {"type": "object", "nullable": true}}})),
+        list_kind: "CrontabList".into(),
         ..Kind::default()
     };
     let document = v2(&[deployment(), custom.clone()], "v1.36.0");

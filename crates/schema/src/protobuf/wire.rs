@@ -5,8 +5,9 @@ use crate::Error;
 /// A message written from its end to its start, as lengths come before what they measure.
 #[derive(Default)]
 pub struct Backward {
-    /// The bytes in reverse.
+    /// What was written lies at the end.
     bytes: Vec<u8>,
+    start: usize,
 }
 
 const VARINT: u64 = 0;
@@ -16,20 +17,33 @@ const FIXED32: u64 = 5;
 
 impl Backward {
     pub fn with_capacity(capacity: usize) -> Self {
-        Backward { bytes: Vec::with_capacity(capacity) }
+        Backward { bytes: vec![0; capacity], start: capacity }
     }
 
     pub fn len(&self) -> usize {
-        self.bytes.len()
+        self.bytes.len() - self.start
     }
 
     pub fn finish(mut self) -> Vec<u8> {
-        self.bytes.reverse();
-        self.bytes
+        if self.start == 0 { self.bytes } else { self.bytes.split_off(self.start) }
     }
 
     pub fn raw(&mut self, bytes: &[u8]) {
-        self.bytes.extend(bytes.iter().rev());
+        if self.start < bytes.len() {
+            self.grow(bytes.len());
+        }
+        self.start -= bytes.len();
+        self.bytes[self.start..self.start + bytes.len()].copy_from_slice(bytes);
+    }
+
+    /// Makes room at the front.
+    fn grow(&mut self, needed: usize) {
+        let more = needed.max(self.bytes.len()).max(256);
+        let mut bytes = Vec::with_capacity(self.bytes.len() + more);
+        bytes.resize(more + self.start, 0);
+        bytes.extend_from_slice(&self.bytes[self.start..]);
+        self.start += more;
+        self.bytes = bytes;
     }
 
     fn varint(&mut self, mut value: u64) {

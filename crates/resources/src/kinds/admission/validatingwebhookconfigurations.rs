@@ -6,7 +6,7 @@ pub fn row() -> Arc<ResourceDef> {
     const KIND: &str = "ValidatingWebhookConfiguration";
     Row::cluster("admissionregistration.k8s.io/v1", KIND, "validatingwebhookconfigurations")
         .category("api-extensions")
-        .columns("Name,Webhooks:integer,Age", super::webhook_cells)
-        .strategy(super::WEBHOOKS)
+        .columns("Name,Webhooks:integer,Age", super::webhooks::cells)
+        .strategy(super::webhooks::RULES)
         .build()
 }

@@ -41,9 +41,14 @@ fn validate(service: &Value) -> Errors {
         let detail = format!("must be `spec.version+\".\"+spec.group`: {required:?}");
         errors.push(Error::invalid(&path("metadata.name"), get::name(service), detail));
     }
-    if version.is_empty() {
-        errors.push(Error::required(&path("spec.version"), ""));
+    if group.is_empty() && version != "v1" {
+        let detail = "only v1 may have an empty group and it better be legacy kube";
+        errors.push(Error::required(&path("spec.group"), detail));
     }
+    if !group.is_empty() {
+        errors.extend(crate::validate::each(names::dns1123_subdomain(group), &path("spec.group"), group));
+    }
+    errors.extend(crate::validate::each(names::dns1035_label(version), &path("spec.version"), version));
     for (field, highest) in [("groupPriorityMinimum", 20_000), ("versionPriority", 1000)] {
         let value = number(service, &format!("spec.{field}"));
         if value <= 0 || value > highest {
@@ -51,19 +56,33 @@ fn validate(service: &Value) -> Errors {
             errors.push(Error::invalid(&path("spec").child(field), value, detail));
         }
     }
-    if has(service, "spec.service") {
-        for field in ["namespace", "name"] {
-            if text(service, &format!("spec.service.{field}")).is_empty() {
-                errors.push(Error::required(&path("spec.service").child(field), ""));
-            }
+    let unverified = is_true(service, "spec.insecureSkipTLSVerify");
+    let bundle = crate::validate::decoded_length(at(service, "spec.caBundle").unwrap_or(&Value::Null));
+    let place = path("spec.insecureSkipTLSVerify");
+    if !has(service, "spec.service") {
+        if bundle > 0 {
+            let detail = "local APIServices may not have a caBundle";
+            errors.push(Error::invalid(&path("spec.caBundle"), format!("{bundle} bytes"), detail));
         }
-        if is_true(service, "spec.insecureSkipTLSVerify") && !text(service, "spec.caBundle").is_empty() {
-            let detail = "may not be true if caBundle is present";
-            errors.push(Error::invalid(&path("spec.insecureSkipTLSVerify"), true, detail));
+        if unverified {
+            let detail = "local APIServices may not have insecureSkipTLSVerify";
+            errors.push(Error::invalid(&place, true, detail));
         }
-    } else if is_true(service, "spec.insecureSkipTLSVerify") {
-        let detail = "may not be true if service is nil";
-        errors.push(Error::invalid(&path("spec.insecureSkipTLSVerify"), true, detail));
+        return errors;
+    }
+    for field in ["namespace", "name"] {
+        if text(service, &format!("spec.service.{field}")).is_empty() {
+            errors.push(Error::required(&path("spec.service").child(field), ""));
+        }
+    }
+    let port = number(service, "spec.service.port");
+    let messages = names::port_number(port);
+    if !messages.is_empty() {
+        let detail = format!("port is not valid: {}", messages.join(", "));
+        errors.push(Error::invalid(&path("spec.service.port"), port, detail));
+    }
+    if unverified && bundle > 0 {
+        errors.push(Error::invalid(&place, true, "may not be true if caBundle is present"));
     }
     errors
 }

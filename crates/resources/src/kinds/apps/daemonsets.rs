@@ -20,11 +20,24 @@ pub fn row() -> Arc<ResourceDef> {
             validate,
             validate_update: |o, old| immutable(o, old, "spec.selector"),
             validate_status,
+            prepare_create: |_, set| get::set_annotation(set, TEMPLATE_GENERATION, "1"),
+            prepare_update,
             generation: true,
             warnings: podspec::template_warnings,
             ..Rules::PLAIN
         })
         .build()
+}
+
+/// How often the template changed, kept for clients of versions long gone.
+const TEMPLATE_GENERATION: &str = "deprecated.daemonset.template.generation";
+
+/// Upstream: pkg/registry/apps/daemonset/strategy.go PrepareForUpdate
+fn prepare_update(_: &crate::Context, set: &mut Value, old: &Value) {
+    let before = at(old, "metadata.annotations").and_then(|all| all.get(TEMPLATE_GENERATION));
+    let before: i64 = before.and_then(Value::as_str).and_then(|n| n.parse().ok()).unwrap_or(0);
+    let changed = !crate::validate::same(at(set, "spec.template"), at(old, "spec.template"));
+    get::set_annotation(set, TEMPLATE_GENERATION, &(before + i64::from(changed)).to_string());
 }
 
 fn cells(set: &Value, now: i64) -> Vec<Cell> {
@@ -58,7 +71,7 @@ fn default(set: &mut Value) {
 /// Upstream: pkg/apis/apps/validation/validation.go ValidateDaemonSetSpec
 fn validate(set: &Value) -> Errors {
     let mut errors = validate_selector(set, "daemonset");
-    errors.extend(podspec::validate_workload_template(set, "DaemonSet"));
+    errors.extend(podspec::validate_daemon_template(set));
     errors.extend(non_negative(set, "spec.minReadySeconds"));
     errors.extend(non_negative(set, "spec.revisionHistoryLimit"));
     let strategy = path("spec.updateStrategy");

@@ -42,7 +42,6 @@ fn default(set: &mut Value) {
     let rolling = text(set, "spec.updateStrategy.type") == "RollingUpdate";
     if rolling && has(set, "spec.updateStrategy.rollingUpdate") {
         get::default(set, "spec.updateStrategy.rollingUpdate.partition", 0);
-        get::default(set, "spec.updateStrategy.rollingUpdate.maxUnavailable", 1);
     }
     for field in ["whenDeleted", "whenScaled"] {
         get::default(set, &format!("spec.persistentVolumeClaimRetentionPolicy.{field}"), "Retain");
@@ -81,6 +80,9 @@ fn validate(set: &Value) -> Errors {
     let service = text(set, "spec.serviceName");
     if !service.is_empty() {
         errors.extend(crate::validate::dns_label(service, &spec.child("serviceName")));
+    }
+    for (claim, at) in get::items(set, "spec.volumeClaimTemplates", &spec.child("volumeClaimTemplates")) {
+        errors.extend(crate::kinds::core::persistentvolumeclaims::validate_spec(claim, &at.child("spec")));
     }
     errors.extend(validate_selector(set, "statefulset"));
     errors.extend(podspec::validate_workload_template(&with_claims(set), "StatefulSet"));

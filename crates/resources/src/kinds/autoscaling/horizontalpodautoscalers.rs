@@ -1,5 +1,6 @@
 //! HorizontalPodAutoscaler: as many replicas as the load asks for. Version 1 is a narrower view of version 2.
 
+use super::validation::validate;
 use crate::prelude::*;
 
 pub fn row() -> Arc<ResourceDef> {
@@ -116,33 +117,4 @@ pub fn default(autoscaler: &mut Value) {
     get::default(autoscaler, &format!("{up}.policies"), up_policies);
     let down_policies = json!([{"type": "Percent", "value": 100, "periodSeconds": 15}]);
     get::default(autoscaler, &format!("{down}.policies"), down_policies);
-}
-
-/// Upstream: pkg/apis/autoscaling/validation/validation.go
-fn validate(autoscaler: &Value) -> Errors {
-    let mut errors = Errors::new();
-    let spec = path("spec");
-    let (min, max) = (get::int(autoscaler, "spec.minReplicas"), number(autoscaler, "spec.maxReplicas"));
-    if min.is_some_and(|min| min < 1) {
-        let detail = "must be greater than or equal to 1";
-        errors.push(Error::invalid(&spec.child("minReplicas"), min, detail));
-    }
-    if max < 1 {
-        errors.push(Error::invalid(&spec.child("maxReplicas"), max, "must be greater than 0"));
-    }
-    if min.is_some_and(|min| max < min) {
-        let detail = "must be greater than or equal to `minReplicas`";
-        errors.push(Error::invalid(&spec.child("maxReplicas"), max, detail));
-    }
-    for field in ["kind", "name"] {
-        let value = text(autoscaler, &format!("spec.scaleTargetRef.{field}"));
-        let at = spec.child("scaleTargetRef").child(field);
-        if value.is_empty() {
-            errors.push(Error::required(&at, ""));
-        }
-        for message in names::path_segment(value) {
-            errors.push(Error::invalid(&at, value, message));
-        }
-    }
-    errors
 }

@@ -1,3 +1,4 @@
 //! Replicas by load.
 
 pub mod horizontalpodautoscalers;
+mod validation;

@@ -97,6 +97,13 @@ fn validate(cron_job: &Value) -> Errors {
     jobs::default_spec(&mut template, "spec.jobTemplate.spec");
     let at = spec.child("jobTemplate").child("spec");
     errors.extend(jobs::validate_spec(&template, "spec.jobTemplate.spec", &at));
+    if let Some(selector) = get::at(cron_job, "spec.jobTemplate.spec.selector") {
+        let detail = "`selector` will be auto-generated";
+        errors.push(Error::invalid(&at.child("selector"), selector.clone(), detail));
+    }
+    if is_true(cron_job, "spec.jobTemplate.spec.manualSelector") {
+        errors.push(Error::not_supported(&at.child("manualSelector"), true, &["nil", "false"]));
+    }
     errors.extend(non_negative(cron_job, "spec.successfulJobsHistoryLimit"));
     errors.extend(non_negative(cron_job, "spec.failedJobsHistoryLimit"));
     errors

@@ -3,7 +3,7 @@
 use crate::podspec;
 use crate::prelude::*;
 use crate::strategy::{Context, Strategy};
-use crate::validate::{immutable, non_negative_at, one_of, same, selector};
+use crate::validate::{immutable, non_negative_at, same, selector};
 
 pub fn row() -> Arc<ResourceDef> {
     Row::namespaced("batch/v1", "Job", "jobs")
@@ -172,6 +172,11 @@ fn generate_selector(job: &mut Value) {
     if let Some(labels) = get::fields_mut(job, "spec.selector.matchLabels") {
         labels.entry("batch.kubernetes.io/controller-uid").or_insert_with(|| uid.into());
     }
+    if get::len(job, "metadata.labels") == 0
+        && let Some(labels) = at(job, "spec.template.metadata.labels").cloned()
+    {
+        set(job, "metadata.labels", labels);
+    }
 }
 
 /// Upstream: pkg/apis/batch/validation/validation.go validateJobSpec
@@ -190,20 +195,7 @@ pub fn validate_spec(object: &Value, prefix: &str, spec: &Path) -> Errors {
     for name in COUNTS {
         errors.extend(non_negative_at(object, &field(name), &spec.child(name)));
     }
-    let mode = text(object, &field("completionMode"));
-    errors.extend(one_of(mode, &spec.child("completionMode"), &["NonIndexed", "Indexed"]));
-    if mode == "Indexed" {
-        if !has(object, &field("completions")) {
-            let detail = "when completion mode is Indexed";
-            errors.push(Error::required(&spec.child("completions"), detail));
-        }
-    } else {
-        for name in ["backoffLimitPerIndex", "maxFailedIndexes"] {
-            if let Some(value) = get::int(object, &field(name)) {
-                errors.push(Error::invalid(&spec.child(name), value, "requires indexed completion mode"));
-            }
-        }
-    }
+    errors.extend(super::job_policies::validate(at(object, prefix).unwrap_or(&Value::Null), spec));
     errors.extend(podspec::validate_template(object, &field("template"), &spec.child("template")));
     let at = spec.child("template").child("spec").child("restartPolicy");
     match text(object, &field("template.spec.restartPolicy")) {

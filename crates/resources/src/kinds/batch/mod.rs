@@ -1,4 +1,5 @@
 //! Work that finishes.
 
 pub mod cronjobs;
+mod job_policies;
 pub mod jobs;

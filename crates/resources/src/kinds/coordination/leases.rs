@@ -25,14 +25,5 @@ fn validate(lease: &Value) -> Errors {
     if has(lease, "spec.holderIdentity") && text(lease, "spec.holderIdentity").is_empty() {
         errors.push(Error::invalid(&spec.child("holderIdentity"), "", "must not be empty"));
     }
-    let strategy = text(lease, "spec.strategy");
-    if !strategy.is_empty() && strategy != "OldestEmulationVersion" && !strategy.contains('/') {
-        let detail = "must be a well-known strategy or of the form 'example.com/strategy'";
-        errors.push(Error::invalid(&spec.child("strategy"), strategy, detail));
-    }
-    if !text(lease, "spec.preferredHolder").is_empty() && strategy.is_empty() {
-        let detail = "may only be specified if `strategy` is defined";
-        errors.push(Error::forbidden(&spec.child("preferredHolder"), detail));
-    }
     errors
 }

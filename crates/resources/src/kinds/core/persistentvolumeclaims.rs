@@ -1,7 +1,7 @@
 //! PersistentVolumeClaim: storage that a pod wants.
 
 use crate::prelude::*;
-use crate::validate::{one_of, quantities, required, selector};
+use crate::validate::{each, one_of, quantities, required, selector};
 
 pub fn row() -> Arc<ResourceDef> {
     Row::namespaced("v1", "PersistentVolumeClaim", "persistentvolumeclaims")
@@ -16,7 +16,10 @@ pub fn row() -> Arc<ResourceDef> {
                 get::default(o, "status.phase", "Pending");
                 default_spec(o, "spec");
             },
-            prepare_create: |_, o| set(o, "status.phase", "Pending"),
+            prepare_create: |_, o| {
+                set(o, "status.phase", "Pending");
+                mirror_source(o);
+            },
             validate: |o| validate_spec(o, &path("spec")),
             validate_update,
             ..Rules::PLAIN
@@ -59,25 +62,73 @@ pub fn validate_spec(object: &Value, spec: &Path) -> Errors {
     let selector_value = at(object, "spec.selector");
     errors.extend(selector_value.map_or_else(Errors::new, |s| selector(s, &spec.child("selector"))));
     const MODES: &[&str] = &["ReadOnlyMany", "ReadWriteMany", "ReadWriteOnce", "ReadWriteOncePod"];
-    for (mode, at) in get::items(object, "spec.accessModes", &spec.child("accessModes")) {
-        errors.extend(one_of(mode.as_str().unwrap_or_default(), &at, MODES));
+    for mode in get::texts(object, "spec.accessModes") {
+        errors.extend(one_of(mode, &spec.child("accessModes"), MODES));
     }
     let storage = spec.child("resources").key("storage");
     match at(object, "spec.resources.requests.storage") {
         None => errors.push(Error::required(&storage, "")),
         Some(value) => errors.extend(quantities::positive(value, &storage)),
     }
-    for message in names::dns1123_subdomain(text(object, "spec.storageClassName")) {
-        if !text(object, "spec.storageClassName").is_empty() {
-            let value = text(object, "spec.storageClassName");
-            errors.push(Error::invalid(&spec.child("storageClassName"), value, message));
+    for field in ["storageClassName", "volumeAttributesClassName"] {
+        let value = text(object, &format!("spec.{field}"));
+        if !value.is_empty() {
+            errors.extend(each(names::dns1123_subdomain(value), &spec.child(field), value));
         }
     }
+    errors.extend(validate_sources(object, spec));
     errors.extend(one_of(
         text(object, "spec.volumeMode"),
         &spec.child("volumeMode"),
         &["Block", "Filesystem"],
     ));
+    errors
+}
+
+/// Where the content comes from is told in two fields, of which a client may fill either.
+///
+/// Upstream: pkg/api/persistentvolumeclaim/util.go NormalizeDataSources
+fn mirror_source(claim: &mut Value) {
+    let (plain, with_namespace) =
+        (at(claim, "spec.dataSource").cloned(), at(claim, "spec.dataSourceRef").cloned());
+    match (plain, with_namespace) {
+        (Some(source), None) => set(claim, "spec.dataSourceRef", source),
+        (None, Some(source)) if text(&source, "namespace").is_empty() => {
+            set(claim, "spec.dataSource", source);
+            get::remove(claim, "spec.dataSource.namespace");
+        }
+        _ => {}
+    }
+}
+
+/// Upstream: pkg/apis/core/validation/validation.go validateDataSource, validateDataSourceRef
+fn validate_sources(object: &Value, spec: &Path) -> Errors {
+    let mut errors = Errors::new();
+    for field in ["dataSource", "dataSourceRef"] {
+        let Some(source) = at(object, &format!("spec.{field}")) else { continue };
+        let at = spec.child(field);
+        for name in ["name", "kind"] {
+            if text(source, name).is_empty() {
+                errors.push(Error::required(&at.child(name), ""));
+            }
+        }
+        let group = text(source, "apiGroup");
+        if group.is_empty() && text(source, "kind") != "PersistentVolumeClaim" {
+            let detail = "must be 'PersistentVolumeClaim' when referencing the default apiGroup";
+            errors.push(Error::invalid(&at, text(source, "kind"), detail));
+        }
+        if !group.is_empty() {
+            errors.extend(each(names::dns1123_subdomain(group), &at.child("apiGroup"), group));
+        }
+        let namespace = text(source, "namespace");
+        if field == "dataSourceRef" && !namespace.is_empty() {
+            errors.extend(each(names::dns1123_label(namespace), &at.child("namespace"), namespace));
+            if has(object, "spec.dataSource") {
+                let detail = "may not be specified when dataSourceRef.namespace is specified";
+                errors.push(Error::invalid(spec, json!({}), detail));
+            }
+        }
+    }
     errors
 }
 

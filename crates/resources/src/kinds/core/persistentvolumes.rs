@@ -58,12 +58,12 @@ fn validate(volume: &Value) -> Errors {
     let spec = path("spec");
     const MODES: &[&str] = &["ReadOnlyMany", "ReadWriteMany", "ReadWriteOnce", "ReadWriteOncePod"];
     errors.extend(required(volume, "spec.accessModes"));
-    for (mode, at) in get::items(volume, "spec.accessModes", &spec.child("accessModes")) {
-        errors.extend(one_of(mode.as_str().unwrap_or_default(), &at, MODES));
+    for mode in get::texts(volume, "spec.accessModes") {
+        errors.extend(one_of(mode, &spec.child("accessModes"), MODES));
     }
     errors.extend(required(volume, "spec.capacity"));
     if get::len(volume, "spec.capacity") > 0 && !has(volume, "spec.capacity.storage") {
-        let value = at(volume, "spec.capacity").map_or(Vec::new(), keys);
+        let value = at(volume, "spec.capacity").cloned().unwrap_or_default();
         errors.push(Error::not_supported(&spec.child("capacity"), value, &["storage"]));
     }
     for (name, value) in get::entries(volume, "spec.capacity") {
@@ -95,7 +95,9 @@ fn validate(volume: &Value) -> Errors {
     ];
     let sources: Vec<&&str> = SOURCES.iter().filter(|s| has(volume, &format!("spec.{s}"))).collect();
     for source in sources.iter().skip(1) {
-        errors.push(Error::forbidden(&spec.child(source), "may not specify more than 1 volume type"));
+        // Upstream's own spelling.
+        let shown = if **source == "cephfs" { "cephFS" } else { source };
+        errors.push(Error::forbidden(&spec.child(shown), "may not specify more than 1 volume type"));
     }
     if sources.is_empty() {
         errors.push(Error::required(&spec, "must specify a volume type"));
@@ -111,14 +113,16 @@ fn validate(volume: &Value) -> Errors {
         &spec.child("volumeMode"),
         &["Block", "Filesystem"],
     ));
+    for field in ["storageClassName", "volumeAttributesClassName"] {
+        let value = text(volume, &format!("spec.{field}"));
+        if !value.is_empty() {
+            errors.extend(crate::validate::each(names::dns1123_subdomain(value), &spec.child(field), value));
+        }
+    }
     if has(volume, "spec.local") && !has(volume, "spec.nodeAffinity") {
         errors.push(Error::required(&path("metadata.annotations"), "Local volume requires node affinity"));
     }
     errors
-}
-
-fn keys(value: &Value) -> Vec<String> {
-    value.as_object().into_iter().flatten().map(|(k, _)| k.clone()).collect()
 }
 
 /// Upstream: pkg/apis/core/validation/validation.go ValidatePersistentVolumeUpdate

@@ -33,7 +33,7 @@ fn validate(quota: &Value) -> Errors {
         }
         errors.extend(quantities::non_negative(value, &at.key(name)));
     }
-    for (scope, at) in get::items(quota, "spec.scopes", &path("spec.scopes")) {
+    for scope in list(quota, "spec.scopes") {
         const SCOPES: &[&str] = &[
             "BestEffort",
             "CrossNamespacePodAffinity",
@@ -44,7 +44,8 @@ fn validate(quota: &Value) -> Errors {
             "VolumeAttributesClass",
         ];
         if !scope.as_str().is_some_and(|s| SCOPES.contains(&s)) {
-            errors.push(Error::invalid(&at, scope.clone(), "unsupported scope"));
+            let all = get::at(quota, "spec.scopes").cloned().unwrap_or_default();
+            errors.push(Error::invalid(&path("spec.scopes"), all, "unsupported scope"));
         }
     }
     errors

@@ -63,6 +63,22 @@ fn validate(ingress: &Value) -> Errors {
             errors.extend(validate_path(item, &at));
         }
     }
+    for (entry, at) in get::items(ingress, "spec.tls", &spec.child("tls")) {
+        for (host, at) in get::items(entry, "hosts", &at.child("hosts")) {
+            let host = host.as_str().unwrap_or_default();
+            let messages = if host.contains('*') {
+                names::wildcard_dns1123_subdomain(host)
+            } else {
+                names::dns1123_subdomain(host)
+            };
+            errors.extend(messages.into_iter().map(|m| Error::invalid(&at, host, m)));
+        }
+        let secret = text(entry, "secretName");
+        if !secret.is_empty() {
+            let messages = names::dns1123_subdomain(secret);
+            errors.extend(messages.into_iter().map(|m| Error::invalid(&at.child("secretName"), secret, m)));
+        }
+    }
     let class = text(ingress, "spec.ingressClassName");
     if !class.is_empty() {
         let messages = names::dns1123_subdomain(class);

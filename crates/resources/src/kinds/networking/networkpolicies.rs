@@ -52,14 +52,14 @@ fn validate(policy: &Value) -> Errors {
         return errors;
     }
     for (value, at) in types {
-        errors.extend(one_of(value.as_str().unwrap_or_default(), &at, &["Egress", "Ingress"]));
+        errors.extend(one_of(value.as_str().unwrap_or_default(), &at, &["Ingress", "Egress"]));
     }
     errors
 }
 
 fn validate_port(port: &Value, at: &Path) -> Errors {
     let protocol = text(port, "protocol");
-    let mut errors = one_of(protocol, &at.child("protocol"), &["SCTP", "TCP", "UDP"]);
+    let mut errors = one_of(protocol, &at.child("protocol"), &["TCP", "UDP", "SCTP"]);
     match port.get("port") {
         Some(Value::Number(n)) => {
             let messages = names::port_number(n.as_i64().unwrap_or(0));
@@ -72,16 +72,21 @@ fn validate_port(port: &Value, at: &Path) -> Errors {
         _ => {}
     }
     if let Some(end) = get::int(port, "endPort") {
-        match port.get("port").and_then(Value::as_i64) {
+        let start = port.get("port").filter(|value| !value.is_null());
+        match start.map(Value::as_i64) {
             None => errors.push(Error::required(
                 &at.child("endPort"),
                 "may not be specified when `port` is not specified",
             )),
-            Some(start) if end < start => {
+            Some(None) => {
+                let detail = "may not be specified when `port` is non-numeric";
+                errors.push(Error::invalid(&at.child("endPort"), end, detail));
+            }
+            Some(Some(start)) if end < start => {
                 let detail = "must be greater than or equal to `port`";
                 errors.push(Error::invalid(&at.child("endPort"), end, detail));
             }
-            Some(_) => {
+            Some(Some(_)) => {
                 let messages = names::port_number(end);
                 errors.extend(messages.into_iter().map(|m| Error::invalid(&at.child("endPort"), end, m)));
             }
@@ -112,12 +117,43 @@ fn validate_peer(peer: &Value, at: &Path) -> Errors {
         } else {
             errors.extend(crate::validate::cidr(cidr, &at_block.child("cidr")));
         }
-        for (except, at) in get::items(block, "except", &at_block.child("except")) {
-            errors.extend(crate::validate::cidr(except.as_str().unwrap_or_default(), &at));
-        }
+        errors.extend(validate_exceptions(block, &at_block));
     }
     if peers == 0 {
         errors.push(Error::required(at, "must specify a peer"));
     }
     errors
+}
+
+/// What is left out of a block lies within it, and is not all of it.
+///
+/// Upstream: pkg/apis/networking/validation/validation.go ValidateIPBlock
+fn validate_exceptions(block: &Value, path: &Path) -> Errors {
+    let parse = |cidr: &str| {
+        let (address, bits) = cidr.split_once('/')?;
+        Some((address.parse::<std::net::IpAddr>().ok()?, bits.parse::<u32>().ok()?))
+    };
+    let cidr = text(block, "cidr");
+    let Some((address, bits)) = parse(cidr) else { return Errors::new() };
+    let mut errors = Errors::new();
+    for (except, at) in get::items(block, "except", &path.child("except")) {
+        let except = except.as_str().unwrap_or_default();
+        errors.extend(crate::validate::cidr(except, &at));
+        let Some((inner, inner_bits)) = parse(except) else { continue };
+        if !(starts_with(inner, address, bits) && inner_bits > bits) {
+            let detail = format!("must be a strict subset of `cidr` ({cidr:?})");
+            errors.push(Error::invalid(&at, except, detail));
+        }
+    }
+    errors
+}
+
+/// Whether two addresses are of one family and share their first bits.
+fn starts_with(a: std::net::IpAddr, b: std::net::IpAddr, bits: u32) -> bool {
+    use std::net::IpAddr::{V4, V6};
+    match (a, b) {
+        (V4(a), V4(b)) => (u32::from(a) ^ u32::from(b)).leading_zeros() >= bits.min(32),
+        (V6(a), V6(b)) => (u128::from(a) ^ u128::from(b)).leading_zeros() >= bits.min(128),
+        _ => false,
+    }
 }

@@ -49,7 +49,7 @@ fn validate(class: &Value) -> Errors {
     let policy = text(class, "preemptionPolicy");
     if !policy.is_empty() {
         let at = path("preemptionPolicy");
-        errors.extend(crate::validate::one_of(policy, &at, &["Never", "PreemptLowerPriority"]));
+        errors.extend(crate::validate::one_of(policy, &at, &["PreemptLowerPriority", "Never"]));
     }
     errors
 }

@@ -1,6 +1,7 @@
 //! CSIDriver: what a storage driver can do.
 
 use crate::prelude::*;
+use crate::validate::one_of;
 
 pub fn row() -> Arc<ResourceDef> {
     Row::cluster("storage.k8s.io/v1", "CSIDriver", "csidrivers")
@@ -9,7 +10,7 @@ pub fn row() -> Arc<ResourceDef> {
              RequiresRepublish:boolean,Modes,Age",
             cells,
         )
-        .strategy(Rules { default, generation: true, unconditional_update: false, ..Rules::PLAIN })
+        .strategy(Rules { default, validate, validate_update, unconditional_update: false, ..Rules::PLAIN })
         .build()
 }
 
@@ -40,4 +41,65 @@ fn default(driver: &mut Value) {
     if list(driver, "spec.volumeLifecycleModes").is_empty() {
         set(driver, "spec.volumeLifecycleModes", json!(["Persistent"]));
     }
+}
+
+/// Upstream: pkg/apis/storage/validation/validation.go ValidateCSIDriver
+fn validate(driver: &Value) -> Errors {
+    const NAME: usize = 63;
+    const POLICIES: &[&str] = &["File", "None", "ReadWriteOnceWithFSType"];
+    let mut errors = Errors::new();
+    let name = get::name(driver);
+    if name.len() > NAME {
+        errors.push(Error::too_long(&path("metadata.name"), NAME));
+    }
+    let spec = path("spec");
+    for field in ["attachRequired", "podInfoOnMount", "storageCapacity"] {
+        if !has(driver, &format!("spec.{field}")) {
+            errors.push(Error::required(&spec.child(field), ""));
+        }
+    }
+    let policy = text(driver, "spec.fsGroupPolicy");
+    if policy.is_empty() {
+        errors.push(Error::required(&spec.child("fsGroupPolicy"), ""));
+    } else {
+        errors.extend(one_of(policy, &spec.child("fsGroupPolicy"), POLICIES));
+    }
+    let mut audiences = Vec::new();
+    for (token, at) in get::items(driver, "spec.tokenRequests", &spec.child("tokenRequests")) {
+        let audience = text(token, "audience");
+        if audiences.contains(&audience) {
+            errors.push(Error::duplicate(&at.child("audience"), audience));
+        }
+        audiences.push(audience);
+        if let Some(seconds) = get::int(token, "expirationSeconds") {
+            let at = at.child("expirationSeconds");
+            if seconds < 600 {
+                errors.push(Error::invalid(&at, seconds, "may not specify a duration less than 10 minutes"));
+            } else if seconds > 1 << 32 {
+                errors.push(Error::invalid(
+                    &at,
+                    seconds,
+                    "may not specify a duration larger than 2^32 seconds",
+                ));
+            }
+        }
+    }
+    for mode in get::texts(driver, "spec.volumeLifecycleModes") {
+        errors.extend(one_of(mode, &spec.child("volumeLifecycleModes"), &["Persistent", "Ephemeral"]));
+    }
+    if let Some(seconds) = get::int(driver, "spec.nodeAllocatableUpdatePeriodSeconds")
+        && seconds < 10
+    {
+        let at = spec.child("nodeAllocatableUpdatePeriodSeconds");
+        errors.push(Error::invalid(&at, seconds, "must be greater than or equal to 10 seconds"));
+    }
+    errors
+}
+
+/// Upstream: pkg/apis/storage/validation/validation.go ValidateCSIDriverUpdate
+fn validate_update(driver: &Value, old: &Value) -> Errors {
+    ["attachRequired", "volumeLifecycleModes"]
+        .iter()
+        .flat_map(|field| crate::validate::immutable(driver, old, &format!("spec.{field}")))
+        .collect()
 }

@@ -14,7 +14,17 @@ pub fn row() -> Arc<ResourceDef> {
 fn validate(capacity: &Value) -> Errors {
     let class = text(capacity, "storageClassName");
     let messages = names::dns1123_subdomain(class);
-    messages.into_iter().map(|m| Error::invalid(&path("storageClassName"), class, m)).collect()
+    let mut errors: Errors =
+        messages.into_iter().map(|m| Error::invalid(&path("storageClassName"), class, m)).collect();
+    for field in ["capacity", "maximumVolumeSize"] {
+        if let Some(value) = at(capacity, field) {
+            errors.extend(crate::validate::quantities::non_negative(value, &path(field)));
+        }
+    }
+    if let Some(topology) = at(capacity, "nodeTopology") {
+        errors.extend(crate::validate::selector(topology, &path("nodeTopology")));
+    }
+    errors
 }
 
 fn validate_update(capacity: &Value, old: &Value) -> Errors {

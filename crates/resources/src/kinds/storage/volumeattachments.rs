@@ -21,13 +21,28 @@ pub fn row() -> Arc<ResourceDef> {
 
 fn validate(attachment: &Value) -> Errors {
     let mut errors = crate::validate::required(attachment, "spec.attacher");
-    if text(attachment, "spec.nodeName").is_empty() {
-        errors.push(Error::required(&path("spec.nodeName"), ""));
-    }
+    let node = text(attachment, "spec.nodeName");
+    let messages = names::dns1123_subdomain(node);
+    errors.extend(messages.into_iter().map(|m| Error::invalid(&path("spec.nodeName"), node, m)));
+    let inline = has(attachment, "spec.source.inlineVolumeSpec");
     let name = text(attachment, "spec.source.persistentVolumeName");
-    if name.is_empty() && !has(attachment, "spec.source.inlineVolumeSpec") {
-        let detail = "must specify exactly one of inlineVolumeSpec and persistentVolumeName";
-        errors.push(Error::required(&path("spec.source"), detail));
+    let detail = "must specify exactly one of inlineVolumeSpec and persistentVolumeName";
+    match (inline, has(attachment, "spec.source.persistentVolumeName")) {
+        (false, false) => errors.push(Error::required(&path("spec.source"), detail)),
+        (true, true) => errors.push(Error::forbidden(&path("spec.source"), detail)),
+        (true, false) => {}
+        (false, true) if name.is_empty() => {
+            errors.push(Error::required(
+                &path("spec.source.persistentVolumeName"),
+                "must specify non empty persistentVolumeName",
+            ));
+        }
+        (false, true) => {}
+    }
+    if !name.is_empty() {
+        let messages = names::dns1123_subdomain(name);
+        let at = path("spec.source.persistentVolumeName");
+        errors.extend(messages.into_iter().map(|m| Error::invalid(&at, name, m)));
     }
     errors
 }

@@ -61,20 +61,20 @@ pub fn keep_allocated(service: &mut Value, old: &Value) {
     }
 }
 
-/// A port keeps its node port, recognised by protocol and number, unless another port took it.
+/// A port keeps its node port, recognised by its name, unless another port took it.
 fn keep_node_ports(service: &mut Value, old: &Value) {
-    let mut taken: Vec<i64> = list(service, "spec.ports").iter().map(|p| number(p, "nodePort")).collect();
-    taken.retain(|port| *port != 0);
+    let node_ports = |service: &Value| -> Vec<i64> {
+        list(service, "spec.ports").iter().map(|p| number(p, "nodePort")).filter(|port| *port != 0).collect()
+    };
+    let (before, mut taken) = (node_ports(old), node_ports(service));
+    taken.retain(|port| before.contains(port));
     for port in get::list_mut(service, "spec.ports") {
         if number(port, "nodePort") != 0 {
             continue;
         }
-        let same = |o: &&Value| {
-            text(o, "protocol") == text(port, "protocol") && number(o, "port") == number(port, "port")
-        };
-        let kept = list(old, "spec.ports").iter().find(same).map_or(0, |o| number(o, "nodePort"));
+        let same = |o: &&Value| text(o, "name") == text(port, "name");
+        let kept = list(old, "spec.ports").iter().rfind(same).map_or(0, |o| number(o, "nodePort"));
         if kept != 0 && !taken.contains(&kept) {
-            taken.push(kept);
             set(port, "nodePort", kept);
         }
     }

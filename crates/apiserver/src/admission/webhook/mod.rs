@@ -1,0 +1,293 @@
+//! Webhooks: servers that are asked about requests. [`Webhooks::mutate`] asks those that may change the object,
+//! one after the other; [`Webhooks::validate`] those that may only refuse, all at once.
+//!
+//! [`configuration`] reads what is configured, [`review`] writes questions and reads answers, [`client`] carries
+//! them, [`versions`] speaks of an object in the version that a webhook knows.
+//!
+//! What always holds: without a configured webhook a request pays for two comparisons of revisions; a webhook is
+//! never asked about webhooks and policies themselves, so that nobody locks himself out.
+//!
+//! Upstream: apiserver/pkg/admission/plugin/webhook/{generic,mutating,validating}
+
+pub mod client;
+mod configuration;
+pub(crate) mod metrics;
+mod review;
+pub(crate) mod versions;
+
+use std::sync::Arc;
+
+use apimachinery::Status;
+use serde_json::Value;
+
+use self::client::{CallError, WebhookClient};
+use self::configuration::{Configurations, Hook};
+use self::metrics::Metrics;
+use self::review::{Answer, Question};
+use super::matching::{Matched, operation};
+use super::policy::conditions_hold;
+use crate::authn::Random;
+use crate::authz::Authorizer;
+use crate::seams::{AdmissionRequest, Lookup};
+
+/// All configured webhooks, and the way to them.
+pub(crate) struct Webhooks {
+    client: WebhookClient,
+    random: Random,
+    authorizer: Arc<Authorizer>,
+    mutating: Configurations,
+    validating: Configurations,
+    pub metrics: Metrics,
+}
+
+/// What has to be remembered when the mutating plugins run a second time.
+#[derive(Default)]
+pub(crate) struct Reinvocation {
+    /// Who has been asked and wants to be asked again after changes.
+    asked: Vec<String>,
+    /// Who is to be asked again.
+    wanted: Vec<String>,
+    /// The object as the last webhook left it.
+    output: Option<Value>,
+    second: bool,
+}
+
+impl Reinvocation {
+    /// Everybody who was asked so far sees the change that was made after it.
+    fn require_all(&mut self) {
+        self.wanted.append(&mut self.asked);
+    }
+
+    /// Whether another round is to be run, which is then begun.
+    pub(crate) fn again(&mut self, changed: bool) -> bool {
+        let again = changed && !self.second;
+        self.second |= again;
+        again
+    }
+}
+
+/// How a webhook's answer can fail a request.
+enum Refusal {
+    /// It could not be asked, or its answer not be read; the failure policy decides.
+    Call(String),
+    /// It said no, or what it said cannot be done.
+    Denied(Box<Status>),
+}
+
+impl From<Status> for Refusal {
+    fn from(status: Status) -> Self {
+        Refusal::Denied(Box::new(status))
+    }
+}
+
+impl Webhooks {
+    pub(crate) fn new(client: WebhookClient, random: Random, authorizer: Arc<Authorizer>) -> Self {
+        Webhooks {
+            client,
+            random,
+            authorizer,
+            mutating: Configurations::mutating(),
+            validating: Configurations::validating(),
+            metrics: Metrics::default(),
+        }
+    }
+
+    /// Has the object changed by those who may. True when it was.
+    pub(crate) async fn mutate(
+        &self,
+        lookup: &dyn Lookup,
+        request: &mut AdmissionRequest<'_>,
+        rounds: &mut Reinvocation,
+    ) -> Result<bool, Status> {
+        let hooks = self.mutating.hooks(lookup);
+        if hooks.is_empty() || is_exempt(request) {
+            return Ok(false);
+        }
+        if rounds.second && rounds.output.as_ref().is_some_and(|output| output != request.object) {
+            rounds.require_all();
+        }
+        let mut any = false;
+        for hook in hooks.iter() {
+            let Some(matched) = self.should_call(hook, lookup, request)? else { continue };
+            if rounds.second && !rounds.wanted.contains(&hook.id) {
+                continue;
+            }
+            let changed = match self.mutate_by(hook, &matched, lookup, request).await {
+                Ok(changed) => changed,
+                Err(refusal) => {
+                    self.judge(hook, "admit", request, refusal)?;
+                    false
+                }
+            };
+            if changed {
+                any = true;
+                rounds.require_all();
+            }
+            if hook.reinvoke {
+                rounds.asked.push(hook.id.clone());
+            }
+        }
+        rounds.output = Some(request.object.clone());
+        Ok(any)
+    }
+
+    async fn mutate_by(
+        &self,
+        hook: &Hook,
+        matched: &Matched,
+        lookup: &dyn Lookup,
+        request: &mut AdmissionRequest<'_>,
+    ) -> Result<bool, Refusal> {
+        let question = self.question(hook, matched, lookup, request)?;
+        let answer = self.ask(hook, &question, true).await?;
+        request.warnings.extend(answer.warnings);
+        if let Some(denied) = answer.denied {
+            return Err(Refusal::Denied(denied));
+        }
+        let Some(patch) = answer.patch else { return Ok(false) };
+        if question.object.is_null() {
+            return Err(Refusal::from(Status::internal(format!(
+                "admission webhook {:?} attempted to modify the object, which is not supported for this operation",
+                hook.name
+            ))));
+        }
+        let patched = schema::patch::json_patch(&question.object, &patch).map_err(Status::internal)?;
+        let changed = versions::read(&matched.gvk, request, patched)?;
+        if changed == question.object {
+            return Ok(false);
+        }
+        *request.object = versions::convert(lookup, request, &matched.gvk, &request.gvk, changed)?;
+        Ok(true)
+    }
+
+    /// Has the request judged by those who may refuse it. They are asked at once; of several refusals the first
+    /// in the order of their names is told.
+    pub(crate) async fn validate(
+        &self,
+        lookup: &dyn Lookup,
+        request: &mut AdmissionRequest<'_>,
+    ) -> Result<(), Status> {
+        let hooks = self.validating.hooks(lookup);
+        if hooks.is_empty() || is_exempt(request) {
+            return Ok(());
+        }
+        let mut asked = Vec::new();
+        for hook in hooks.iter() {
+            if let Some(matched) = self.should_call(hook, lookup, request)? {
+                asked.push((hook, self.question(hook, &matched, lookup, request)));
+            }
+        }
+        let answers = asked.into_iter().map(|(hook, question)| async move {
+            let answer = match question {
+                Ok(question) => self.ask(hook, &question, false).await,
+                Err(refusal) => Err(refusal),
+            };
+            (hook, answer)
+        });
+        let mut result = Ok(());
+        for (hook, answer) in futures::future::join_all(answers).await {
+            let judged = match answer {
+                Ok(answer) => {
+                    request.warnings.extend(answer.warnings);
+                    answer.denied.map_or(Ok(()), |denied| Err(Refusal::Denied(denied)))
+                }
+                Err(refusal) => Err(refusal),
+            };
+            let judged = judged.or_else(|refusal| self.judge(hook, "validating", request, refusal));
+            result = result.and(judged);
+        }
+        result
+    }
+
+    /// As what the hook is to be asked about the request; `None` when it is not to be asked.
+    fn should_call(
+        &self,
+        hook: &Hook,
+        lookup: &dyn Lookup,
+        request: &AdmissionRequest<'_>,
+    ) -> Result<Option<Matched>, Status> {
+        let Some(matched) = hook.matcher.matches(request, lookup)? else { return Ok(None) };
+        match conditions_hold(&hook.conditions, &self.authorizer, lookup, request, &matched) {
+            Ok(true) => Ok(Some(matched)),
+            Ok(false) => Ok(None),
+            Err(_) if hook.ignores_failures => Ok(None),
+            Err(why) => Err(Status::forbidden(&request.gvr.group_resource(), request.name, why)),
+        }
+    }
+
+    fn question(
+        &self,
+        hook: &Hook,
+        matched: &Matched,
+        lookup: &dyn Lookup,
+        request: &AdmissionRequest<'_>,
+    ) -> Result<Question, Refusal> {
+        if request.dry_run && !hook.dry_runs {
+            let why = format!("admission webhook {:?} does not support dry run", hook.name);
+            return Err(Refusal::from(Status::bad_request(why)));
+        }
+        let mut bytes = [0; 16];
+        (self.random)(&mut bytes);
+        let uid = uuid::Builder::from_random_bytes(bytes).into_uuid().to_string();
+        let version = hook.review_version().map_err(Refusal::Call)?;
+        let convert = |object: &Value| match object {
+            Value::Null => Ok(Value::Null),
+            object => versions::convert(lookup, request, &request.gvk, &matched.gvk, object.clone()),
+        };
+        let object = convert(request.object)?;
+        let old = request.old_object.map_or(Ok(Value::Null), convert)?;
+        Ok(Question::new(uid, version, matched, request, object, old))
+    }
+
+    async fn ask(&self, hook: &Hook, question: &Question, mutating: bool) -> Result<Answer, Refusal> {
+        let review = self.client.call(&hook.client_config, &question.review, hook.timeout).await;
+        let review = review.map_err(|error: CallError| Refusal::Call(error.to_string()))?;
+        let answer = Answer::read(&hook.name, question, mutating, &review);
+        answer.map_err(|why| Refusal::Call(format!("received invalid webhook response: {why}")))
+    }
+
+    /// What a refusal means by the hook's failure policy.
+    fn judge(
+        &self,
+        hook: &Hook,
+        kind: &'static str,
+        request: &AdmissionRequest<'_>,
+        refusal: Refusal,
+    ) -> Result<(), Status> {
+        let operation = operation(request.operation);
+        match refusal {
+            Refusal::Denied(status) => {
+                self.metrics.rejected(&hook.name, kind, operation, "no_error", status.code);
+                Err(*status)
+            }
+            Refusal::Call(why) if hook.ignores_failures => {
+                tracing::warn!(webhook = hook.name, why, "failed calling webhook, failing open");
+                self.metrics.failed_open(&hook.name, kind);
+                Ok(())
+            }
+            Refusal::Call(why) => {
+                tracing::warn!(webhook = hook.name, why, "failed calling webhook, failing closed");
+                self.metrics.rejected(&hook.name, kind, operation, "calling_webhook_error", 500);
+                Err(Status::internal(format!("failed calling webhook {:?}: {why}", hook.name)))
+            }
+        }
+    }
+}
+
+/// Upstream: apiserver/pkg/admission/plugin/webhook/predicates/rules/rules.go
+/// IsExemptAdmissionConfigurationResource
+pub(crate) fn is_exempt(request: &AdmissionRequest<'_>) -> bool {
+    request.gvk.group == "admissionregistration.k8s.io"
+        && matches!(
+            &*request.gvk.kind,
+            "ValidatingWebhookConfiguration"
+                | "MutatingWebhookConfiguration"
+                | "ValidatingAdmissionPolicy"
+                | "ValidatingAdmissionPolicyBinding"
+                | "MutatingAdmissionPolicy"
+                | "MutatingAdmissionPolicyBinding"
+        )
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,63 @@
+//! Objects in the version that a webhook was registered for, and back; and what a webhook made of one, read as
+//! its kind.
+
+use apimachinery::{GroupVersionKind, Status};
+use resources::ResourceDef;
+use serde_json::Value;
+
+use crate::negotiate::Format;
+use crate::seams::{AdmissionRequest, Lookup};
+
+/// The object in another version of its kind. Both versions are served from the same stored objects.
+pub(crate) fn convert(
+    _lookup: &dyn Lookup,
+    request: &AdmissionRequest<'_>,
+    from: &GroupVersionKind,
+    to: &GroupVersionKind,
+    mut object: Value,
+) -> Result<Value, Status> {
+    if from == to || !request.subresource.is_empty() && request.subresource != "status" {
+        return Ok(object);
+    }
+    let Some(own) = request.def else { return Ok(object) };
+    let row = |gvk: &GroupVersionKind| -> Option<&ResourceDef> {
+        if own.gvk() == *gvk {
+            return Some(own);
+        }
+        resources::table().iter().find(|row| row.gvk() == *gvk).map(|row| &**row)
+    };
+    match (row(from), row(to)) {
+        (Some(from), Some(to)) => {
+            resources::convert::to_storage(from, &mut object);
+            resources::convert::from_storage(to, &mut object);
+        }
+        // Custom kinds that say no more have the same fields in all versions.
+        _ => object["apiVersion"] = to.group_version().to_string().into(),
+    }
+    Ok(object)
+}
+
+/// What a webhook made of an object: of a known kind, without what the kind does not have, and with its defaults.
+pub(crate) fn read(
+    gvk: &GroupVersionKind,
+    request: &AdmissionRequest<'_>,
+    object: Value,
+) -> Result<Value, Status> {
+    let definition = api::tables::kind(&gvk.group, &gvk.version, &gvk.kind);
+    let mut object = match definition {
+        None => object,
+        Some(definition) => {
+            let text = object.to_string();
+            let strictness = schema::decode::Strictness::Ignore;
+            let decoded =
+                crate::handle::decode_body(Format::Json, text.as_bytes(), Some(definition), strictness);
+            let mut object = decoded.map_err(Status::internal)?.object;
+            schema::default::apply_declared(&mut object, definition);
+            object
+        }
+    };
+    if let Some(def) = request.def.filter(|def| def.gvk() == *gvk) {
+        def.strategy.default(&mut object);
+    }
+    Ok(object)
+}

@@ -1,0 +1,136 @@
+//! [`Profile`]: a scheduler by name, and which plugins it asks where.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::cluster::{Change, Cluster};
+use crate::framework::{Plugin, Prepared, Refusal, Write};
+use crate::plugins::TABLE;
+use crate::{NodeInfo, PodInfo};
+
+/// A plugin in a profile, and what of it is in use.
+#[derive(Clone)]
+pub struct Configured {
+    pub plugin: Arc<dyn Plugin>,
+    /// How much its scores count; 0 when it does not rank.
+    pub weight: i64,
+    pub holds_back: bool,
+    pub filters: bool,
+    pub reserves: bool,
+}
+
+/// How widely preemption looks.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Preemption {
+    pub min_candidate_percentage: usize,
+    pub min_candidates: usize,
+}
+
+impl Default for Preemption {
+    /// Upstream: pkg/scheduler/apis/config/v1/defaults.go SetDefaults_DefaultPreemptionArgs
+    fn default() -> Self {
+        Preemption { min_candidate_percentage: 10, min_candidates: 100 }
+    }
+}
+
+pub struct Profile {
+    /// What pods name as their `schedulerName`.
+    pub scheduler_name: String,
+    pub plugins: Vec<Configured>,
+    /// None: a pod that fits nowhere evicts nobody.
+    pub preemption: Option<Preemption>,
+    /// How many of the nodes to look at, in per cent; 0 for a share that falls as clusters grow.
+    pub percentage_of_nodes: usize,
+}
+
+impl Default for Profile {
+    /// The default scheduler with its default plugins.
+    fn default() -> Self {
+        let plugins = TABLE.iter().filter_map(|row| {
+            let plugin = (row.make?)(None).expect("every plugin can be made without arguments");
+            Some(Configured { plugin, weight: row.weight, holds_back: true, filters: true, reserves: true })
+        });
+        Profile {
+            scheduler_name: "default-scheduler".into(),
+            plugins: plugins.collect(),
+            preemption: Some(Preemption::default()),
+            percentage_of_nodes: 0,
+        }
+    }
+}
+
+impl Profile {
+    pub fn is_held_back(&self, pod: &PodInfo) -> bool {
+        self.plugins.iter().any(|c| c.holds_back && c.plugin.hold_back(pod).is_some())
+    }
+
+    /// Why no node will do, and which plugin says so.
+    pub fn refuse_all(&self, pod: &PodInfo, cluster: &Cluster) -> Option<(&'static str, Refusal)> {
+        let mut filters = self.plugins.iter().filter(|c| c.filters);
+        filters.find_map(|c| Some((c.plugin.name(), c.plugin.refuse_all(pod, cluster)?)))
+    }
+
+    /// Whether the change may make a pod fit that these plugins refused.
+    pub fn may_help(&self, refused_by: &[&str], pod: &PodInfo, change: &Change) -> bool {
+        self.plugins.iter().any(|c| refused_by.contains(&c.plugin.name()) && c.plugin.may_help(pod, change))
+    }
+
+    /// The plugins' scores of the nodes, weighted, together.
+    pub fn scores(&self, pod: &PodInfo, cluster: &Cluster, nodes: &[&NodeInfo]) -> Vec<i64> {
+        let mut totals = vec![0_i64; nodes.len()];
+        let mut scores = vec![0_i64; nodes.len()];
+        for Configured { plugin, weight, .. } in self.plugins.iter().filter(|c| c.weight > 0) {
+            let Some(score) = plugin.score(pod, cluster, nodes) else { continue };
+            for (slot, node) in scores.iter_mut().zip(nodes) {
+                *slot = score.score(node);
+            }
+            score.normalize(nodes, &mut scores);
+            for (total, score) in totals.iter_mut().zip(&scores) {
+                *total += score * weight;
+            }
+        }
+        totals
+    }
+
+    /// All plugins take what the pod needs, or none does.
+    pub fn reserve(&self, pod: &PodInfo, node: &str, cluster: &mut Cluster) -> Result<Vec<Write>, String> {
+        let mut writes = Vec::new();
+        for configured in self.plugins.iter().filter(|c| c.reserves) {
+            match configured.plugin.reserve(pod, node, cluster) {
+                Ok(more) => writes.extend(more),
+                Err(why) => {
+                    self.unreserve(pod, cluster);
+                    return Err(format!("running Reserve plugin {:?}: {why}", configured.plugin.name()));
+                }
+            }
+        }
+        Ok(writes)
+    }
+
+    pub fn unreserve(&self, pod: &PodInfo, cluster: &mut Cluster) {
+        self.plugins.iter().rev().filter(|c| c.reserves).for_each(|c| c.plugin.unreserve(pod, cluster));
+    }
+
+    /// How long what was reserved may take to be there.
+    pub fn preparation_timeout(&self) -> Duration {
+        self.plugins.iter().filter_map(|c| c.plugin.preparation_timeout()).max().unwrap_or_default()
+    }
+
+    /// Ready when all plugins are; failed when one is.
+    pub fn prepared(&self, pod: &PodInfo, node: &str, cluster: &Cluster) -> Prepared {
+        let mut all = Prepared::Ready;
+        for configured in self.plugins.iter().filter(|c| c.reserves) {
+            match configured.plugin.prepared(pod, node, cluster) {
+                Prepared::Ready => {}
+                Prepared::Waiting => all = Prepared::Waiting,
+                Prepared::Failed(why) => {
+                    return Prepared::Failed(format!(
+                        "running PreBind plugin {:?}: {why}",
+                        configured.plugin.name()
+                    ));
+                }
+            }
+        }
+        all
+    }
+}

@@ -1,0 +1,141 @@
+//! What the scheduler writes: bindings, the statuses of pods, and what must be there before a binding.
+
+use std::sync::Arc;
+
+use api::Object;
+use api::core::v1::Pod;
+use client::{Client, DeleteOptions, PatchType, Resource};
+use controller_runtime::Clock;
+use serde_json::{Value, json};
+
+use crate::PodInfo;
+use crate::extender::Extender;
+use crate::framework::Write;
+
+/// How a write of the background ended.
+pub enum Written {
+    /// All that a pod needs before its binding.
+    Prepared {
+        key: String,
+        outcome: Result<(), client::Error>,
+    },
+    Bound {
+        pod: Arc<PodInfo>,
+        node: String,
+        outcome: Result<(), client::Error>,
+    },
+    Reported,
+}
+
+pub async fn prepare(client: Client, key: String, writes: Vec<Write>) -> Written {
+    for write in writes {
+        let Write { resource, namespace, name, subresource, merge_patch } = write;
+        let patched = client
+            .patch_value(&resource, &namespace, &name, subresource, PatchType::Merge, &merge_patch)
+            .await;
+        if let Err(error) = patched {
+            return Written::Prepared { key, outcome: Err(error) };
+        }
+    }
+    Written::Prepared { key, outcome: Ok(()) }
+}
+
+/// Binds the pod; one of the extenders does it in the scheduler's place if it is given.
+pub async fn bind(
+    client: Client,
+    extender: Option<(Arc<[Extender]>, usize)>,
+    pod: Arc<PodInfo>,
+    node: String,
+) -> Written {
+    if let Some((extenders, at)) = extender {
+        let bound = extenders[at].bind(&pod.pod, &node).await;
+        return Written::Bound { pod, node, outcome: bound.map_err(client::Error::Config) };
+    }
+    let (namespace, name) = (pod.pod.namespace(), pod.pod.name());
+    let binding = json!({
+        "apiVersion": "v1",
+        "kind": "Binding",
+        "metadata": {"namespace": namespace, "name": name, "uid": pod.uid()},
+        "target": {"apiVersion": "v1", "kind": "Node", "name": node},
+    });
+    let outcome =
+        client.create_value(&Resource::of::<Pod>(), namespace, Some((name, "binding")), &binding).await;
+    Written::Bound { outcome: outcome.map(drop), pod, node }
+}
+
+/// The patch that makes the pod's status say why it waits; `None` when it says so already.
+pub fn unscheduled_status(
+    pod: &Pod,
+    message: &str,
+    nominated: Option<&str>,
+    reason: &str,
+    clock: &Clock,
+) -> Option<Value> {
+    let status = pod.status.as_ref();
+    let known =
+        status.and_then(|s| s.conditions.as_ref()).into_iter().flatten().find(|c| c.type_ == "PodScheduled");
+    let same_message = known.is_some_and(|c| c.status == "False" && c.message.as_deref() == Some(message));
+    let same_node = nominated.is_none() || status.and_then(|s| s.nominated_node_name.as_deref()) == nominated;
+    if same_message && same_node {
+        return None;
+    }
+    let since = known.filter(|c| c.status == "False").and_then(|c| c.last_transition_time.clone());
+    let mut patch = json!({"status": {"conditions": [{
+        "type": "PodScheduled",
+        "status": "False",
+        "reason": reason,
+        "message": message,
+        "observedGeneration": pod.metadata.generation,
+        "lastTransitionTime": since.unwrap_or_else(|| clock.time()),
+    }]}});
+    if let Some(node) = nominated {
+        patch["status"]["nominatedNodeName"] = node.into();
+    }
+    Some(patch)
+}
+
+pub async fn report(client: Client, pod: Arc<PodInfo>, patch: Value) -> Written {
+    let patched = patch_status(&client, &pod, &patch).await;
+    if let Some(error) = failure(patched) {
+        tracing::warn!(
+            pod = pod.key,
+            error = &error as &dyn std::error::Error,
+            "cannot report that a pod waits"
+        );
+    }
+    Written::Reported
+}
+
+/// Tells a victim why, then deletes it.
+pub async fn evict(client: Client, victim: Arc<PodInfo>, scheduler_name: String, clock: Clock) -> Written {
+    let patch = json!({"status": {"conditions": [{
+        "type": "DisruptionTarget",
+        "status": "True",
+        "reason": "PreemptionByScheduler",
+        "message": format!("{scheduler_name}: preempting to accommodate a higher priority pod"),
+        "lastTransitionTime": clock.time(),
+    }]}});
+    let mut outcome = patch_status(&client, &victim, &patch).await;
+    if outcome.is_ok() {
+        let (namespace, name) = (victim.pod.namespace(), victim.pod.name());
+        outcome = client.delete::<Pod>(namespace, name, &DeleteOptions::uid(victim.uid())).await;
+    }
+    if let Some(error) = failure(outcome) {
+        tracing::warn!(pod = victim.key, error = &error as &dyn std::error::Error, "cannot preempt");
+    }
+    Written::Reported
+}
+
+async fn patch_status(client: &Client, pod: &PodInfo, patch: &Value) -> Result<(), client::Error> {
+    let (namespace, name) = (pod.pod.namespace(), pod.pod.name());
+    let resource = Resource::of::<Pod>();
+    client
+        .patch_value(&resource, namespace, name, Some("status"), PatchType::Strategic, patch)
+        .await
+        .map(drop)
+}
+
+/// What went wrong; a pod that is gone needs nothing more.
+fn failure(outcome: Result<(), client::Error>) -> Option<client::Error> {
+    outcome.err().filter(|error| !error.is_not_found())
+}

@@ -1,0 +1,183 @@
+//! `trierarch controller-manager`: upstream's kube-controller-manager.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use apiserver::authn::SigningKey;
+use clap::Args;
+use client::Client;
+use client::https::HttpsTransport;
+use client::kubeconfig::Kubeconfig;
+use client::service_account::ServiceAccounts;
+
+use super::election::Election;
+use super::secure_serving::SecureServing;
+use super::{Access, client_of, say_ready};
+use crate::certificates::{Files, read};
+use crate::host;
+
+/// Upstream: cmd/kube-controller-manager/app/options/options.go
+#[derive(Args)]
+pub struct ControllerManager {
+    #[command(flatten)]
+    pub access: Access,
+    #[command(flatten)]
+    pub election: Election,
+    #[command(flatten)]
+    pub serving: SecureServing,
+    /// Which controllers run: `*` for all, `foo` for one, `-foo` for all but one
+    #[arg(
+        long,
+        value_name = "NAMES",
+        value_delimiter = ',',
+        default_value = "*",
+        allow_hyphen_values = true
+    )]
+    pub controllers: Vec<String>,
+    /// Act as a ServiceAccount of its own for each controller, with the rights that it needs and no more
+    #[arg(long, default_value_t = true, action = clap::ArgAction::Set, num_args = 0..=1, default_missing_value = "true", require_equals = true)]
+    pub use_service_account_credentials: bool,
+    /// Give each node a range of pod addresses
+    #[arg(long, default_value_t = true, action = clap::ArgAction::Set, num_args = 0..=1, default_missing_value = "true", require_equals = true)]
+    pub allocate_node_cidrs: bool,
+    /// Addresses of pods, of which each node gets a part
+    #[arg(long, value_name = "CIDR", default_value = "10.42.0.0/16")]
+    pub cluster_cidr: String,
+    /// The size of a node's part, as a prefix length [default: 24, or 64 with IPv6]
+    #[arg(long, value_name = "LENGTH")]
+    pub node_cidr_mask_size: Option<u8>,
+    /// The certificates that pods verify the API server by [default: the kubeconfig's]
+    #[arg(long, value_name = "FILE")]
+    pub root_ca_file: Option<PathBuf>,
+    /// The key that signs the tokens of ServiceAccounts' Secrets; without it none are made
+    #[arg(long, value_name = "FILE")]
+    pub service_account_private_key_file: Option<PathBuf>,
+    /// The authority that signs approved certificate requests; without it none are signed
+    #[arg(long, value_name = "FILE")]
+    pub cluster_signing_cert_file: Option<PathBuf>,
+    /// The key of that authority
+    #[arg(long, value_name = "FILE")]
+    pub cluster_signing_key_file: Option<PathBuf>,
+    /// How long signed certificates are good for, at most
+    #[arg(long, value_name = "DURATION", default_value = "8760h", value_parser = super::duration)]
+    pub cluster_signing_duration: Duration,
+}
+
+/// Signs the tokens of ServiceAccounts' Secrets with a key of PEM.
+pub fn token_signer(key: &str) -> anyhow::Result<controllers::TokenSigner> {
+    let key = SigningKey::from_pem(key).context("the key of ServiceAccount tokens cannot be used")?;
+    Ok(Arc::new(move |claims| key.token(claims).map_err(|error| error.to_string())))
+}
+
+/// The authority that the flags name.
+fn signing_authority(args: &ControllerManager) -> anyhow::Result<Option<controllers::SigningAuthority>> {
+    let flags = ["--cluster-signing-cert-file", "--cluster-signing-key-file"];
+    let (certificate, key) = (args.cluster_signing_cert_file.clone(), args.cluster_signing_key_file.clone());
+    let Some(files) = Files::of_flags(flags, certificate, key)? else { return Ok(None) };
+    Ok(Some(controllers::SigningAuthority {
+        certificate_pem: read(&files.certificate)?,
+        key_pem: read(&files.key)?,
+        longest: args.cluster_signing_duration,
+    }))
+}
+
+/// Each node gets 256 addresses of IPv4, or as upstream does of IPv6.
+pub fn node_cidr_mask(cluster_cidr: &str) -> anyhow::Result<u8> {
+    let range = host::cidr("--cluster-cidr", cluster_cidr)?;
+    Ok(if range.0.is_ipv4() { 24.max(range.1) } else { 64.max(range.1) })
+}
+
+/// The names of controllers that do not run.
+///
+/// Upstream: controller-manager/app/helper.go IsControllerEnabled
+fn disabled(asked: &[String], known: &[&str]) -> anyhow::Result<Vec<String>> {
+    let asked: Vec<&str> = asked.iter().map(String::as_str).filter(|name| !name.is_empty()).collect();
+    for name in asked.iter().filter(|name| **name != "*") {
+        let name = name.trim_start_matches('-');
+        anyhow::ensure!(known.contains(&name), "{name:?} is not in the list of known controllers");
+    }
+    let runs = |name: &str| match asked.iter().find(|asked| asked.trim_start_matches('-') == name) {
+        Some(asked) => !asked.starts_with('-'),
+        None => asked.contains(&"*"),
+    };
+    Ok(known.iter().filter(|name| !runs(name)).map(|name| (*name).to_owned()).collect())
+}
+
+/// The certificates that the kubeconfig trusts, for who gave none.
+pub fn authority_of(kubeconfig: &Path) -> anyhow::Result<String> {
+    match Kubeconfig::read(kubeconfig)?.config(None)?.trust {
+        client::https::Trust::Roots(pem) => Ok(String::from_utf8(pem)?),
+        _ => anyhow::bail!("--root-ca-file is needed: the kubeconfig names no authority"),
+    }
+}
+
+/// As whom the controllers act.
+fn clients(args: &ControllerManager, shared: &Client) -> anyhow::Result<controllers::Clients> {
+    if !args.use_service_account_credentials {
+        return Ok(shared.clone().into());
+    }
+    let config = Kubeconfig::read(&args.access.kubeconfig)?.config(None)?;
+    let anonymous = client::https::Config { identity: None, token: None, ..config };
+    let accounts = ServiceAccounts {
+        issuer: shared.clone(),
+        anonymous: Arc::new(HttpsTransport::new(&anonymous)?),
+        namespace: "kube-system".into(),
+    };
+    Ok(controllers::Clients {
+        shared: shared.clone(),
+        of_account: Arc::new(move |name| accounts.client(name)),
+    })
+}
+
+pub async fn run(args: ControllerManager) -> anyhow::Result<()> {
+    let known: Vec<&str> = controllers::names().collect();
+    let disabled = disabled(&args.controllers, &known)?;
+    let mask = node_cidr_mask(&args.cluster_cidr)?;
+    let config = controllers::Config {
+        node_cidr_mask: args.node_cidr_mask_size.unwrap_or(mask),
+        cluster_cidr: if args.allocate_node_cidrs { args.cluster_cidr.clone() } else { String::new() },
+        root_ca_pem: match &args.root_ca_file {
+            Some(path) => read(path)?,
+            None => authority_of(&args.access.kubeconfig)?,
+        },
+        signing_authority: signing_authority(&args)?,
+        sign_token: args
+            .service_account_private_key_file
+            .as_deref()
+            .map(|path| token_signer(&read(path)?))
+            .transpose()?,
+        clock: host::clock(),
+        disabled,
+    };
+    let client = client_of(&args.access.kubeconfig, "kube-controller-manager")?;
+    let clients = clients(&args, &client)?;
+    let shutdown = host::shutdown_signal()?;
+    let name = "kube-controller-manager";
+    let serving = args.serving.start((name, 10257), &args.access.kubeconfig, shutdown.clone()).await?;
+    let work = async |leading| Ok(controllers::run(config, clients, leading).await?);
+    let lead = args.election.run(name, client.clone(), shutdown.clone(), work);
+    let ((), ()) = tokio::try_join!(lead, say_ready("controller manager", client, shutdown.clone()))?;
+    shutdown.cancel();
+    serving.stopped().await;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn controllers_are_chosen_by_name() {
+        let known = ["a", "b", "c"];
+        for (asked, off) in
+            [("*", ""), ("*,-b", "b"), ("a", "b c"), ("-a,*", "a"), ("-a", "a b c"), ("a,-a,*", "")]
+        {
+            let asked: Vec<_> = asked.split(',').map(str::to_owned).collect();
+            assert_eq!(disabled(&asked, &known).unwrap().join(" "), off, "{asked:?}");
+        }
+        let error = disabled(&["-x".into()], &known).unwrap_err().to_string();
+        assert_eq!(error, "\"x\" is not in the list of known controllers");
+    }
+}

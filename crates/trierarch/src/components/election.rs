@@ -1,0 +1,134 @@
+//! Of several that would do the same work one does it, by a Lease.
+
+use std::time::Duration;
+
+use clap::Args;
+use client::Client;
+use controller_runtime::LeaderElector;
+use tokio_util::sync::CancellationToken;
+
+use crate::host;
+
+/// Whether several of a kind elect one that works.
+///
+/// Upstream: component-base/config/options/leaderelectionconfig.go BindLeaderElectionFlags
+#[derive(Args, Clone)]
+pub struct Election {
+    /// Work only while holding the lease, so that several can stand by
+    #[arg(long, default_value_t = true, action = clap::ArgAction::Set, num_args = 0..=1, default_missing_value = "true", require_equals = true)]
+    pub leader_elect: bool,
+    /// How long others wait after the last renewal before they take the lease
+    #[arg(long, value_name = "DURATION", default_value = "15s", value_parser = duration)]
+    pub leader_elect_lease_duration: Duration,
+    /// How long the leader tries to renew before it gives up
+    #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = duration)]
+    pub leader_elect_renew_deadline: Duration,
+    /// How long to wait between two attempts to take or renew the lease
+    #[arg(long, value_name = "DURATION", default_value = "2s", value_parser = duration)]
+    pub leader_elect_retry_period: Duration,
+    /// The name of the lease [default: the component's]
+    #[arg(long, value_name = "NAME")]
+    pub leader_elect_resource_name: Option<String>,
+    /// The namespace of the lease
+    #[arg(long, value_name = "NAMESPACE", default_value = "kube-system")]
+    pub leader_elect_resource_namespace: String,
+    /// The kind of lock: a Lease is the only one
+    #[arg(long, value_name = "KIND", default_value = "leases", value_parser = ["leases"])]
+    pub leader_elect_resource_lock: String,
+}
+
+/// A duration as Go writes it: `1h30m`, `15s`, `500ms`.
+pub fn duration(text: &str) -> Result<Duration, String> {
+    let wrong = || format!("{text:?} is not a duration like 15s or 1m30s");
+    let mut rest = text;
+    let mut total = 0.0;
+    while !rest.is_empty() {
+        let digits = rest.find(|c: char| !c.is_ascii_digit() && c != '.').ok_or_else(wrong)?;
+        let (number, after) = rest.split_at(digits);
+        let unit = after.find(|c: char| c.is_ascii_digit()).unwrap_or(after.len());
+        let (unit, after) = after.split_at(unit);
+        let seconds = match unit {
+            "ms" => 0.001,
+            "s" => 1.0,
+            "m" => 60.0,
+            "h" => 3600.0,
+            _ => return Err(wrong()),
+        };
+        total += number.parse::<f64>().map_err(|_| wrong())? * seconds;
+        rest = after;
+    }
+    if text.is_empty() { Err(wrong()) } else { Duration::try_from_secs_f64(total).map_err(|_| wrong()) }
+}
+
+impl Election {
+    /// The deadlines must leave room for each other.
+    ///
+    /// Upstream: client-go/tools/leaderelection/leaderelection.go NewLeaderElector
+    fn check(&self) -> anyhow::Result<()> {
+        anyhow::ensure!(
+            self.leader_elect_lease_duration > self.leader_elect_renew_deadline,
+            "--leader-elect-lease-duration must be greater than --leader-elect-renew-deadline"
+        );
+        anyhow::ensure!(
+            self.leader_elect_renew_deadline > self.leader_elect_retry_period.mul_f64(1.2),
+            "--leader-elect-renew-deadline must be greater than --leader-elect-retry-period by a fifth"
+        );
+        Ok(())
+    }
+
+    /// Works at once, or while leading. Another that takes the lease meanwhile is an error: the process ends, and
+    /// whoever supervises it starts it again.
+    pub async fn run<Work>(
+        &self,
+        component: &str,
+        client: Client,
+        shutdown: CancellationToken,
+        work: impl FnOnce(CancellationToken) -> Work,
+    ) -> anyhow::Result<()>
+    where
+        Work: Future<Output = anyhow::Result<()>>,
+    {
+        if !self.leader_elect {
+            return work(shutdown).await;
+        }
+        self.check()?;
+        let name = self.leader_elect_resource_name.as_deref().unwrap_or(component);
+        let namespace = &self.leader_elect_resource_namespace;
+        let identity = format!("{}_{}", host::hostname()?, uuid::Uuid::new_v4());
+        let elector = LeaderElector {
+            lease_duration: self.leader_elect_lease_duration,
+            renew_deadline: self.leader_elect_renew_deadline,
+            retry_period: self.leader_elect_retry_period,
+            ..LeaderElector::new(client, namespace, name, &identity, host::clock())
+        };
+        let mut outcome = Ok(());
+        let lead = |leading: CancellationToken| {
+            let outcome = &mut outcome;
+            async move {
+                tracing::info!(lease = name, "leads");
+                *outcome = work(leading).await;
+            }
+        };
+        let held = elector.run(&shutdown, lead).await;
+        outcome?;
+        anyhow::ensure!(held, "another took the lease {namespace}/{name}");
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations_are_as_go_writes_them() {
+        for (text, milliseconds) in
+            [("15s", 15_000), ("1m30s", 90_000), ("500ms", 500), ("1.5h", 5_400_000), ("0s", 0)]
+        {
+            assert_eq!(duration(text), Ok(Duration::from_millis(milliseconds)), "{text}");
+        }
+        for text in ["", "15", "s", "1x", "-1s", "1 s", "1..2s"] {
+            assert!(duration(text).is_err(), "{text}");
+        }
+    }
+}

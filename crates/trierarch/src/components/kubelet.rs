@@ -1,0 +1,287 @@
+//! `trierarch kubelet`: upstream's kubelet.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
+use api::core::v1::Taint;
+use clap::Args;
+use tokio_util::sync::CancellationToken;
+
+use super::kubelet_config::KubeletConfiguration;
+use super::{client_of, say_ready};
+use crate::certificates::{Current, Files, read};
+use crate::host;
+use crate::join::NodeCertificates;
+
+/// Upstream: cmd/kubelet/app/options/options.go
+#[derive(Args)]
+pub struct Kubelet {
+    /// The kubeconfig file that says how to reach the API server, and as whom; it is written when the kubelet asks
+    /// for a certificate by --bootstrap-kubeconfig
+    #[arg(long, value_name = "FILE")]
+    pub kubeconfig: PathBuf,
+    /// A kubeconfig with a token that may ask for a certificate, while --kubeconfig is not there yet
+    #[arg(long, value_name = "FILE")]
+    pub bootstrap_kubeconfig: Option<PathBuf>,
+    /// Where certificates that were asked for are kept [default: <ROOT_DIR>/pki]
+    #[arg(long, value_name = "DIR")]
+    pub cert_dir: Option<PathBuf>,
+    /// A file with a KubeletConfiguration; flags count more
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// The name of this node [default: the host's name]
+    #[arg(long, value_name = "NAME")]
+    pub hostname_override: Option<String>,
+    /// The addresses of this node [default: the one that leads to the default gateway]
+    #[arg(long, value_name = "IP", value_delimiter = ',')]
+    pub node_ip: Vec<IpAddr>,
+    /// Where volumes and other files of pods are kept
+    #[arg(long, value_name = "DIR", default_value = "/var/lib/kubelet")]
+    pub root_dir: PathBuf,
+    /// The CRI socket of the container engine [default: unix:///run/containerd/containerd.sock]
+    #[arg(long, value_name = "ENDPOINT")]
+    pub container_runtime_endpoint: Option<String>,
+    /// A directory of manifests of static pods
+    #[arg(long, value_name = "DIR")]
+    pub pod_manifest_path: Option<PathBuf>,
+    /// The addresses of the cluster DNS
+    #[arg(long, value_name = "IP", value_delimiter = ',')]
+    pub cluster_dns: Vec<IpAddr>,
+    /// The DNS domain of the cluster [default: cluster.local]
+    #[arg(long, value_name = "DOMAIN")]
+    pub cluster_domain: Option<String>,
+    /// The resolver configuration that pods inherit [default: /etc/resolv.conf]
+    #[arg(long, value_name = "FILE")]
+    pub resolv_conf: Option<PathBuf>,
+    /// The cgroup under which pods' cgroups are made [default: /]
+    #[arg(long, value_name = "CGROUP")]
+    pub cgroup_root: Option<String>,
+    /// How many pods may run here [default: 110]
+    #[arg(long, value_name = "COUNT")]
+    pub max_pods: Option<u32>,
+    /// How little may be left of what before pods are evicted [default:
+    /// memory.available<100Mi,nodefs.available<10%,nodefs.inodesFree<5%,imagefs.available<15%,imagefs.inodesFree<5%]
+    #[arg(long, value_name = "SIGNAL<QUANTITY,…")]
+    pub eviction_hard: Option<String>,
+    /// Make the Node object [default: true]
+    #[arg(long, num_args = 0..=1, default_missing_value = "true", require_equals = true)]
+    pub register_node: Option<bool>,
+    /// Labels of the Node, as it is made
+    #[arg(long, value_name = "KEY=VALUE", value_delimiter = ',')]
+    pub node_labels: Vec<String>,
+    /// Taints of the Node, as it is made
+    #[arg(long, value_name = "KEY=VALUE:EFFECT", value_delimiter = ',')]
+    pub register_with_taints: Vec<String>,
+    /// What a cloud calls this machine
+    #[arg(long, value_name = "ID")]
+    pub provider_id: Option<String>,
+    /// The address of the kubelet's own server [default: 0.0.0.0]
+    #[arg(long, value_name = "IP")]
+    pub address: Option<IpAddr>,
+    /// The port of the kubelet's own server [default: 10250]
+    #[arg(long, value_name = "PORT")]
+    pub port: Option<u16>,
+    /// The certificates that clients of the kubelet's server are verified by [default: the kubeconfig's]
+    #[arg(long, value_name = "FILE")]
+    pub client_ca_file: Option<PathBuf>,
+    /// The certificate of the kubelet's server [default: one that it asks the API server for]
+    #[arg(long, value_name = "FILE")]
+    pub tls_cert_file: Option<PathBuf>,
+    /// The key of the kubelet's server
+    #[arg(long, value_name = "FILE")]
+    pub tls_private_key_file: Option<PathBuf>,
+}
+
+/// Labels as flags have them.
+///
+/// Upstream: pkg/kubelet/apis/well_known_labels.go, cmd/kubelet/app/options/options.go ValidateKubeletFlags
+pub fn labels(texts: &[String]) -> anyhow::Result<BTreeMap<String, String>> {
+    let label = |text: &String| {
+        let (key, value) = text.split_once('=').unwrap_or((text, ""));
+        anyhow::ensure!(!key.is_empty(), "--node-labels {text:?} is not KEY=VALUE");
+        Ok((key.to_owned(), value.to_owned()))
+    };
+    texts.iter().filter(|text| !text.is_empty()).map(label).collect()
+}
+
+/// Taints as flags have them: `key=value:effect` or `key:effect`.
+///
+/// Upstream: pkg/util/taints/taints.go parseTaint
+pub fn taints(texts: &[String]) -> anyhow::Result<Vec<Taint>> {
+    let taint = |text: &String| {
+        let parts = text.rsplit_once(':').filter(|(key, effect)| {
+            !key.is_empty() && matches!(*effect, "NoSchedule" | "PreferNoSchedule" | "NoExecute")
+        });
+        let (key, effect) =
+            parts.with_context(|| format!("--register-with-taints {text:?} is not KEY=VALUE:EFFECT"))?;
+        let (key, value) = key.split_once('=').map_or((key, None), |(key, value)| (key, Some(value)));
+        Ok(Taint {
+            key: key.to_owned(),
+            value: value.map(str::to_owned),
+            effect: effect.to_owned(),
+            ..Default::default()
+        })
+    };
+    texts.iter().filter(|text| !text.is_empty()).map(taint).collect()
+}
+
+/// The engine must answer within a quarter of a minute, as upstream's kubelet has it; what is waited for is said.
+async fn say_engine(endpoint: &str) {
+    if cri::connect(endpoint).await.is_err() {
+        tracing::warn!(endpoint, "waits for the container runtime");
+    }
+}
+
+impl Kubelet {
+    /// Flags over the file over defaults.
+    fn config(
+        &self,
+        file: KubeletConfiguration,
+        tls: kubelet::ServingTls,
+    ) -> anyhow::Result<kubelet::Config> {
+        let (node_name, node_ips) = self.node()?;
+        let first_ip = *node_ips.first().context("a node has an address")?;
+        let root_dir = std::path::absolute(&self.root_dir)?;
+        let usual = kubelet::Config::new(&node_name, first_ip, &root_dir, host::clock());
+        let endpoint = self.container_runtime_endpoint.clone().or(file.container_runtime_endpoint);
+        let taints = match file.register_with_taints {
+            Some(taints) if self.register_with_taints.is_empty() => taints,
+            _ => taints(&self.register_with_taints)?,
+        };
+        Ok(kubelet::Config {
+            cri_endpoint: endpoint.unwrap_or_else(|| cri::CONTAINERD_ENDPOINT.to_owned()),
+            pod_logs_dir: file.pod_logs_dir.unwrap_or_else(|| "/var/log/pods".into()),
+            static_pod_path: self.pod_manifest_path.clone().or(file.static_pod_path),
+            cluster_dns: some(&self.cluster_dns).or(file.cluster_dns).unwrap_or_default(),
+            cluster_domain: self
+                .cluster_domain
+                .clone()
+                .or(file.cluster_domain)
+                .unwrap_or(usual.cluster_domain.clone()),
+            resolv_conf: self.resolv_conf.clone().or(file.resolv_conf).unwrap_or(usual.resolv_conf.clone()),
+            cgroup_root: self.cgroup_root.clone().or(file.cgroup_root).unwrap_or_else(|| "/".into()).into(),
+            max_pods: self.max_pods.or(file.max_pods).unwrap_or(usual.max_pods),
+            address: self.address.or(file.address).unwrap_or(usual.address),
+            port: self.port.or(file.port).unwrap_or(usual.port),
+            register: self.register_node.or(file.register_node).unwrap_or(true),
+            node_labels: labels(&self.node_labels)?,
+            taints,
+            provider_id: self.provider_id.clone().or(file.provider_id),
+            image_gc_high_percent: file
+                .image_gc_high_threshold_percent
+                .unwrap_or(usual.image_gc_high_percent),
+            eviction_hard: match (&self.eviction_hard, &file.eviction_hard) {
+                (Some(flag), _) => thresholds(flag)?,
+                (None, Some(map)) => {
+                    let pairs = map.iter().map(|(name, value)| (name.as_str(), value.as_str()));
+                    kubelet::pressure::parse(pairs).map_err(anyhow::Error::msg)?
+                }
+                (None, None) => {
+                    kubelet::pressure::parse(kubelet::EVICTION_HARD).map_err(anyhow::Error::msg)?
+                }
+            },
+            image_gc_low_percent: file.image_gc_low_threshold_percent.unwrap_or(usual.image_gc_low_percent),
+            tls: Some(tls),
+            root_dir,
+            node_ips,
+            ..usual
+        })
+    }
+
+    fn node(&self) -> anyhow::Result<(String, Vec<IpAddr>)> {
+        let name = self.hostname_override.clone().map_or_else(host::hostname, Ok)?;
+        let ips = some(&self.node_ip).map_or_else(|| Ok(vec![host::node_ip()?]), anyhow::Ok)?;
+        Ok((name, ips))
+    }
+}
+
+/// `memory.available<100Mi,nodefs.available<10%`
+fn thresholds(flag: &str) -> anyhow::Result<Vec<kubelet::pressure::Threshold>> {
+    let statements = flag.split(',').filter(|statement| !statement.is_empty());
+    let pairs = statements.map(|statement| {
+        statement
+            .split_once('<')
+            .with_context(|| format!("--eviction-hard: {statement:?} is not of the form signal<quantity"))
+    });
+    let pairs = pairs.collect::<anyhow::Result<Vec<_>>>()?;
+    kubelet::pressure::parse(pairs).map_err(|why| anyhow::anyhow!("--eviction-hard: {why}"))
+}
+
+fn some<T: Clone>(values: &[T]) -> Option<Vec<T>> {
+    (!values.is_empty()).then(|| values.to_vec())
+}
+
+/// The authority that the kubelet's kubeconfig trusts is the one of its callers, unless another is given.
+fn client_authority(given: Option<&Path>, kubeconfig: &Path) -> anyhow::Result<String> {
+    match given {
+        Some(path) => read(path),
+        None => super::controller_manager::authority_of(kubeconfig)
+            .context("--client-ca-file is needed: the kubeconfig names no authority"),
+    }
+}
+
+pub async fn run(args: Kubelet) -> anyhow::Result<()> {
+    let file = args.config.as_deref().map(KubeletConfiguration::read).transpose()?.unwrap_or_default();
+    let (node_name, node_ips) = args.node()?;
+    // What is wrong with the flags is said before anything is touched.
+    labels(&args.node_labels)?;
+    taints(&args.register_with_taints)?;
+    let serving = Files::of_flags(
+        ["--tls-cert-file", "--tls-private-key-file"],
+        args.tls_cert_file.clone().or(file.tls_cert_file.clone()),
+        args.tls_private_key_file.clone().or(file.tls_private_key_file.clone()),
+    )?;
+    host::check_can_run_containers("")?;
+    let shutdown = host::shutdown_signal()?;
+    let cert_dir = args.cert_dir.clone().unwrap_or_else(|| args.root_dir.join("pki"));
+    let certificates = NodeCertificates::new(&cert_dir, &node_name, &node_ips, host::clock());
+    if !args.kubeconfig.exists() {
+        let bootstrap = args.bootstrap_kubeconfig.as_deref().with_context(|| {
+            format!("{} does not exist; give --bootstrap-kubeconfig", args.kubeconfig.display())
+        })?;
+        certificates.join(bootstrap, &args.kubeconfig, &shutdown).await?;
+    }
+    let client = client_of(&args.kubeconfig, "kubelet")?;
+    let (certificate, own) = match serving {
+        Some(files) => (Current::of_files(files)?, false),
+        None => (certificates.serving(&client, &shutdown).await?, true),
+    };
+    let given = args.client_ca_file.as_deref().or(file.authentication.x509.client_ca_file.as_deref());
+    let client_ca = client_authority(given, &args.kubeconfig)?.into_bytes();
+    let config = args.config(file, kubelet::ServingTls { certificate, client_ca })?;
+    say_engine(&config.cri_endpoint).await;
+    let run = async {
+        kubelet::run(config, client.clone(), shutdown.clone()).await?;
+        shutdown.cancel();
+        anyhow::Ok(())
+    };
+    let renew = async {
+        match args.bootstrap_kubeconfig {
+            Some(_) => certificates.renew(client.clone(), own, shutdown.clone()).await,
+            None => Ok(()),
+        }
+    };
+    tokio::try_join!(run, renew, say_ready("kubelet", client.clone(), CancellationToken::clone(&shutdown)))?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn labels_and_taints_are_read_as_upstream_writes_them() {
+        let texts = |texts: &[&str]| texts.iter().map(|t| (*t).to_owned()).collect::<Vec<_>>();
+        let labels = labels(&texts(&["a=b", "c", ""])).unwrap();
+        assert_eq!(labels, BTreeMap::from([("a".into(), "b".into()), ("c".into(), String::new())]));
+        assert!(super::labels(&texts(&["=b"])).is_err());
+        let read = taints(&texts(&["a=b:NoSchedule", "c:NoExecute"])).unwrap();
+        assert_eq!((read[0].value.as_deref(), read[0].effect.as_str()), (Some("b"), "NoSchedule"));
+        assert_eq!((read[1].key.as_str(), read[1].value.as_deref()), ("c", None));
+        for wrong in ["a", "a=b", "a=b:Sometimes", ":NoExecute"] {
+            assert!(taints(&texts(&[wrong])).is_err(), "{wrong}");
+        }
+    }
+}

@@ -1,0 +1,188 @@
+//! A KubeletConfiguration, as kubeadm and people write it.
+
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+
+use api::core::v1::Taint;
+use serde::Deserialize;
+use serde_json::{Map, Value};
+
+use super::read_config;
+
+/// The fields that mean something here. Others may say that they are as usual (nothing, zero, an empty list) and
+/// are refused by name and line when they ask for more.
+///
+/// Upstream: kubelet/config/v1beta1/types.go KubeletConfiguration
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct KubeletConfiguration {
+    #[serde(rename = "apiVersion")]
+    _api_version: String,
+    #[serde(rename = "kind")]
+    _kind: String,
+    pub address: Option<IpAddr>,
+    pub port: Option<u16>,
+    pub static_pod_path: Option<PathBuf>,
+    pub pod_logs_dir: Option<PathBuf>,
+    pub tls_cert_file: Option<PathBuf>,
+    pub tls_private_key_file: Option<PathBuf>,
+    pub rotate_certificates: Option<bool>,
+    #[serde(rename = "serverTLSBootstrap")]
+    pub server_tls_bootstrap: Option<bool>,
+    pub authentication: Authentication,
+    authorization: Authorization,
+    pub cluster_domain: Option<String>,
+    #[serde(rename = "clusterDNS")]
+    pub cluster_dns: Option<Vec<IpAddr>>,
+    #[serde(rename = "imageGCHighThresholdPercent")]
+    pub image_gc_high_threshold_percent: Option<u8>,
+    #[serde(rename = "imageGCLowThresholdPercent")]
+    pub image_gc_low_threshold_percent: Option<u8>,
+    pub eviction_hard: Option<std::collections::BTreeMap<String, String>>,
+    pub max_pods: Option<u32>,
+    pub resolv_conf: Option<PathBuf>,
+    pub cgroup_root: Option<String>,
+    cgroup_driver: Option<String>,
+    pub register_node: Option<bool>,
+    pub register_with_taints: Option<Vec<Taint>>,
+    #[serde(rename = "providerID")]
+    pub provider_id: Option<String>,
+    pub container_runtime_endpoint: Option<String>,
+    #[serde(flatten)]
+    others: Map<String, Value>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct Authentication {
+    pub x509: X509,
+    anonymous: Anonymous,
+    /// Tokens of callers: how long an answer about one is kept is not to be set.
+    #[serde(rename = "webhook")]
+    _webhook: Value,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct X509 {
+    #[serde(rename = "clientCAFile")]
+    pub client_ca_file: Option<PathBuf>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct Anonymous {
+    enabled: bool,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct Authorization {
+    mode: Option<String>,
+    #[serde(rename = "webhook")]
+    _webhook: Value,
+}
+
+/// Whether a value says no more than a field that is not there.
+fn is_usual(value: &Value) -> bool {
+    match value {
+        Value::Null | Value::Bool(false) => true,
+        Value::Number(number) => number.as_f64() == Some(0.0),
+        Value::String(text) => matches!(text.as_str(), "" | "0s" | "0"),
+        Value::Array(values) => values.is_empty(),
+        Value::Object(fields) => fields.values().all(is_usual),
+        Value::Bool(true) => false,
+    }
+}
+
+/// The line on which a field of the outermost mapping stands.
+fn line_of(text: &str, field: &str) -> usize {
+    let stands = |line: &str| line.strip_prefix(field).is_some_and(|rest| rest.trim_start().starts_with(':'));
+    text.lines().position(stands).map_or(1, |index| index + 1)
+}
+
+impl KubeletConfiguration {
+    pub fn read(path: &Path) -> anyhow::Result<Self> {
+        let config: Self = read_config(path, "kubelet.config.k8s.io/v1beta1", "KubeletConfiguration")?;
+        let text = crate::certificates::read(path)?;
+        let refuse = |field: &str, why: &str| {
+            anyhow::bail!("{}: line {}: {field} {why}", path.display(), line_of(&text, field))
+        };
+        for (field, value) in &config.others {
+            if !is_usual(value) {
+                return refuse(field, "is not supported");
+            }
+        }
+        if config.cgroup_driver.as_deref().is_some_and(|driver| driver != "cgroupfs") {
+            return refuse("cgroupDriver", "can only be cgroupfs");
+        }
+        if config.authentication.anonymous.enabled {
+            return refuse("authentication", "cannot admit anonymous callers");
+        }
+        if config.authorization.mode.as_deref().is_some_and(|mode| mode != "Webhook") {
+            return refuse("authorization", "can only be by Webhook, which asks the API server");
+        }
+        Ok(config)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(fields: &str) -> anyhow::Result<KubeletConfiguration> {
+        let file = tempfile::NamedTempFile::new()?;
+        let head = "apiVersion: kubelet.config.k8s.io/v1beta1\nkind: KubeletConfiguration\n";
+        std::fs::write(file.path(), format!("{head}{fields}"))?;
+        KubeletConfiguration::read(file.path())
+    }
+
+    #[test]
+    fn what_kubeadm_writes_is_read() {
+        let config = read(
+            "authentication:
+  anonymous: {enabled: false}
+  webhook: {cacheTTL: 0s, enabled: true}
+  x509: {clientCAFile: /etc/kubernetes/pki/ca.crt}
+authorization:
+  mode: Webhook
+  webhook: {cacheAuthorizedTTL: 0s, cacheUnauthorizedTTL: 0s}
+cgroupDriver: cgroupfs
+clusterDNS: [10.96.0.10]
+clusterDomain: cluster.local
+cpuManagerReconcilePeriod: 0s
+healthzPort: 0
+logging: {flushFrequency: 0, options: {json: {infoBufferSize: \"0\"}}, verbosity: 0}
+memorySwap: {}
+registerWithTaints: [{key: a, effect: NoSchedule}]
+rotateCertificates: true
+staticPodPath: /etc/kubernetes/manifests
+syncFrequency: 0s
+",
+        )
+        .unwrap();
+        assert_eq!(config.cluster_dns.unwrap(), ["10.96.0.10".parse::<IpAddr>().unwrap()]);
+        assert_eq!(config.register_with_taints.unwrap()[0].key, "a");
+        assert_eq!(
+            config.authentication.x509.client_ca_file.unwrap(),
+            Path::new("/etc/kubernetes/pki/ca.crt")
+        );
+    }
+
+    #[test]
+    fn what_means_nothing_here_is_refused_with_its_line() {
+        for (fields, words) in [
+            ("maxPods: 5\npodPidsLimit: 100\n", "line 4: podPidsLimit is not supported"),
+            ("cgroupDriver: systemd\n", "line 3: cgroupDriver can only be cgroupfs"),
+            (
+                "authentication: {anonymous: {enabled: true}}\n",
+                "line 3: authentication cannot admit anonymous",
+            ),
+            ("authorization: {mode: AlwaysAllow}\n", "line 3: authorization can only be by Webhook"),
+        ] {
+            let error = read(fields).err().unwrap().to_string();
+            assert!(error.contains(words), "{error}");
+        }
+        assert!(read("port: many\n").is_err());
+    }
+}

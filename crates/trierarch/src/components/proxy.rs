@@ -1,0 +1,108 @@
+//! `trierarch proxy`: upstream's kube-proxy.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use clap::Args;
+use serde::Deserialize;
+
+use super::{client_of, read_config, say_ready};
+use crate::host;
+
+/// Upstream: cmd/kube-proxy/app/options.go
+#[derive(Args)]
+pub struct Proxy {
+    /// The kubeconfig file that says how to reach the API server, and as whom [default: the configuration's]
+    #[arg(long, value_name = "FILE")]
+    pub kubeconfig: Option<PathBuf>,
+    /// A file with a KubeProxyConfiguration; what it says counts more than flags
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// The name of this node [default: the host's name]
+    #[arg(long, value_name = "NAME")]
+    pub hostname_override: Option<String>,
+    /// Addresses of pods; what comes from elsewhere is masqueraded
+    #[arg(long, value_name = "CIDR", value_delimiter = ',', default_value = "10.42.0.0/16")]
+    pub cluster_cidr: Vec<String>,
+    /// Where to answer health checks
+    #[arg(long, value_name = "IP:PORT", default_value = "0.0.0.0:10256")]
+    pub healthz_bind_address: String,
+    /// How Services are made: nftables is the only way here
+    #[arg(long, value_name = "MODE", default_value = "nftables", value_parser = ["nftables"])]
+    pub proxy_mode: String,
+}
+
+/// The fields of a KubeProxyConfiguration that mean something here. Any other is refused by name and line.
+///
+/// Upstream: kube-proxy/config/v1alpha1/types.go KubeProxyConfiguration
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+struct Configuration {
+    #[serde(rename = "apiVersion")]
+    _api_version: String,
+    #[serde(rename = "kind")]
+    _kind: String,
+    client_connection: ClientConnection,
+    hostname_override: Option<String>,
+    healthz_bind_address: Option<String>,
+    #[serde(rename = "clusterCIDR")]
+    cluster_cidr: Option<String>,
+    mode: Option<String>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+struct ClientConnection {
+    kubeconfig: Option<PathBuf>,
+}
+
+/// An address with the default port, or one that says its own; empty means none.
+fn address(text: &str) -> anyhow::Result<Option<SocketAddr>> {
+    if text.is_empty() {
+        return Ok(None);
+    }
+    let parsed = text.parse().or_else(|_| text.parse().map(|ip| SocketAddr::new(ip, 10256)));
+    Ok(Some(parsed.map_err(|_| anyhow::anyhow!("{text:?} is not an address like 0.0.0.0:10256"))?))
+}
+
+pub async fn run(args: Proxy) -> anyhow::Result<()> {
+    let file = match &args.config {
+        Some(path) => read_config(path, "kubeproxy.config.k8s.io/v1alpha1", "KubeProxyConfiguration")?,
+        None => Configuration::default(),
+    };
+    let mode = file.mode.as_deref().unwrap_or_default();
+    anyhow::ensure!(
+        matches!(mode, "" | "nftables"),
+        "mode {mode:?} is not possible: Services are nftables here"
+    );
+    let kubeconfig = file.client_connection.kubeconfig.or(args.kubeconfig);
+    let kubeconfig = kubeconfig.ok_or_else(|| {
+        anyhow::anyhow!("--kubeconfig, or clientConnection.kubeconfig in --config, is needed")
+    })?;
+    host::check_can_run_containers("")?;
+    let client = client_of(&kubeconfig, "kube-proxy")?;
+    let cidrs = |text: String| text.split(',').map(str::to_owned).collect();
+    let config = proxy::Config {
+        node_name: file.hostname_override.or(args.hostname_override).map_or_else(host::hostname, Ok)?,
+        cluster_cidrs: file.cluster_cidr.map_or(args.cluster_cidr, cidrs),
+        healthz_address: address(&file.healthz_bind_address.unwrap_or(args.healthz_bind_address))?,
+    };
+    let shutdown = host::shutdown_signal()?;
+    let run = async { anyhow::Ok(proxy::run(config, client.clone(), shutdown.clone()).await?) };
+    tokio::try_join!(run, say_ready("Service proxy", client.clone(), shutdown.clone()))?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_may_leave_out_its_port() {
+        for (text, wanted) in [("", None), ("127.0.0.1:1", Some("127.0.0.1:1")), ("::", Some("[::]:10256"))] {
+            let wanted = wanted.map(|text| text.parse().unwrap());
+            assert_eq!(address(text).unwrap(), wanted, "{text}");
+        }
+        assert!(address("nowhere").is_err());
+    }
+}

@@ -1,0 +1,164 @@
+//! `trierarch agent`: makes this machine a node of a cluster whose control plane is elsewhere.
+
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use clap::Args;
+use client::Client;
+use tokio_util::sync::CancellationToken;
+
+use super::objects::ClusterNetwork;
+use super::token::Join;
+use super::{NodeCertificates, kubeconfig_of_token, pin};
+use crate::node::{self, Identity};
+use crate::renewal::write_private;
+use crate::running::Running;
+use crate::{cli, components, host, parts};
+
+/// How long to wait between two attempts to reach a server that is not there.
+const RETRY: Duration = Duration::from_secs(1);
+
+#[derive(Args)]
+#[command(args_override_self = true)]
+pub struct Agent {
+    #[command(flatten)]
+    pub data: cli::DataDir,
+    /// Where the API server is: https://HOST:6443
+    #[arg(long, value_name = "URL", required_unless_present = "config")]
+    pub server: Option<String>,
+    /// What `trierarch token create` printed; needed the first time
+    #[arg(long, value_name = "TOKEN")]
+    pub token: Option<Join>,
+    /// The name of this node [default: the host's name]
+    #[arg(long, value_name = "NAME")]
+    pub node_name: Option<String>,
+    /// The address of this node [default: the one that leads to the default gateway]
+    #[arg(long, value_name = "IP")]
+    pub node_ip: Option<IpAddr>,
+    /// Labels of the Node, as it is made
+    #[arg(long, value_name = "KEY=VALUE", value_delimiter = ',')]
+    pub node_labels: Vec<String>,
+    /// Taints of the Node, as it is made
+    #[arg(long, value_name = "KEY=VALUE:EFFECT", value_delimiter = ',')]
+    pub register_with_taints: Vec<String>,
+    /// The CRI socket of another container engine, as unix:///path [default: the built-in engine]
+    #[arg(long, value_name = "ENDPOINT")]
+    pub container_runtime_endpoint: Option<String>,
+    /// The cgroup under which pods' cgroups are made
+    #[arg(long, value_name = "CGROUP", default_value = "/")]
+    pub cgroup_root: String,
+    /// A file with these flags in YAML: `server: https://…`
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+}
+
+pub async fn run(args: Agent) -> anyhow::Result<()> {
+    let server = args.server.clone().context("--server is needed")?;
+    pin::host_and_port(&server)?;
+    let (labels, taints) =
+        (components::labels(&args.node_labels)?, components::taints(&args.register_with_taints)?);
+    host::check_can_run_containers("")?;
+    let name = args.node_name.clone().map_or_else(host::hostname, Ok)?;
+    let ip = args.node_ip.map_or_else(host::node_ip, Ok)?;
+    node::check_ports(ip, &[])?;
+    let data_dir = std::path::absolute(&args.data.data_dir)?;
+    if data_dir.join("state.redb").exists() {
+        bail!("{} is the data directory of a server", data_dir.display());
+    }
+    let kubeconfig = data_dir.join("kubelet.kubeconfig");
+    if !kubeconfig.exists() && args.token.is_none() {
+        bail!("--token is needed to join: `trierarch token create` on the server prints one");
+    }
+    let shutdown = host::shutdown_signal()?;
+    parts::make_private(&data_dir)?;
+    let certificates = NodeCertificates::new(&data_dir.join("pki"), &name, &[ip], host::clock());
+    if let Some(join) = args.token.as_ref().filter(|_| !kubeconfig.exists()) {
+        first_join(&server, join, &certificates, &data_dir, &kubeconfig, &shutdown).await?;
+    }
+    let client = components::client_of(&kubeconfig, "kubelet")?;
+    let serving = certificates.serving(&client, &shutdown).await?;
+    let plan = node::Plan {
+        network: network_of(&client, &data_dir, &shutdown).await?,
+        data_dir,
+        name,
+        ip,
+        cgroup_root: args.cgroup_root,
+        engine_endpoint: args.container_runtime_endpoint,
+        labels,
+        taints,
+    };
+    let identity = Identity {
+        kubelet: client.clone(),
+        proxy: client.named("kube-proxy"),
+        serving,
+        authority: components::authority_of(&kubeconfig)?,
+    };
+    let mut running = Running::new(shutdown.clone());
+    running.spawn("certificates", async move { certificates.renew(client, true, shutdown).await });
+    plan.start(&mut running, identity)?;
+    running.wait().await
+}
+
+/// Finds the server to be the right one, and gets the node's first certificate from it.
+async fn first_join(
+    server: &str,
+    join: &Join,
+    certificates: &NodeCertificates,
+    data_dir: &Path,
+    kubeconfig: &Path,
+    shutdown: &CancellationToken,
+) -> anyhow::Result<()> {
+    let authority =
+        until_reached(server, shutdown, async || pin::authority_of(server, join.pin).await).await?;
+    let bootstrap = data_dir.join("bootstrap.kubeconfig");
+    write_private(&bootstrap, &kubeconfig_of_token(server, &authority, &join.token))?;
+    let joined = certificates.join(&bootstrap, kubeconfig, shutdown).await;
+    // The token is of no more use here, and of use to others.
+    std::fs::remove_file(&bootstrap)?;
+    joined
+}
+
+/// What the cluster tells its nodes; without the API server, what it told last time.
+async fn network_of(
+    client: &Client,
+    data_dir: &Path,
+    shutdown: &CancellationToken,
+) -> anyhow::Result<ClusterNetwork> {
+    let remembered = ClusterNetwork::remembered(data_dir);
+    until_reached("the API server", shutdown, async || match ClusterNetwork::of_cluster(client).await {
+        Err(error) => remembered.clone().ok_or(error),
+        told => told,
+    })
+    .await
+}
+
+/// Tries again while nobody answers; any answer is one.
+async fn until_reached<T>(
+    server: &str,
+    shutdown: &CancellationToken,
+    attempt: impl AsyncFn() -> anyhow::Result<T>,
+) -> anyhow::Result<T> {
+    let mut complained = false;
+    loop {
+        let error = match attempt().await {
+            Ok(reached) => return Ok(reached),
+            Err(error) => error,
+        };
+        let refused = error.chain().filter_map(|cause| cause.downcast_ref::<std::io::Error>());
+        let absent = refused.clone().any(|io| io.get_ref().is_none())
+            || matches!(error.downcast_ref::<client::Error>(), Some(client::Error::Transport(_)));
+        if !absent {
+            return Err(error);
+        }
+        if !complained {
+            tracing::warn!("waits for {server}: {}", crate::logging::one_line(&error));
+            complained = true;
+        }
+        tokio::select! {
+            () = shutdown.cancelled() => bail!("stopped before {server} was reached"),
+            () = tokio::time::sleep(RETRY) => {}
+        }
+    }
+}

@@ -1,0 +1,168 @@
+//! The parts of a node, whether the control plane is in the same process or elsewhere: container engine, kubelet,
+//! masquerading, routes to the pods of other nodes, and the Service proxy.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use api::Object;
+use api::coordination::v1::Lease;
+use api::core::v1::{Node, Taint};
+use client::{Client, ListOptions, WatchEvent};
+use tokio_util::sync::CancellationToken;
+
+use crate::certificates::Current;
+use crate::join::objects::ClusterNetwork;
+use crate::running::Running;
+use crate::{host, parts};
+
+/// Upstream: pkg/cluster/ports/ports.go
+const KUBELET_PORT: u16 = 10250;
+const PROXY_HEALTH_PORT: u16 = 10256;
+
+/// How often to look whether a kubelet that was just started has renewed its lease.
+const LOOK_EVERY: Duration = Duration::from_millis(50);
+
+/// What a node is told.
+pub struct Plan {
+    pub data_dir: PathBuf,
+    pub name: String,
+    pub ip: IpAddr,
+    pub network: ClusterNetwork,
+    pub cgroup_root: String,
+    /// The CRI socket of another engine; the built-in one when there is none.
+    pub engine_endpoint: Option<String>,
+    pub labels: BTreeMap<String, String>,
+    pub taints: Vec<Taint>,
+}
+
+/// As whom the parts of a node act, and how they show themselves.
+pub struct Identity {
+    pub kubelet: Client,
+    pub proxy: Client,
+    pub serving: Arc<Current>,
+    /// PEM of the authorities of those who may call the kubelet.
+    pub authority: String,
+}
+
+/// Fails, before anything is touched, when a port of the node is taken or its address is not this machine's.
+pub fn check_ports(ip: IpAddr, more: &[u16]) -> anyhow::Result<()> {
+    for port in [KUBELET_PORT, PROXY_HEALTH_PORT].iter().chain(more) {
+        let address = SocketAddr::new(ip, *port);
+        std::net::TcpListener::bind(address).with_context(|| format!("cannot listen on {address}"))?;
+    }
+    Ok(())
+}
+
+impl Plan {
+    /// Starts all parts.
+    pub fn start(&self, running: &mut Running, identity: Identity) -> anyhow::Result<()> {
+        self.network.remember(&self.data_dir)?;
+        let service_cidrs = [self.network.service_cidr.clone()];
+        let engine = parts::engine_config(&self.data_dir, &self.cgroup_root, &service_cidrs)?;
+        let endpoint = match &self.engine_endpoint {
+            Some(endpoint) => endpoint.clone(),
+            None => {
+                let endpoint = format!("unix://{}", engine.socket.display());
+                running.spawn("container engine", cri_server::run(engine, running.shutdown.clone()));
+                endpoint
+            }
+        };
+        let kubelet = kubelet::Config {
+            cri_endpoint: endpoint,
+            cluster_dns: vec![self.network.cluster_dns],
+            cluster_domain: self.network.cluster_domain.clone(),
+            cgroup_root: PathBuf::from(&self.cgroup_root),
+            static_pod_path: Some(self.data_dir.join("manifests")),
+            node_labels: self.labels.clone(),
+            taints: self.taints.clone(),
+            tls: Some(kubelet::ServingTls {
+                certificate: identity.serving,
+                client_ca: identity.authority.into_bytes(),
+            }),
+            port: KUBELET_PORT,
+            ..kubelet::Config::new(&self.name, self.ip, &self.data_dir, host::clock())
+        };
+        let log = log_ready(self.name.clone(), identity.kubelet.clone(), running.shutdown.clone());
+        running.spawn("log of the node", log);
+        running.spawn("kubelet", kubelet::run(kubelet, identity.kubelet, running.shutdown.clone()));
+        let proxy = proxy::Config {
+            node_name: self.name.clone(),
+            cluster_cidrs: vec![self.network.cluster_cidr.clone()],
+            healthz_address: Some(SocketAddr::new(self.ip, PROXY_HEALTH_PORT)),
+        };
+        running.spawn("network", network(proxy, identity.proxy, running.shutdown.clone()));
+        Ok(())
+    }
+}
+
+/// Masquerading, routes and Services.
+async fn network(config: proxy::Config, client: Client, shutdown: CancellationToken) -> anyhow::Result<()> {
+    let range =
+        |text: &String| text.parse().map_err(|_| anyhow::anyhow!("--cluster-cidr {text:?} is not a CIDR"));
+    let ranges: Vec<cni::Cidr> = config.cluster_cidrs.iter().map(range).collect::<anyhow::Result<_>>()?;
+    tokio::task::spawn_blocking(move || cni::setup_host(&ranges)).await??;
+    let routes = proxy::routes::Config {
+        node_name: config.node_name.clone(),
+        cluster_cidrs: config.cluster_cidrs.clone(),
+    };
+    tokio::try_join!(
+        async {
+            let routes = proxy::routes::run(routes, client.clone(), shutdown.clone());
+            routes.await.context("routes to other nodes cannot be kept")
+        },
+        async {
+            let proxy = proxy::run(config, client.clone(), shutdown.clone());
+            proxy.await.context("the Service proxy failed")
+        },
+    )?;
+    Ok(())
+}
+
+/// Says once that the node is Ready, by the word of a kubelet that runs now: its lease is newer than this process.
+async fn log_ready(name: String, client: Client, shutdown: CancellationToken) -> Result<(), client::Error> {
+    let begun = host::clock().now();
+    let renewed = |lease: &Lease| {
+        let time = lease.spec.as_ref().and_then(|spec| spec.renew_time.as_ref());
+        time.is_some_and(|time| time.0 >= begun)
+    };
+    let ready = |node: &Node| {
+        let conditions = node.status.as_ref().and_then(|status| status.conditions.as_ref());
+        conditions.into_iter().flatten().any(|c| c.type_ == "Ready" && c.status == "True")
+    };
+    let watch = async {
+        // A node may read its lease and not watch it.
+        while !client.get::<Lease>("kube-node-lease", &name).await.is_ok_and(|lease| renewed(&lease)) {
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
+        wait_for::<Node>(&client, &name, ready).await?;
+        tracing::info!(node = name, "the node is Ready");
+        Ok(())
+    };
+    tokio::select! {
+        () = shutdown.cancelled() => Ok(()),
+        outcome = watch => outcome,
+    }
+}
+
+/// Watches one object of the whole cluster until it is as hoped.
+async fn wait_for<T: Object>(
+    client: &Client,
+    name: &str,
+    hoped: impl Fn(&T) -> bool,
+) -> Result<(), client::Error> {
+    let only = ListOptions::fields(format!("metadata.name={name}"));
+    loop {
+        let mut watch = client.watch::<T>(None, &only).await?;
+        while let Some(Ok(event)) = watch.next().await {
+            if let WatchEvent::Added(object) | WatchEvent::Modified(object) = event
+                && hoped(&object)
+            {
+                return Ok(());
+            }
+        }
+    }
+}
