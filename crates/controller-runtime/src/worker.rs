@@ -11,6 +11,9 @@ use tokio_util::sync::CancellationToken;
 
 use crate::queue::WorkQueue;
 
+/// Conflicts and races pass with a few tries; what still fails after so many is something to be told.
+const ODD_FAILURES: u32 = 8;
+
 /// Works on the queue's keys, `workers` at a time, until the shutdown. A key whose reconciliation fails or
 /// panics comes again, later each time. Work under way when the shutdown comes is finished.
 pub async fn run_workers<K, E, Reconcile, Work>(
@@ -36,8 +39,12 @@ pub async fn run_workers<K, E, Reconcile, Work>(
                 let outcome = work.await;
                 match outcome {
                     Ok(Ok(())) => queue.forget(&key),
-                    Ok(Err(error)) => {
+                    Ok(Err(error)) if queue.failures(&key) < ODD_FAILURES => {
                         tracing::debug!(controller = name, ?key, %error, "will try again");
+                        queue.add_rate_limited(key.clone());
+                    }
+                    Ok(Err(error)) => {
+                        tracing::warn!(controller = name, ?key, %error, "fails again and again");
                         queue.add_rate_limited(key.clone());
                     }
                     Err(_) => {

@@ -535,10 +535,10 @@ pub fn write_kubeconfig(path: &Path, server: &str, authority: &str, user: &str, 
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
 
-    fn names() -> Names {
+    pub(crate) fn names() -> Names {
         Names {
             node_name: "one".to_owned(),
             host_name: "host".to_owned(),

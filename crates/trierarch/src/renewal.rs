@@ -116,17 +116,7 @@ pub fn write_private(path: &Path, config: &Kubeconfig) -> anyhow::Result<()> {
 mod tests {
     use super::*;
     use crate::pki::Lives;
-
-    fn names() -> Names {
-        Names {
-            node_name: "one".to_owned(),
-            host_name: "host".to_owned(),
-            node_ips: vec!["192.0.2.7".parse().unwrap()],
-            service_ip: "10.43.0.1".parse().unwrap(),
-            cluster_domain: "cluster.local".to_owned(),
-            extra: Vec::new(),
-        }
-    }
+    use crate::pki::tests::names;
 
     /// Time goes by, nobody restarts anything, and no handshake ever meets a certificate that has ended.
     #[tokio::test(start_paused = true)]
