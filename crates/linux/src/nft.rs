@@ -2,8 +2,12 @@
 //!
 //! What always holds: everything runs in the network namespace of the calling thread.
 
+mod claims;
+
 use std::io::{self, Write};
 use std::process::{Command, Stdio};
+
+pub use claims::{Claims, Difference, elements_text};
 
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -20,6 +24,35 @@ impl Error {
     /// Whether the table, set or element that was named is not there.
     pub fn is_not_found(&self) -> bool {
         matches!(self, Error::Refused(words) if words.contains("No such file or directory"))
+    }
+}
+
+/// A protocol with ports.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Protocol {
+    Tcp,
+    Udp,
+    Sctp,
+}
+
+impl Protocol {
+    /// Kubernetes' name to ours; other protocols have no ports.
+    pub fn parse(name: &str) -> Option<Self> {
+        match name {
+            "TCP" => Some(Protocol::Tcp),
+            "UDP" => Some(Protocol::Udp),
+            "SCTP" => Some(Protocol::Sctp),
+            _ => None,
+        }
+    }
+
+    /// As nft writes it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Protocol::Tcp => "tcp",
+            Protocol::Udp => "udp",
+            Protocol::Sctp => "sctp",
+        }
     }
 }
 

@@ -6,6 +6,8 @@
 
 use std::net::{IpAddr, SocketAddr};
 
+pub use linux::nft::Protocol;
+
 /// Set in a mark: masquerade the connection.
 pub const MARK_MASQUERADE: u32 = 0x4000_0000;
 /// Set in a mark: the choice is among the local endpoints.
@@ -14,34 +16,6 @@ pub const MARK_LOCAL: u32 = 0x0001_0000;
 pub const MARK_SLOT: u32 = 0x8000_0000;
 /// More endpoints of one port than this are left out, so that a choice fits its bits of the mark.
 pub const MAX_ENDPOINTS: usize = 0xffff;
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Protocol {
-    Tcp,
-    Udp,
-    Sctp,
-}
-
-impl Protocol {
-    /// Kubernetes' name to ours; other protocols have no ports.
-    pub fn parse(name: &str) -> Option<Self> {
-        match name {
-            "TCP" => Some(Protocol::Tcp),
-            "UDP" => Some(Protocol::Udp),
-            "SCTP" => Some(Protocol::Sctp),
-            _ => None,
-        }
-    }
-
-    /// As nft writes it.
-    pub fn name(self) -> &'static str {
-        match self {
-            Protocol::Tcp => "tcp",
-            Protocol::Udp => "udp",
-            Protocol::Sctp => "sctp",
-        }
-    }
-}
 
 /// Where a Service is entered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -1,17 +1,16 @@
 //! The whole table: what all Services want of it, and the text that makes the kernel's table so.
 //!
-//! What always holds: an element that several Services want has the value of the first of them by name, and
-//! stays until none wants it; a change is one transaction, so that no packet sees half of it.
+//! What always holds: an element that several Services want has the value of the first of them by name
+//! ([`Claims`]); a change is one transaction, so that no packet sees half of it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 
+use linux::nft::{Claims, Difference};
+
 use crate::element::{Key, Pick, Value};
 
 pub const TABLE: &str = "trierarch-proxy";
-
-/// How many elements one command names. nft reads long lines, but a refused line is quoted whole.
-const ELEMENTS_PER_COMMAND: usize = 500;
 
 /// What the chains say beside the elements: all that does not come from Services.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -24,10 +23,8 @@ pub struct Frame {
 #[derive(Debug, Default)]
 pub struct Ruleset {
     frame: Frame,
-    /// By element, by Service.
-    claims: BTreeMap<Key, BTreeMap<String, Value>>,
-    /// By Service, its elements.
-    services: BTreeMap<String, BTreeSet<Key>>,
+    /// By Service.
+    claims: Claims<String, Key, Value>,
     /// How many elements lead to a chain, by family.
     picks: BTreeMap<(bool, Pick), usize>,
 }
@@ -67,57 +64,22 @@ impl Ruleset {
     }
 
     /// Says what a Service wants from now on; nothing, when it is gone.
-    pub fn set(&mut self, changes: &mut Changes, service: &str, elements: BTreeMap<Key, Value>) {
-        let before = self.services.remove(service).unwrap_or_default();
-        for key in before.iter().filter(|key| !elements.contains_key(key)) {
-            self.claim(changes, service, key, None);
-        }
-        if !elements.is_empty() {
-            self.services.insert(service.to_owned(), elements.keys().cloned().collect());
-        }
-        for (key, value) in elements {
-            self.claim(changes, service, &key, Some(value));
-        }
+    pub fn set(&mut self, service: &str, elements: BTreeMap<Key, Value>) {
+        self.claims.set(&service.to_owned(), elements);
     }
 
-    fn claim(&mut self, changes: &mut Changes, service: &str, key: &Key, value: Option<Value>) {
-        let claims = self.claims.entry(key.clone()).or_default();
-        let before = claims.values().next().cloned();
-        match value {
-            Some(value) => claims.insert(service.to_owned(), value),
-            None => claims.remove(service),
-        };
-        let after = claims.values().next().cloned();
-        if claims.is_empty() {
-            self.claims.remove(key);
-        }
-        if before != after {
-            changes.before.entry(key.clone()).or_insert(before);
-        }
-    }
-
-    /// Turns what was gathered into a change.
-    pub fn settle(&mut self, changes: Changes) -> Change {
+    /// What changed since the last call.
+    pub fn settle(&mut self) -> Change {
+        let Difference { removed, added } = self.claims.settle();
         let mut change = Change::default();
-        for (key, before) in changes.before {
-            let after = self.claims.get(&key).and_then(|claims| claims.values().next()).cloned();
-            if before == after {
-                continue;
-            }
-            if let Some(before) = before {
-                if let Value::Pick(pick) = &before {
-                    self.count(&mut change, (key.is_ipv6(), *pick), false);
+        for (elements, more) in [(&removed, false), (&added, true)] {
+            for (key, value) in elements {
+                if let Value::Pick(pick) = value {
+                    self.count(&mut change, (key.is_ipv6(), *pick), more);
                 }
-                change.removed.insert(key.clone(), before);
-            }
-            if let Some(after) = after {
-                if let Value::Pick(pick) = &after {
-                    self.count(&mut change, (key.is_ipv6(), *pick), true);
-                }
-                change.added.insert(key, after);
             }
         }
-        change
+        Change { removed, added, ..change }
     }
 
     fn count(&mut self, change: &mut Change, pick: (bool, Pick), more: bool) {
@@ -147,18 +109,9 @@ impl Ruleset {
         for (ipv6, pick) in self.picks.keys() {
             add_pick(&mut text, *ipv6, pick);
         }
-        let first = |claims: &BTreeMap<String, Value>| claims.values().next().cloned();
-        let elements =
-            self.claims.iter().filter_map(|(key, claims)| Some((key.clone(), first(claims)?))).collect();
-        elements_text(&mut text, "add", &elements);
+        elements_text(&mut text, "add", self.claims.elements());
         text
     }
-}
-
-/// The values before, of elements that changed since a [`Changes`] was begun.
-#[derive(Debug, Default)]
-pub struct Changes {
-    before: BTreeMap<Key, Option<Value>>,
 }
 
 /// The family and name of the table.
@@ -166,19 +119,17 @@ fn on(ipv6: bool) -> String {
     format!("{} {TABLE}", if ipv6 { "ip6" } else { "ip" })
 }
 
-fn elements_text(text: &mut String, verb: &str, elements: &BTreeMap<Key, Value>) {
-    let mut sets: BTreeMap<(bool, &str), Vec<(&Key, &Value)>> = BTreeMap::new();
+fn elements_text<'a>(
+    text: &mut String,
+    verb: &str,
+    elements: impl IntoIterator<Item = (&'a Key, &'a Value)>,
+) {
+    let mut sets: BTreeMap<(bool, &str), Vec<String>> = BTreeMap::new();
     for (key, value) in elements {
-        sets.entry((key.is_ipv6(), key.set())).or_default().push((key, value));
+        sets.entry((key.is_ipv6(), key.set())).or_default().push(format!("{key}{value}"));
     }
     for ((ipv6, set), elements) in sets {
-        for part in elements.chunks(ELEMENTS_PER_COMMAND) {
-            let _ = write!(text, "{verb} element {} {set} {{ ", on(ipv6));
-            for (index, (key, value)) in part.iter().enumerate() {
-                let _ = write!(text, "{}{key}{value}", if index == 0 { "" } else { ", " });
-            }
-            text.push_str(" }\n");
-        }
+        linux::nft::elements_text(text, verb, &format!("{} {set}", on(ipv6)), &elements);
     }
 }
 

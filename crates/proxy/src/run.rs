@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 use crate::element::{Frontend, Protocol};
 use crate::endpoints::Here;
 use crate::health::{Answer, Servers};
-use crate::ruleset::{Changes, Frame, Ruleset};
+use crate::ruleset::{Frame, Ruleset};
 use crate::service::{self, Wanted};
 use crate::{Config, Error};
 
@@ -217,7 +217,6 @@ impl Proxy {
             services.extend(self.view.services.list().iter().map(|service| service.key()));
         }
         let here = self.view.here();
-        let mut changes = Changes::default();
         for service in services {
             let wanted = self.view.wanted(&service, &here);
             let before = self.wanted.remove(&service).unwrap_or_default();
@@ -230,12 +229,12 @@ impl Proxy {
             if before.udp != wanted.udp {
                 udp.extend(wanted.udp.clone());
             }
-            self.ruleset.set(&mut changes, &service, wanted.elements.clone());
+            self.ruleset.set(&service, wanted.elements.clone());
             if wanted != Wanted::default() {
                 self.wanted.insert(service, wanted);
             }
         }
-        let change = self.ruleset.settle(changes);
+        let change = self.ruleset.settle();
         if self.is_in_step { change.text() } else { self.ruleset.text() }
     }
 

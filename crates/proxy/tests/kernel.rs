@@ -14,7 +14,7 @@ use api::discovery::v1::EndpointSlice;
 use linux::netlink::{Netlink, Route, VethPair};
 use linux::netns::NetNs;
 use proxy::endpoints::Here;
-use proxy::ruleset::{Changes, Frame, Ruleset, TABLE};
+use proxy::ruleset::{Frame, Ruleset, TABLE};
 use serde_json::{Value, json};
 
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -141,16 +141,14 @@ impl Node {
         .unwrap();
         let here = Here { node: "here".to_owned(), zone: None };
         let wanted = proxy::service::wanted(&service, &[&slice], &here);
-        let mut changes = Changes::default();
-        self.ruleset.set(&mut changes, "shop/web", wanted.elements);
-        let change = self.ruleset.settle(changes);
+        self.ruleset.set("shop/web", wanted.elements);
+        let change = self.ruleset.settle();
         self.apply(&change.text());
     }
 
     fn remove(&mut self) {
-        let mut changes = Changes::default();
-        self.ruleset.set(&mut changes, "shop/web", Default::default());
-        let change = self.ruleset.settle(changes);
+        self.ruleset.set("shop/web", Default::default());
+        let change = self.ruleset.settle();
         self.apply(&change.text());
     }
 
@@ -329,7 +327,6 @@ fn udp_is_translated_too() {
 fn ten_thousand_services_load_and_change_quickly() {
     let mut node = Node::new(0);
     let here = Here { node: "here".to_owned(), zone: None };
-    let mut changes = Changes::default();
     for number in 0..10_000u32 {
         let ip = format!("10.{}.{}.{}", 43 + number / 60_000, number / 250, number % 250 + 1);
         let service: Service = Object::from_value(json!({"metadata": {"name": "s", "namespace": "n"},
@@ -339,9 +336,9 @@ fn ten_thousand_services_load_and_change_quickly() {
             "ports": [{"name": "http", "port": 8080, "protocol": "TCP"}], "endpoints": endpoints(&[1, -2])}))
         .unwrap();
         let wanted = proxy::service::wanted(&service, &[&slice], &here);
-        node.ruleset.set(&mut changes, &number.to_string(), wanted.elements);
+        node.ruleset.set(&number.to_string(), wanted.elements);
     }
-    node.ruleset.settle(changes);
+    node.ruleset.settle();
     let started = std::time::Instant::now();
     node.apply(&node.ruleset.text());
     let loaded = started.elapsed();

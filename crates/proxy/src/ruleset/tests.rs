@@ -22,9 +22,8 @@ fn wanted(spec: serde_json::Value, endpoints: &[&str]) -> BTreeMap<Key, Value> {
 }
 
 fn change(ruleset: &mut Ruleset, service: &str, elements: BTreeMap<Key, Value>) -> String {
-    let mut changes = Changes::default();
-    ruleset.set(&mut changes, service, elements);
-    ruleset.settle(changes).text()
+    ruleset.set(service, elements);
+    ruleset.settle().text()
 }
 
 fn check(actual: &str, expected: Expect) {
@@ -73,7 +72,7 @@ fn a_change_names_only_what_changes() {
         delete element ip trierarch-proxy refused-services { 10.43.0.7 . tcp . 80 : goto refuse }
     "#]],
     );
-    assert!(ruleset.claims.is_empty() && ruleset.picks.is_empty() && ruleset.services.is_empty());
+    assert!(ruleset.claims.is_empty() && ruleset.picks.is_empty());
 }
 
 #[test]
