@@ -1,7 +1,9 @@
 //! Upstream's conformance suite against a cluster that is started for it.
 //!
 //! The suite is a user's own: `e2e.test` and `ginkgo` of a Kubernetes release's test archive, side by side. Tests
-//! run in parallel first, those marked `[Serial]` alone afterwards. What came out is written as a page.
+//! run in parallel first, those marked `[Serial]` alone afterwards. The cluster has the two nodes that the suite
+//! asks for, made by `trierarch dev`. What came out is written as a page; runs that share a folder of reports add
+//! up on it, the newest word on a test being the one that counts.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -13,7 +15,7 @@ use anyhow::{Context, bail};
 use clap::Args;
 use serde::Deserialize;
 
-use crate::bench::{NODE_READY, Server};
+use crate::bench::Server;
 use crate::run;
 
 #[derive(Args)]
@@ -30,12 +32,18 @@ pub struct Options {
     /// How many tests run at a time
     #[arg(long, default_value_t = 4)]
     procs: usize,
-    /// Image archives to load into the node first
-    #[arg(long)]
+    /// Image archives to load into the nodes first; `cargo xtask image` makes such
+    #[arg(long, value_name = "FILE")]
     images: Vec<PathBuf>,
+    /// A line for the page on images that are stand-ins for those that the suite names; several times
+    #[arg(long = "stand-in", value_name = "TEXT")]
+    stand_ins: Vec<String>,
     /// A cluster without a node, for the tests that need none
     #[arg(long)]
     no_node: bool,
+    /// Where reports of runs are kept, to have several runs on one page
+    #[arg(long, value_name = "DIR")]
+    reports: Option<PathBuf>,
     /// Where to write the page
     #[arg(long, default_value = "docs/conformance.md")]
     page: PathBuf,
@@ -94,42 +102,67 @@ pub fn run_suite(binary: &Path, options: &Options) -> anyhow::Result<()> {
     }
     let folder = std::env::temp_dir().join(format!("trierarch-conformance-{}", std::process::id()));
     std::fs::create_dir(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
-    let outcome = run_in(binary, &suite, &ginkgo, &folder, options);
-    let reset = if options.no_node {
-        std::fs::remove_dir_all(&folder).map_err(Into::into)
+    let reports = options.reports.clone().unwrap_or_else(|| folder.join("reports"));
+    std::fs::create_dir_all(&reports).with_context(|| format!("cannot make {}", reports.display()))?;
+    let ran = if options.no_node {
+        on_control_plane(binary, &folder, |kubeconfig| run_tests(&suite, kubeconfig, &reports, options))
     } else {
-        run(Command::new(binary).arg("reset").arg("--data-dir").arg(&folder))
+        on_nodes(binary, &folder, options, |kubeconfig| run_tests(&suite, kubeconfig, &reports, options))
     };
-    let specs = outcome?;
-    reset?;
-    let page = page(&specs, options);
+    let page = ran.and_then(|()| Ok(page(&specs_of(&reports)?, &version(&suite)?, options)));
+    std::fs::remove_dir_all(&folder).with_context(|| format!("cannot remove {}", folder.display()))?;
+    let page = page?;
     std::fs::write(&options.page, &page)?;
     println!("{}", page.lines().filter(|line| line.starts_with('|')).collect::<Vec<_>>().join("\n"));
     Ok(())
 }
 
-fn run_in(
+fn on_control_plane(
     binary: &Path,
-    suite: &Path,
-    ginkgo: &Path,
+    folder: &Path,
+    test: impl FnOnce(&Path) -> anyhow::Result<()>,
+) -> anyhow::Result<()> {
+    let mut server = Server::start(binary, folder, &["--no-node"])?;
+    server.wait_for("the API is ready")?;
+    test(&folder.join("admin.kubeconfig"))
+}
+
+/// Runs tests on a cluster of two nodes, which is taken away whatever they say.
+fn on_nodes(
+    binary: &Path,
     folder: &Path,
     options: &Options,
-) -> anyhow::Result<Vec<Spec>> {
-    let mut server = Server::start(binary, folder, if options.no_node { &["--no-node"] } else { &[] })?;
-    server.wait_for(if options.no_node { "the API is ready" } else { NODE_READY })?;
-    for archive in &options.images {
-        run(Command::new(binary).args(["image", "import"]).arg(archive).arg("--data-dir").arg(folder))?;
-    }
-    let mut specs = Vec::new();
+    test: impl FnOnce(&Path) -> anyhow::Result<()>,
+) -> anyhow::Result<()> {
+    let dev = |words: &[&str]| {
+        let mut command = Command::new(binary);
+        command.arg("dev").args(words).arg("--dev-dir").arg(folder).args(["--name", "conformance"]);
+        command
+    };
+    let tested = run(&mut dev(&["up", "--nodes=2"])).and_then(|()| {
+        for archive in &options.images {
+            run(dev(&["load"]).arg(archive))?;
+        }
+        let kubeconfig = folder.join("kubeconfig");
+        std::fs::write(&kubeconfig, dev(&["kubeconfig"]).output()?.stdout)?;
+        test(&kubeconfig)
+    });
+    let gone = run(&mut dev(&["down"]));
+    tested.and(gone)
+}
+
+/// Runs what is to be run in parallel, then the rest, and keeps ginkgo's reports.
+fn run_tests(suite: &Path, kubeconfig: &Path, reports: &Path, options: &Options) -> anyhow::Result<()> {
+    let run_at = std::time::UNIX_EPOCH.elapsed().context("the clock is set")?.as_secs();
     for serial in [false, true] {
-        let report = folder.join(if serial { "serial.json" } else { "parallel.json" });
-        let mut command = Command::new(ginkgo);
+        let report = reports.join(format!("{run_at}-{}.json", if serial { "serial" } else { "parallel" }));
+        let mut command = Command::new(suite.with_file_name("ginkgo"));
         command.arg(format!("--procs={}", if serial { 1 } else { options.procs }));
         command.args(["--timeout=24h", "--no-color", "--silence-skips"]);
         command.arg(format!("--json-report={}", report.display()));
         // Ginkgo joins several focuses by "or": Serial is told apart by the name.
         let focus = if serial {
-            format!(r"\[Serial\].*{0}|{0}.*\[Serial\]", options.focus)
+            format!(r"\[Serial\].*({0})|({0}).*\[Serial\]", options.focus)
         } else {
             options.focus.clone()
         };
@@ -137,23 +170,42 @@ fn run_in(
         let skips = options.skip.iter().map(String::as_str).chain((!serial).then_some(r"\[Serial\]"));
         command.args(skips.map(|skip| format!("--skip={skip}")));
         command.arg(suite).args(["--", "--provider=skeleton", "--num-nodes=2"]);
-        command.arg(format!("--kubeconfig={}", folder.join("admin.kubeconfig").display()));
+        command.arg(format!("--kubeconfig={}", kubeconfig.display()));
         if options.no_node {
             command.args(["--allowed-not-ready-nodes=-1", "--minStartupPods=-1"]);
         }
         // It fails when a test fails; the report says which.
-        command.status().with_context(|| format!("cannot run {}", ginkgo.display()))?;
+        command.status().context("cannot run ginkgo")?;
         if !report.is_file() {
             bail!("ginkgo wrote no report");
         }
-        let reports: Vec<Report> = serde_json::from_slice(&std::fs::read(&report)?)?;
-        let ran = reports.into_iter().flat_map(|report| report.spec_reports.unwrap_or_default());
-        specs.extend(ran.filter(|spec| spec.leaf_node_type == "It" && spec.state != "skipped"));
     }
-    Ok(specs)
+    Ok(())
 }
 
-fn page(specs: &[Spec], options: &Options) -> String {
+/// What all reports say, a test once: the later report is the one that counts.
+fn specs_of(reports: &Path) -> anyhow::Result<Vec<Spec>> {
+    let mut files: Vec<PathBuf> =
+        std::fs::read_dir(reports)?.map(|entry| Ok(entry?.path())).collect::<std::io::Result<_>>()?;
+    files.retain(|file| file.extension().is_some_and(|extension| extension == "json"));
+    files.sort();
+    let mut specs = BTreeMap::new();
+    for file in files {
+        let parsed: Vec<Report> = serde_json::from_slice(&std::fs::read(&file)?)
+            .with_context(|| format!("{} is no report of ginkgo", file.display()))?;
+        let ran = parsed.into_iter().flat_map(|report| report.spec_reports.unwrap_or_default());
+        let tests = ran.filter(|spec| spec.leaf_node_type == "It" && spec.state != "skipped");
+        specs.extend(tests.map(|spec| (spec.name(), spec)));
+    }
+    Ok(specs.into_values().collect())
+}
+
+fn version(suite: &Path) -> anyhow::Result<String> {
+    let output = Command::new(suite).arg("--version").output().context("cannot ask the suite's version")?;
+    Ok(String::from_utf8(output.stdout)?.trim().to_owned())
+}
+
+fn page(specs: &[Spec], version: &str, options: &Options) -> String {
     let mut sigs: BTreeMap<String, (usize, usize, Duration)> = BTreeMap::new();
     for spec in specs {
         let row = sigs.entry(spec.sig()).or_default();
@@ -164,8 +216,9 @@ fn page(specs: &[Spec], options: &Options) -> String {
         }
         row.2 += Duration::from_nanos(spec.run_time);
     }
-    let mut page = String::from("# Conformance\n\nUpstream's suite, as `cargo xtask conformance` ran it");
-    let _ = writeln!(page, " with focus `{}`.\n", options.focus);
+    let mut page = String::from("# Conformance\n\n");
+    let nodes = if options.no_node { "a control plane without nodes" } else { "a cluster of two nodes" };
+    let _ = writeln!(page, "Upstream's suite {version} on {nodes}, by `cargo xtask conformance`.\n");
     page.push_str("| | passed | failed | seconds |\n|---|---|---|---|\n");
     let mut total = (0, 0, Duration::ZERO);
     for (sig, (passed, failed, time)) in &sigs {
@@ -173,6 +226,12 @@ fn page(specs: &[Spec], options: &Options) -> String {
         total = (total.0 + passed, total.1 + failed, total.2 + *time);
     }
     let _ = writeln!(page, "| all | {} | {} | {:.0} |", total.0, total.1, total.2.as_secs_f64());
+    if !options.stand_ins.is_empty() {
+        page.push_str("\n## Images that were stand-ins\n\n");
+    }
+    for line in &options.stand_ins {
+        let _ = writeln!(page, "- {line}");
+    }
     if total.1 > 0 {
         page.push_str("\n## What failed\n\n");
     }

@@ -2,12 +2,14 @@
 //!
 //! [`demo`] and [`test`] are the two commands of the README: they install what they need first
 //! ([`prerequisites`]). [`tidy`] holds the workspace to its rules, [`codegen`] makes the schema tables, [`bench`]
-//! measures, [`cgroup_v2`] tests on another kernel, [`conformance`] runs upstream's own tests.
+//! measures, [`cgroup_v2`] tests on another kernel, [`conformance`] runs upstream's own tests, with images that
+//! [`image`] makes.
 
 mod bench;
 mod cgroup_v2;
 mod codegen;
 mod conformance;
+mod image;
 mod prerequisites;
 mod tidy;
 
@@ -55,6 +57,8 @@ enum Command {
     },
     /// Run upstream's conformance tests against a cluster that is started for them
     Conformance(conformance::Options),
+    /// Make a container image for tests of Debian packages, folders and files
+    Image(image::Options),
 }
 
 #[derive(Subcommand)]
@@ -107,6 +111,7 @@ fn execute(command: Command) -> anyhow::Result<()> {
             prerequisites::install(prerequisites::RUN)?;
             bench::start(&build()?, idle_seconds)
         }
+        Command::Image(options) => image::make(&options),
         Command::Conformance(options) => {
             prerequisites::install(prerequisites::RUN)?;
             conformance::run_suite(&build()?, &options)
