@@ -23,6 +23,9 @@ pub struct Options {
     /// Upstream's `e2e.test`; `ginkgo` lies beside it
     #[arg(long)]
     suite: PathBuf,
+    /// The binary to test, instead of a release build of this tree
+    #[arg(long, value_name = "FILE")]
+    pub binary: Option<PathBuf>,
     /// Only tests whose name matches this regular expression
     #[arg(long, default_value = r"\[Conformance\]")]
     focus: String,
