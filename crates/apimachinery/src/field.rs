@@ -24,7 +24,10 @@ impl Path {
     }
 
     pub fn child(&self, name: &str) -> Self {
-        if self.0.is_empty() { Path(name.to_owned()) } else { Path(format!("{}.{name}", self.0)) }
+        match self.0.as_str() {
+            "" => Path(name.to_owned()),
+            path => Path([path, ".", name].concat()),
+        }
     }
 
     pub fn index(&self, index: usize) -> Self {
@@ -32,7 +35,7 @@ impl Path {
     }
 
     pub fn key(&self, key: &str) -> Self {
-        Path(format!("{}[{key}]", self.0))
+        Path([&self.0, "[", key, "]"].concat())
     }
 
     pub fn as_str(&self) -> &str {

@@ -99,11 +99,14 @@ impl Encoder {
                 schema::protobuf::envelope(&group_version(def), &def.kind, &self.message(object)?).into()
             }
             Outcome::Stored(object) => self.one(&self.tree(object))?,
-            Outcome::Tree(tree) if plain => tree.to_string().into(),
             Outcome::Tree(tree) if tree["kind"] == "Status" => {
                 return Ok(value(self.negotiated.format, code, tree));
             }
-            Outcome::Tree(tree) => self.one(tree)?,
+            Outcome::Tree(tree) => {
+                let mut tree = tree.clone();
+                schema::apply::open_owners(&mut tree);
+                if plain { tree.to_string().into() } else { self.one(&tree)? }
+            }
         };
         Ok(self.respond(code, Body::Full(body)))
     }

@@ -10,6 +10,7 @@
 
 mod managers;
 mod set;
+mod stored;
 mod typed;
 mod walk;
 
@@ -18,27 +19,29 @@ use apimachinery::{GroupVersion, time};
 use serde_json::{Map, Value};
 
 use managers::Entry;
-use set::Set;
+pub use managers::{open as open_owners, write_owned};
+use set::{Element, Set};
+pub use stored::read as read_stored;
 pub(crate) use typed::check_kind;
-pub use typed::{Schema, Shape, Typed};
+pub use typed::{Keys, Schema, Shape, Typed};
 
 const LAST_APPLIED: &str = "kubectl.kubernetes.io/last-applied-configuration";
 const BEFORE_FIRST_APPLY: &str = "before-first-apply";
 
 /// What no manager owns.
 const STRIPPED: &[&[&str]] = &[
-    &["f:apiVersion"],
-    &["f:kind"],
-    &["f:metadata"],
-    &["f:metadata", "f:name"],
-    &["f:metadata", "f:namespace"],
-    &["f:metadata", "f:creationTimestamp"],
-    &["f:metadata", "f:selfLink"],
-    &["f:metadata", "f:uid"],
-    &["f:metadata", "f:clusterName"],
-    &["f:metadata", "f:generation"],
-    &["f:metadata", "f:managedFields"],
-    &["f:metadata", "f:resourceVersion"],
+    &["apiVersion"],
+    &["kind"],
+    &["metadata"],
+    &["metadata", "name"],
+    &["metadata", "namespace"],
+    &["metadata", "creationTimestamp"],
+    &["metadata", "selfLink"],
+    &["metadata", "uid"],
+    &["metadata", "clusterName"],
+    &["metadata", "generation"],
+    &["metadata", "managedFields"],
+    &["metadata", "resourceVersion"],
 ];
 
 /// Who writes, and how.
@@ -65,19 +68,27 @@ pub fn manager_of_user_agent(user_agent: &str) -> String {
 
 /// Notes in `new` who owns what, after a write other than apply made it of `live` (`None`: it is created).
 ///
-/// When nothing changed, the managers of `live` stay as they are, so that the write is no write.
+/// When nothing changed, the managers of `live` stay as they are, so that the write is no write. What each holds
+/// is left as JSON text: see [`open_owners`].
 pub fn track_update<S: Schema>(schema: &S, live: Option<&Value>, new: &mut Value, writer: &Writer<'_>) {
-    let empty = Value::Object(Map::new());
-    let mut entries = managers_of(live, new, writer);
-    remove_managed_fields(new);
-    let old = live.unwrap_or(&empty);
-    let has_uid = live.is_some_and(|l| l.pointer("/metadata/uid").is_some());
+    let sent = take_managed_fields(new);
+    let zero;
+    let old = match live {
+        Some(live) => live,
+        None => {
+            zero = schema.zero();
+            &zero
+        }
+    };
+    let mut entries = managers_of(live, sent.as_ref(), writer);
+    let has_uid = live.and_then(|l| l.get("metadata")).is_some_and(|m| m.get("uid").is_some());
     if entries.is_empty() && has_uid {
         return;
     }
     update(schema, old, new, &mut entries, writer);
     managers::cap(&mut entries);
-    managers::encode(new, entries);
+    let managed = managers::encode(entries);
+    managers::put(new, managed);
 }
 
 /// What an object becomes when the fields of another tree are set on it, which nobody owns for that. What can only
@@ -118,69 +129,75 @@ pub fn apply<S: Schema>(
     check_patch(schema, patch, writer)?;
     let empty = Value::Object(Map::new());
     let old = live.map_or_else(|| empty.clone(), without_managed_fields);
-    let mut entries = live.map_or_else(|| Some(Vec::new()), managers::decode).ok_or_else(|| {
+    let mut entries = managers::decode(live.and_then(managers::of)).ok_or_else(|| {
         Status::failure(500, "", "failed to decode managed fields: unable to decode managedFields".to_owned())
     })?;
+    let zero = schema.zero();
     if entries.is_empty() && live.is_some() {
         let before = Writer { manager: BEFORE_FIRST_APPLY, resets: &[], ..*writer };
-        update(schema, &empty, &old, &mut entries, &before);
+        update(schema, &zero, &old, &mut entries, &before);
     }
     let outcome = match try_apply(schema, &old, patch, entries.clone(), writer, force) {
         Err(conflicts) if writer.manager == "kubectl" => {
             let allowed = last_applied_set(schema, &old, writer.api_version);
-            let left: Vec<Conflict> =
-                conflicts.into_iter().filter(|c| !set::has(&allowed, &c.path)).collect();
+            let left: Vec<Conflict> = conflicts.into_iter().filter(|c| !allowed.has(&c.path)).collect();
             if left.is_empty() { try_apply(schema, &old, patch, entries, writer, true) } else { Err(left) }
         }
         outcome => outcome,
     };
     let (mut new, entries) = outcome.map_err(|conflicts| conflict_status(&conflicts))?;
     update_last_applied(&mut new, patch, writer);
-    managers::encode(&mut new, entries);
+    managers::put(&mut new, managers::encode(entries));
     Ok(new)
 }
 
 /// The managers to begin with: those that the writer sent, or those of the live object.
-fn managers_of(live: Option<&Value>, new: &Value, writer: &Writer<'_>) -> Vec<Entry> {
-    let of_live = || live.and_then(managers::decode).unwrap_or_default();
+fn managers_of<'a>(live: Option<&'a Value>, sent: Option<&'a Value>, writer: &Writer<'_>) -> Vec<Entry<'a>> {
+    let of_live = || managers::decode(live.and_then(managers::of)).unwrap_or_default();
     if !writer.subresource.is_empty() {
         return of_live();
     }
-    if managers::is_reset(new) {
+    if managers::is_reset(sent) {
         return Vec::new();
     }
-    match managers::decode(new) {
+    match managers::decode(sent) {
         Some(entries) if !entries.is_empty() => entries,
         _ => of_live(),
     }
 }
 
-fn entry_of(writer: &Writer<'_>, applied: bool) -> Entry {
+fn entry_of<'a>(writer: &Writer<'a>, applied: bool) -> Entry<'a> {
     Entry {
         manager: if writer.manager.is_empty() { "unknown".into() } else { writer.manager.into() },
         applied,
         api_version: writer.api_version.into(),
         subresource: writer.subresource.into(),
-        time: Some(time::rfc3339(writer.now)),
-        fields: Set::new(),
+        time: Some(time::rfc3339(writer.now).into()),
+        fields: Set::default(),
     }
 }
 
-fn update<S: Schema>(schema: &S, old: &Value, new: &Value, entries: &mut Vec<Entry>, writer: &Writer<'_>) {
+fn update<'a, S: Schema>(
+    schema: &S,
+    old: &'a Value,
+    new: &'a Value,
+    entries: &mut Vec<Entry<'a>>,
+    writer: &Writer<'a>,
+) {
     let (changed, removed) = changes(schema, old, new, writer);
     for entry in entries.iter_mut() {
-        set::difference(&mut entry.fields, &removed);
+        entry.fields.difference(&removed);
     }
     let mut own = entry_of(writer, false);
     own.fields = changed;
     strip(&mut own.fields);
     for entry in entries.iter_mut().filter(|e| !e.is_same_manager(&own)) {
-        set::difference(&mut entry.fields, &own.fields);
+        entry.fields.difference(&own.fields);
     }
     if !own.fields.is_empty() {
         match entries.iter_mut().find(|e| e.is_same_manager(&own)) {
             Some(entry) => {
-                set::union(&mut entry.fields, &own.fields);
+                entry.fields.union(&own.fields);
                 entry.time = own.time;
             }
             None => entries.push(own),
@@ -190,43 +207,50 @@ fn update<S: Schema>(schema: &S, old: &Value, new: &Value, entries: &mut Vec<Ent
 }
 
 /// What was added or modified, and what was removed, less what the endpoint resets.
-fn changes<S: Schema>(schema: &S, old: &Value, new: &Value, writer: &Writer<'_>) -> (Set, Set) {
-    let comparison = walk::compare(schema, old, new);
-    let mut changed = comparison.modified.finish();
-    set::union(&mut changed, &comparison.added.finish());
-    let mut removed = comparison.removed.finish();
+fn changes<'a, S: Schema>(
+    schema: &S,
+    old: &'a Value,
+    new: &'a Value,
+    writer: &Writer<'_>,
+) -> (Set<'a>, Set<'a>) {
+    let walk::Comparison { mut changed, mut removed } = walk::compare(schema, old, new);
     for set in [&mut changed, &mut removed] {
         ignore(set, writer);
     }
     (changed, removed)
 }
 
-fn ignore(set: &mut Set, writer: &Writer<'_>) {
-    for path in writer.resets {
-        let path: Vec<String> = path.iter().map(|name| format!("f:{name}")).collect();
-        let path: Vec<&str> = path.iter().map(String::as_str).collect();
-        set::remove_under(set, &path);
-    }
+fn ignore(set: &mut Set<'_>, writer: &Writer<'_>) {
+    writer.resets.iter().for_each(|path| set.remove_under(path));
 }
 
-fn strip(set: &mut Set) {
-    STRIPPED.iter().for_each(|path| set::remove_member(set, path));
+fn strip(set: &mut Set<'_>) {
+    STRIPPED.iter().for_each(|path| set.remove_member(path));
 }
 
 struct Conflict {
     manager: String,
-    path: Vec<String>,
+    path: Vec<Element<'static>>,
     words: String,
 }
 
-fn try_apply<S: Schema>(
+/// The paths of a set that outlive what it was made of.
+fn owned_paths(set: &Set<'_>) -> impl Iterator<Item = (Vec<Element<'static>>, String)> {
+    let paths = set.paths().into_iter();
+    paths.map(|(path, words)| (path.into_iter().map(Element::into_owned).collect(), words))
+}
+
+/// What an apply makes of an object, with its managers; or who holds what it would change.
+type Applied<'a> = Result<(Value, Vec<Entry<'a>>), Vec<Conflict>>;
+
+fn try_apply<'a, S: Schema>(
     schema: &S,
-    old: &Value,
-    patch: &Value,
-    mut entries: Vec<Entry>,
-    writer: &Writer<'_>,
+    old: &'a Value,
+    patch: &'a Value,
+    mut entries: Vec<Entry<'a>>,
+    writer: &Writer<'a>,
     force: bool,
-) -> Result<(Value, Vec<Entry>), Vec<Conflict>> {
+) -> Applied<'a> {
     let mut own = entry_of(writer, true);
     own.fields = walk::field_set(schema, patch);
     ignore(&mut own.fields, writer);
@@ -235,20 +259,20 @@ fn try_apply<S: Schema>(
     let mut new = walk::merge(schema, old, patch);
     if let Some(last) = &last {
         let mut held = own.fields.clone();
-        entries.iter().for_each(|e| set::union(&mut held, &e.fields));
+        entries.iter().for_each(|e| held.union(&e.fields));
         walk::prune(schema, &mut new, &last.fields, &held);
     }
     let (changed, removed) = changes(schema, old, &new, writer);
     let mut conflicts = Vec::new();
     for entry in &mut entries {
-        let taken = set::intersection(&entry.fields, &changed);
-        conflicts.extend(set::paths(&taken).into_iter().map(|(path, words)| Conflict {
+        let taken = entry.fields.intersection(&changed);
+        conflicts.extend(owned_paths(&taken).map(|(path, words)| Conflict {
             manager: entry.words(),
             path,
             words,
         }));
-        set::difference(&mut entry.fields, &taken);
-        set::difference(&mut entry.fields, &removed);
+        entry.fields.difference(&taken);
+        entry.fields.difference(&removed);
     }
     if !force && !conflicts.is_empty() {
         return Err(conflicts);
@@ -328,21 +352,20 @@ fn conflict_status(conflicts: &[Conflict]) -> Status {
 
 /// What kubectl's client-side apply last wrote and nobody changed since: kubectl may take that over.
 // Upstream: apimachinery/pkg/util/managedfields/internal/lastappliedmanager.go allowedConflictsFromLastApplied
-fn last_applied_set<S: Schema>(schema: &S, live: &Value, api_version: &str) -> Set {
+fn last_applied_set<S: Schema>(schema: &S, live: &Value, api_version: &str) -> Set<'static> {
     let annotation =
         live.pointer("/metadata/annotations").and_then(|a| a.get(LAST_APPLIED)).and_then(Value::as_str);
     let Some(applied) = annotation.and_then(|text| serde_json::from_str::<Value>(text).ok()) else {
-        return Set::new();
+        return Set::default();
     };
     if applied.get("apiVersion").and_then(Value::as_str) != Some(api_version) {
-        return Set::new();
+        return Set::default();
     }
     let mut fields = walk::field_set(schema, &applied);
     let comparison = walk::compare(schema, &applied, live);
-    for changed in [comparison.modified, comparison.added, comparison.removed] {
-        set::difference(&mut fields, &changed.finish());
-    }
-    fields
+    fields.difference(&comparison.changed);
+    fields.difference(&comparison.removed);
+    fields.into_owned()
 }
 
 /// Keeps kubectl's annotation up to date where there is one, so that client-side apply can go on.
@@ -361,15 +384,13 @@ fn update_last_applied(new: &mut Value, patch: &Value, writer: &Writer<'_>) {
     *annotation = format!("{applied}\n").into();
 }
 
-fn remove_managed_fields(object: &mut Value) {
-    if let Some(Value::Object(metadata)) = object.get_mut("metadata") {
-        metadata.remove("managedFields");
-    }
+fn take_managed_fields(object: &mut Value) -> Option<Value> {
+    object.get_mut("metadata")?.as_object_mut()?.remove("managedFields")
 }
 
 fn without_managed_fields(object: &Value) -> Value {
     let mut object = object.clone();
-    remove_managed_fields(&mut object);
+    take_managed_fields(&mut object);
     object
 }
 

@@ -25,10 +25,9 @@ pub fn apply_declared(object: &mut Value, definition: &'static Definition) {
 pub fn fill_always(object: &mut Value, definition: &'static Definition) {
     walk(object, Type::Object(id(definition)), &mut |object, definition| {
         for field in definition.fields {
-            if object.contains_key(field.name) || matches!(field.name, "apiVersion" | "kind") {
-                continue;
-            }
-            if let Some(zero) = always(field) {
+            // Of most fields nothing is written, which is seen sooner than whether they are there.
+            let Some(zero) = always(field) else { continue };
+            if !object.contains_key(field.name) && !matches!(field.name, "apiVersion" | "kind") {
                 object.insert(field.name.to_owned(), zero);
             }
         }

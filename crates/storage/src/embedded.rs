@@ -15,7 +15,7 @@ use redb::{Database, ReadableDatabase, ReadableTable, StorageBackend, TableDefin
 use tokio::sync::{mpsc, oneshot};
 
 use crate::record::{self, Record};
-use crate::state::{FIRST_REVISION, Shared, State, decide_delete, decide_put};
+use crate::state::{FIRST_REVISION, Shared, State, decide_delete, decide_put, deletion_of};
 use crate::{Change, Entry, Error, Expect, Follower, Range, RangeOptions, Result, Revision, Store, Watch};
 
 const LOG: TableDefinition<u64, &[u8]> = TableDefinition::new("log");
@@ -27,6 +27,8 @@ const COMPACTED: &str = "compacted";
 const CACHE_BYTES: usize = 8 << 20;
 /// How many requests may wait for the writer before callers wait to send theirs.
 const QUEUE: usize = 1024;
+/// What failed when a transaction did.
+const WRITE: &str = "write to the store";
 /// The bounds of one transaction.
 const BATCH_REQUESTS: usize = 512;
 const BATCH_BYTES: usize = 8 << 20;
@@ -39,30 +41,46 @@ pub struct Embedded {
 }
 
 enum Request {
-    Put { key: Arc<str>, value: Bytes, expect: Expect, answer: oneshot::Sender<Result<Entry>> },
-    Delete { key: Arc<str>, expect: Expect, answer: oneshot::Sender<Result<Option<(Entry, Revision)>>> },
-    Compact { revision: Revision, answer: oneshot::Sender<Result<()>> },
+    Put {
+        key: Arc<str>,
+        value: Bytes,
+        expect: Expect,
+        answer: oneshot::Sender<Result<Entry>>,
+    },
+    Delete {
+        key: Arc<str>,
+        expect: Expect,
+        answer: oneshot::Sender<Result<Option<(Entry, Revision)>>>,
+    },
+    PutAndDelete {
+        key: Arc<str>,
+        value: Bytes,
+        expect: Expect,
+        answer: oneshot::Sender<Result<(Entry, Revision)>>,
+    },
+    Compact {
+        revision: Revision,
+        answer: oneshot::Sender<Result<()>>,
+    },
 }
 
 /// An answer that waits for its batch to be durable.
 enum Answer {
     Put(oneshot::Sender<Result<Entry>>, Result<Entry>),
     Delete(oneshot::Sender<Result<Option<(Entry, Revision)>>>, Result<Option<(Entry, Revision)>>),
+    PutAndDelete(oneshot::Sender<Result<(Entry, Revision)>>, Result<(Entry, Revision)>),
     Compact(oneshot::Sender<Result<()>>),
 }
 
 impl Answer {
     fn send(self, failure: Option<&Arc<redb::Error>>) {
+        let failed = |action| failure.map(|error| backend(action, error.clone()));
         // A caller that went away needs no answer.
-        let _ = match (self, failure) {
-            (Answer::Put(to, _), Some(e)) => to.send(Err(backend("write to the store", e.clone()))).is_ok(),
-            (Answer::Delete(to, _), Some(e)) => {
-                to.send(Err(backend("write to the store", e.clone()))).is_ok()
-            }
-            (Answer::Compact(to), Some(e)) => to.send(Err(backend("compact the store", e.clone()))).is_ok(),
-            (Answer::Put(to, result), None) => to.send(result).is_ok(),
-            (Answer::Delete(to, result), None) => to.send(result).is_ok(),
-            (Answer::Compact(to), None) => to.send(Ok(())).is_ok(),
+        let _ = match self {
+            Answer::Put(to, result) => to.send(failed(WRITE).map_or(result, Err)).is_ok(),
+            Answer::Delete(to, result) => to.send(failed(WRITE).map_or(result, Err)).is_ok(),
+            Answer::PutAndDelete(to, result) => to.send(failed(WRITE).map_or(result, Err)).is_ok(),
+            Answer::Compact(to) => to.send(failed("compact the store").map_or(Ok(()), Err)).is_ok(),
         };
     }
 }
@@ -216,6 +234,15 @@ impl Writer {
                 });
                 Answer::Delete(answer, deleted)
             }
+            Request::PutAndDelete { key, value, expect, answer } => {
+                let change = decide_put(self.current(&key).as_ref(), &key, value, expect, revision);
+                let deleted = change.map(|change| {
+                    let (last, deletion) = deletion_of(&change);
+                    self.batch.add(change);
+                    (last, self.batch.add(deletion).revision)
+                });
+                Answer::PutAndDelete(answer, deleted)
+            }
             Request::Compact { revision, answer } => {
                 self.batch.compact = self.batch.compact.max(Some(revision));
                 Answer::Compact(answer)
@@ -319,6 +346,10 @@ impl Store for Embedded {
 
     async fn delete(&self, key: &str, expect: Expect) -> Result<Option<(Entry, Revision)>> {
         self.ask(|answer| Request::Delete { key: key.into(), expect, answer }).await
+    }
+
+    async fn put_and_delete(&self, key: &str, value: Bytes, expect: Expect) -> Result<(Entry, Revision)> {
+        self.ask(|answer| Request::PutAndDelete { key: key.into(), value, expect, answer }).await
     }
 
     async fn watch(&self, prefix: &str, after: Revision) -> Result<Watch> {

@@ -122,6 +122,10 @@ pub trait Store: Send + Sync + 'static {
     /// deletion; `None` when the key was absent and anything was allowed.
     async fn delete(&self, key: &str, expect: Expect) -> Result<Option<(Entry, Revision)>>;
 
+    /// Writes `value` when the key is as expected and deletes the key right after, in one commit of two revisions:
+    /// watchers see what it was at last. Answers the deleted entry, with the revision of the deletion.
+    async fn put_and_delete(&self, key: &str, value: Bytes, expect: Expect) -> Result<(Entry, Revision)>;
+
     /// All changes of keys that start with `prefix` with a revision greater than `after`.
     async fn watch(&self, prefix: &str, after: Revision) -> Result<Watch>;
 

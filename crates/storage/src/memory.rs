@@ -5,7 +5,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use bytes::Bytes;
 
-use crate::state::{FIRST_REVISION, Shared, State, decide_delete, decide_put};
+use crate::state::{FIRST_REVISION, Shared, State, decide_delete, decide_put, deletion_of};
 use crate::{Entry, Expect, Follower, Range, RangeOptions, Result, Revision, Store, Watch};
 
 pub struct Memory(Arc<Shared>);
@@ -57,6 +57,18 @@ impl Store for Memory {
             state.apply(Arc::new(change));
             bound(state);
             Ok(Some((deleted, revision)))
+        })
+    }
+
+    async fn put_and_delete(&self, key: &str, value: Bytes, expect: Expect) -> Result<(Entry, Revision)> {
+        self.0.write(|state| {
+            let change = decide_put(state.current(key), &key.into(), value, expect, state.revision() + 1)?;
+            let (last, deletion) = deletion_of(&change);
+            let revision = deletion.revision;
+            state.apply(Arc::new(change));
+            state.apply(Arc::new(deletion));
+            bound(state);
+            Ok((last, revision))
         })
     }
 

@@ -192,6 +192,14 @@ pub(crate) fn decide_delete(
     Ok(current.map(|entry| Change { revision, key: key.clone(), value: None, previous: Some(entry.clone()) }))
 }
 
+/// What a put wrote, and the change that deletes it again.
+pub(crate) fn deletion_of(put: &Change) -> (Entry, Change) {
+    let last = put.value.clone().expect("a put has a value");
+    let revision = put.revision + 1;
+    let deletion = Change { revision, key: put.key.clone(), value: None, previous: Some(last.clone()) };
+    (last, deletion)
+}
+
 fn check(current: Option<&Entry>, expect: Expect) -> Result<()> {
     let holds = match expect {
         Expect::Anything => true,

@@ -36,6 +36,7 @@ suite! {
     every_commit_is_one_revision
     writes_hold_to_what_they_expect
     a_deleted_key_begins_anew
+    a_last_state_is_seen_before_its_deletion
     ranges_page_in_key_order
     old_revisions_can_be_read
     compaction_keeps_the_newest_state
@@ -102,6 +103,24 @@ async fn a_deleted_key_begins_anew(store: &dyn Store) {
     store.delete("/a", Expect::Modified(2)).await.unwrap();
     let entry = store.put("/a", Bytes::new(), Expect::Absent).await.unwrap();
     assert_eq!((entry.created, entry.modified), (4, 4));
+}
+
+async fn a_last_state_is_seen_before_its_deletion(store: &dyn Store) {
+    let created = put(store, "/a", "1").await;
+    let last = || Bytes::from_static(b"last");
+    let stale = store.put_and_delete("/a", last(), Expect::Modified(created + 1)).await.unwrap_err();
+    assert!(matches!(stale, Error::Conflict(Some(_))), "{stale}");
+    let (entry, revision) = store.put_and_delete("/a", last(), Expect::Modified(created)).await.unwrap();
+    assert_eq!((entry.value.clone(), entry.modified, revision), (last(), created + 1, created + 2));
+    assert_eq!(store.get("/a", None).await.unwrap(), None);
+    let mut watch = store.watch("/a", created).await.unwrap();
+    let mut seen = Vec::new();
+    while seen.len() < 2 {
+        seen.extend(watch.next().await.unwrap());
+    }
+    assert_eq!(seen[0].value.as_ref(), Some(&entry));
+    assert_eq!((seen[1].value.as_ref(), seen[1].previous.as_ref()), (None, Some(&entry)));
+    assert!(seen[0].previous.is_some() && seen[1].revision == revision);
 }
 
 async fn ranges_page_in_key_order(store: &dyn Store) {

@@ -15,6 +15,7 @@ use crate::options::WriteOptions;
 use crate::seams::{AdmissionRequest, Attributes, Operation, UserInfo};
 use crate::special::scale;
 
+#[derive(Clone)]
 pub struct Call<'a> {
     pub server: &'a ApiServer,
     pub resource: &'a Arc<Resource>,
@@ -134,16 +135,16 @@ impl<'a> Call<'a> {
         }
     }
 
-    /// The object in the version of the request.
+    /// The object in the version of the request, to be changed: see [`Object::draft`].
     pub async fn tree(&self, object: &Arc<Object>) -> Result<Arc<Value>, Status> {
         if self.def().custom.is_some() {
             let view = self.registry().view(self.resource, object.clone()).await?;
             return Ok(view.tree().clone());
         }
+        let mut tree = object.draft();
         if object.stored().starts_with(self.resource.head.as_bytes()) {
-            return Ok(Arc::new(object.open().into_owned()));
+            return Ok(Arc::new(tree));
         }
-        let mut tree = object.decode();
         resources::convert::from_storage(self.def(), &mut tree);
         Ok(Arc::new(tree))
     }

@@ -8,10 +8,11 @@ use std::sync::Arc;
 use apimachinery::Status;
 use apimachinery::status::Details;
 use apimachinery::time::{parse_rfc3339, rfc3339};
+use futures::StreamExt;
 use resources::ResourceDef;
 use resources::strategy::Deletion;
 use serde_json::{Value, json};
-use storage::Expect;
+use storage::{Entry, Expect, Revision};
 
 use super::call::Call;
 use super::metadata::{self, finalizers, is_terminating};
@@ -24,6 +25,8 @@ use crate::seams::Operation;
 const ORPHAN: &str = "orphan";
 const FOREGROUND: &str = "foregroundDeletion";
 const ATTEMPTS: usize = 64;
+/// How many of a collection are deleted at once, so that they share commits.
+const AT_ONCE: usize = 16;
 
 /// What a deletion does to the object now.
 #[derive(Debug, PartialEq)]
@@ -39,14 +42,16 @@ pub enum Plan {
 
 /// What to do with `object` when it is deleted with `options` at `now`.
 pub fn decide(def: &ResourceDef, object: &Value, options: &DeleteOptions, now: i64) -> Plan {
-    let mut marked = object.clone();
     let wanted = wanted_finalizers(def, object, options);
-    let had = finalizers(object);
-    let same_finalizers = wanted == had;
+    let same_finalizers = wanted == finalizers(object);
     let held = !wanted.is_empty();
-    if !same_finalizers {
-        set_finalizers(&mut marked, &wanted);
-    }
+    let marked = || {
+        let mut marked = object.clone();
+        if !same_finalizers {
+            set_finalizers(&mut marked, &wanted);
+        }
+        marked
+    };
     let grace = match def.strategy.deletion(object, options.grace_period_seconds) {
         Deletion::Immediate => None,
         Deletion::Graceful { seconds } => Some(seconds.max(0)),
@@ -58,12 +63,14 @@ pub fn decide(def: &ResourceDef, object: &Value, options: &DeleteOptions, now: i
         if is_terminating(object) && same_finalizers {
             return Plan::Pending;
         }
+        let mut marked = marked();
         mark(&mut marked, now, 0);
         return Plan::Mark(marked);
     };
     if is_terminating(object) {
         return shorten(object, marked, options, held, same_finalizers);
     }
+    let mut marked = marked();
     mark(&mut marked, now + grace, grace);
     if grace > 0 || held { Plan::Mark(marked) } else { Plan::MarkAndRemove(marked) }
 }
@@ -71,7 +78,7 @@ pub fn decide(def: &ResourceDef, object: &Value, options: &DeleteOptions, now: i
 /// An object that is being deleted gracefully can only be deleted sooner.
 fn shorten(
     object: &Value,
-    mut marked: Value,
+    marked: impl FnOnce() -> Value,
     options: &DeleteOptions,
     held: bool,
     same_finalizers: bool,
@@ -81,18 +88,19 @@ fn shorten(
     let asked = options.grace_period_seconds.map_or(was, |seconds| seconds.max(0));
     if asked < was {
         let started = parse_rfc3339(metadata::text(object, "deletionTimestamp")).unwrap_or_default() - was;
+        if asked == 0 && !held {
+            return Plan::Remove;
+        }
+        let mut marked = marked();
         let fields = metadata::of(&mut marked);
         fields.insert("deletionTimestamp".into(), rfc3339(started + asked).into());
         fields.insert("deletionGracePeriodSeconds".into(), asked.into());
-        if asked > 0 || held {
-            return Plan::Mark(marked);
-        }
-        return Plan::Remove;
+        return Plan::Mark(marked);
     }
     if was == 0 && !held {
         return Plan::Remove;
     }
-    if same_finalizers { Plan::Pending } else { Plan::Mark(marked) }
+    if same_finalizers { Plan::Pending } else { Plan::Mark(marked()) }
 }
 
 /// A definition goes when its objects are gone, which its finalizer waits for.
@@ -220,37 +228,25 @@ fn returns_object(def: &ResourceDef) -> bool {
     }
 }
 
-fn is_same(a: &Value, b: &Value) -> bool {
-    metadata::text(a, "uid") == metadata::text(b, "uid")
-}
-
 impl Call<'_> {
     /// Deletes an object. False when it is still there.
     pub async fn delete(&mut self, name: &str, options: &DeleteOptions) -> Result<(Outcome, bool), Status> {
-        let mut ours = None;
         for _ in 0..ATTEMPTS {
             let existing = self.registry().get(self.resource, self.namespace(), name)?;
-            if let Some(ours) = &ours
-                && existing.as_ref().is_none_or(|now| !is_same(now.tree(), ours))
-            {
-                return Ok((self.removed(name, ours.clone()), true));
-            }
             let Some(existing) = existing else { return Err(self.not_found(name)) };
-            if let Some(done) = self.delete_once(name, options, &existing, &mut ours).await? {
+            if let Some(done) = self.delete_once(name, options, &existing).await? {
                 return Ok(done);
             }
         }
         Err(Status::modified(&self.def().group_resource(), name))
     }
 
-    /// `None` when another write came between. `ours` becomes what this call has marked to be removed now: as soon
-    /// as it is marked, those who watch for that may remove it sooner than we do.
+    /// `None` when another write came between.
     async fn delete_once(
         &mut self,
         name: &str,
         options: &DeleteOptions,
         existing: &Arc<Object>,
-        ours: &mut Option<Value>,
     ) -> Result<Option<(Outcome, bool)>, Status> {
         let tree = self.tree(existing).await?;
         self.check_delete(name, options, &tree)?;
@@ -264,31 +260,34 @@ impl Call<'_> {
             }
             _ => decide(self.def(), &tree, options, now),
         };
-        match plan {
-            Plan::Pending => Ok(Some((Outcome::Stored(existing.clone()), false))),
+        let expect = Expect::Modified(existing.revision);
+        let written = match plan {
+            Plan::Pending => return Ok(Some((Outcome::Stored(existing.clone()), false))),
             Plan::Mark(marked) | Plan::MarkAndRemove(marked) if self.options.dry_run => {
-                Ok(Some((Outcome::Tree(marked), false)))
+                return Ok(Some((Outcome::Tree(marked), false)));
+            }
+            Plan::Remove if self.options.dry_run => {
+                let last = self.removed(name, &tree, || Outcome::Tree(Value::clone(&tree)));
+                return Ok(Some((last, true)));
             }
             Plan::Mark(marked) => {
-                let written = self.write_marked(&marked, existing).await?;
-                Ok(written.map(|object| (Outcome::Stored(object), false)))
+                let bytes = self.to_stored(&marked).await?;
+                let written = self.registry().put(&existing.key, bytes, expect).await;
+                written.map(|object| Some((Outcome::Stored(object), false)))
             }
-            Plan::MarkAndRemove(marked) => match self.write_marked(&marked, existing).await? {
-                Some(object) => {
-                    *ours = Some(marked.clone());
-                    self.remove(&object, name, &marked).await
-                }
-                None => Ok(None),
-            },
-            Plan::Remove => self.remove(existing, name, &tree).await,
-        }
-    }
-
-    async fn write_marked(&self, marked: &Value, existing: &Object) -> Result<Option<Arc<Object>>, Status> {
-        let bytes = self.to_stored(marked).await?;
-        match self.registry().put(&existing.key, bytes, Expect::Modified(existing.revision)).await {
-            Ok(object) => Ok(Some(object)),
-            Err(storage::Error::Conflict(_)) => {
+            Plan::MarkAndRemove(marked) => {
+                let bytes = self.to_stored(&marked).await?;
+                let deleted = self.registry().put_and_remove(&existing.key, bytes, expect).await;
+                deleted.map(|deleted| Some((self.gone(name, &tree, &deleted), true)))
+            }
+            Plan::Remove => {
+                let deleted = self.registry().remove(&existing.key, expect).await;
+                deleted.map(|deleted| deleted.map(|deleted| (self.gone(name, &tree, &deleted), true)))
+            }
+        };
+        match written {
+            Ok(Some(done)) => Ok(Some(done)),
+            Ok(None) | Err(storage::Error::Conflict(_)) => {
                 self.lost_race(existing).await;
                 Ok(None)
             }
@@ -296,38 +295,21 @@ impl Call<'_> {
         }
     }
 
-    async fn remove(
-        &self,
-        existing: &Object,
-        name: &str,
-        tree: &Value,
-    ) -> Result<Option<(Outcome, bool)>, Status> {
-        let mut last = tree.clone();
-        if !self.options.dry_run {
-            match self.registry().remove(&existing.key, Expect::Modified(existing.revision)).await {
-                Ok(Some((_, revision))) => {
-                    metadata::of(&mut last).insert("resourceVersion".into(), revision.to_string().into());
-                }
-                Ok(None) | Err(storage::Error::Conflict(_)) => {
-                    self.lost_race(existing).await;
-                    return Ok(None);
-                }
-                Err(error) => return Err(store_error(error)),
-            }
-        }
-        Ok(Some((self.removed(name, last), true)))
+    /// The answer to a deletion that is done, at its revision.
+    fn gone(&self, name: &str, tree: &Value, (last, revision): &(Entry, Revision)) -> Outcome {
+        self.removed(name, tree, || Outcome::Stored(Arc::new(Object::at(last, *revision))))
     }
 
-    /// The answer to a deletion that is done: the last state of the object, or a Status about it.
-    fn removed(&self, name: &str, last: Value) -> Outcome {
+    /// The answer to a deletion: the last state of the object, or a Status about it.
+    fn removed(&self, name: &str, tree: &Value, last: impl FnOnce() -> Outcome) -> Outcome {
         if returns_object(self.def()) {
-            return Outcome::Tree(last);
+            return last();
         }
         let details = Details {
             name: name.to_owned(),
             group: self.def().group.to_string(),
             kind: self.def().plural.to_string(),
-            uid: metadata::text(&last, "uid").to_owned(),
+            uid: metadata::text(tree, "uid").to_owned(),
             ..Default::default()
         };
         let mut status = Status { status: "Success".into(), ..Default::default() }.with_details(details);
@@ -361,13 +343,25 @@ impl Call<'_> {
         options: &DeleteOptions,
     ) -> Result<super::list::Listing, Status> {
         let listing = self.registry().list(self.resource, self.namespace(), list).await?;
-        for object in &listing.objects {
-            match self.delete(object.name(), options).await {
-                Ok(_) => {}
-                Err(status) if status.is_not_found() => {}
-                Err(status) => return Err(status),
+        let one = |object: &Arc<Object>| {
+            let (mut call, name) = (self.clone(), object.name().to_owned());
+            async move {
+                let deleted = call.delete(&name, options).await;
+                (call.warnings, deleted)
+            }
+        };
+        let mut warnings = Vec::new();
+        {
+            let mut deletions = futures::stream::iter(listing.objects.iter().map(one)).buffered(AT_ONCE);
+            while let Some((told, deleted)) = deletions.next().await {
+                warnings.extend(told);
+                match deleted {
+                    Err(status) if !status.is_not_found() => return Err(status),
+                    _ => {}
+                }
             }
         }
+        self.warn(warnings);
         Ok(listing)
     }
 }

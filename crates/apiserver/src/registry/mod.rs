@@ -431,6 +431,19 @@ impl Registry {
         Ok(deleted)
     }
 
+    /// Writes the last state of an object and deletes it, as one commit. Answers that state at the revision of
+    /// the deletion.
+    pub async fn put_and_remove(
+        &self,
+        key: &str,
+        value: Bytes,
+        expect: Expect,
+    ) -> Result<(Entry, Revision), storage::Error> {
+        let (last, revision) = self.store.put_and_delete(key, value, expect).await?;
+        self.settle(revision).await;
+        Ok((last, revision))
+    }
+
     /// A commit cannot be taken back, so a cache that does not come along is no reason to fail it.
     async fn settle(&self, revision: Revision) {
         if self.caught_up(revision).await.is_err() {

@@ -149,16 +149,28 @@ impl Object {
         }
     }
 
+    /// A tree to make the next state of the object of: what its managers own is left as text, as
+    /// [`schema::apply::open_owners`] finds it.
+    pub fn draft(&self) -> Value {
+        let mut tree = schema::apply::read_stored(&self.value).unwrap_or_default();
+        self.put_revision(&mut tree);
+        tree
+    }
+
     /// A decoded object of the caller's own.
     pub fn decode(&self) -> Value {
         if let Some(tree) = self.tree.get() {
             return Value::clone(tree);
         }
         let mut tree: Value = serde_json::from_slice(&self.value).unwrap_or_default();
+        self.put_revision(&mut tree);
+        tree
+    }
+
+    fn put_revision(&self, tree: &mut Value) {
         if let Some(metadata) = tree.get_mut("metadata").and_then(Value::as_object_mut) {
             metadata.insert("resourceVersion".into(), self.revision.to_string().into());
         }
-        tree
     }
 
     /// The protobuf message, which `make` makes the first time.
@@ -267,9 +279,39 @@ fn write_metadata(out: &mut Vec<u8>, metadata: &serde_json::Map<String, Value>) 
         }
         write_json(out, name);
         out.push(b':');
-        write_json(out, value);
+        match value {
+            Value::Array(entries) if name == "managedFields" => write_managed_fields(out, entries),
+            value => write_json(out, value),
+        }
     }
     out.push(b'}');
+}
+
+fn write_managed_fields(out: &mut Vec<u8>, entries: &[Value]) {
+    out.push(b'[');
+    for (at, entry) in entries.iter().enumerate() {
+        if at > 0 {
+            out.push(b',');
+        }
+        let Value::Object(entry) = entry else {
+            write_json(out, entry);
+            continue;
+        };
+        out.push(b'{');
+        for (at, (name, value)) in entry.iter().enumerate() {
+            if at > 0 {
+                out.push(b',');
+            }
+            write_json(out, name);
+            out.push(b':');
+            match name.as_str() {
+                "fieldsV1" => schema::apply::write_owned(out, value).expect("memory takes every write"),
+                _ => write_json(out, value),
+            }
+        }
+        out.push(b'}');
+    }
+    out.push(b']');
 }
 
 fn write_json(out: &mut Vec<u8>, value: &(impl serde::Serialize + ?Sized)) {

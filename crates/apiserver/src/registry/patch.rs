@@ -10,7 +10,7 @@ use resources::ResourceDef;
 use schema::apply::{Typed, Writer};
 use schema::decode::Strictness;
 use schema::structural::apply::Custom as CustomType;
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use super::call::Call;
 use super::metadata;
@@ -26,6 +26,19 @@ pub enum Reading {
     Merge(Value),
     Strategic(Value),
     Apply(Value),
+}
+
+impl Reading {
+    /// Whether it may touch the owners of fields, which it knows in their usual form.
+    fn is_of_owners(&self) -> bool {
+        match self {
+            Reading::Json(_) => true,
+            Reading::Merge(patch) | Reading::Strategic(patch) => {
+                patch.get("metadata").is_some_and(|metadata| metadata.get("managedFields").is_some())
+            }
+            Reading::Apply(_) => false,
+        }
+    }
 }
 
 impl Call<'_> {
@@ -148,6 +161,7 @@ impl Call<'_> {
         };
         if let Some(custom) = &self.def().custom {
             schema::apply::track_update(&CustomType::of(&custom.schema), old, object, &writer);
+            schema::apply::open_owners(object);
         } else if let Some(definition) = definition(self.def()) {
             schema::apply::track_update(&Typed::of(definition), old, object, &writer);
         }
@@ -170,6 +184,25 @@ fn options_error(errors: &[field::Error]) -> Status {
     Status::invalid(&apimachinery::GroupKind::from_static("meta.k8s.io", "PatchOptions"), "", errors)
 }
 
+/// Gives what a patch changed of an object the shape of its kind. The other fields were stored, and have it.
+fn reshape(
+    old: &Value,
+    patched: Value,
+    definition: &'static Definition,
+    strictness: Strictness,
+) -> Result<schema::decode::Decoded, schema::Error> {
+    let Value::Object(fields) = patched else {
+        return schema::decode::value(patched, definition, strictness);
+    };
+    let (kept, changed) = fields.into_iter().partition(|(name, value)| old.get(name) == Some(value));
+    let kept: Map<String, Value> = kept;
+    let mut decoded = schema::decode::value(Value::Object(changed), definition, strictness)?;
+    if let Value::Object(fields) = &mut decoded.object {
+        fields.extend(kept);
+    }
+    Ok(decoded)
+}
+
 /// All that a patch needs besides the object.
 struct Patcher {
     definition: Option<&'static Definition>,
@@ -190,6 +223,12 @@ impl Patcher {
         if old.is_null() && !matches!(reading, Reading::Apply(_)) {
             return Err(Status::not_found(&self.resource, &self.name));
         }
+        let opened = reading.is_of_owners().then(|| {
+            let mut opened = old.clone();
+            schema::apply::open_owners(&mut opened);
+            opened
+        });
+        let old = opened.as_ref().unwrap_or(old);
         let tree = match reading {
             Reading::Json(patch) => schema::patch::json_patch(old, patch).map_err(|e| self.refused(e))?,
             Reading::Merge(patch) => schema::patch::merge_patch(old, patch).map_err(|e| self.refused(e))?,
@@ -205,7 +244,7 @@ impl Patcher {
         let Some(definition) = self.definition else {
             return Ok(schema::decode::Decoded { object: tree, problems: Vec::new() });
         };
-        schema::decode::value(tree, definition, self.strictness)
+        reshape(old, tree, definition, self.strictness)
             .map_err(|error| Status::failure(422, apimachinery::status::reason::INVALID, error.to_string()))
     }
 
@@ -220,7 +259,10 @@ impl Patcher {
         let live = (!old.is_null()).then_some(old);
         let mut merged = match (&self.def.custom, self.definition) {
             (Some(custom), _) => {
-                schema::apply::apply(&CustomType::of(&custom.schema), live, patch, &writer, self.force)?
+                let custom = CustomType::of(&custom.schema);
+                let mut merged = schema::apply::apply(&custom, live, patch, &writer, self.force)?;
+                schema::apply::open_owners(&mut merged);
+                merged
             }
             (None, Some(definition)) => {
                 schema::apply::apply(&Typed::of(definition), live, patch, &writer, self.force)?

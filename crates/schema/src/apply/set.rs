@@ -1,229 +1,337 @@
-//! Sets of field paths, in the very form in which managedFields keeps them.
+//! Sets of field paths: who owns what, between two readings of managedFields.
 //!
-//! A set is a JSON object whose keys are path elements (`f:name`, `k:{"name":"a"}`, `v:"x"`). An element is a
-//! member when its value is empty or holds `"."`; the other keys of its value are its children.
+//! managedFields keeps a set as a JSON object whose keys are path elements (`f:name`, `k:{"name":"a"}`, `v:"x"`);
+//! an element is a member when its value is empty or holds `"."`, and the other keys of its value are its
+//! children. Here the same is a sorted tree that borrows its names from what it was made of: every write makes
+//! and drops several of them.
 
-use std::collections::BTreeMap;
+use std::borrow::Cow;
+use std::cmp::Ordering;
+use std::fmt;
 
-use serde_json::{Map, Value};
-
-pub type Set = Map<String, Value>;
+use serde::de::{Deserialize, Deserializer, Error as _, MapAccess, Visitor};
 
 const SELF: &str = ".";
 
-fn node(value: &Value) -> Option<&Set> {
-    value.as_object()
+/// One step of a path. They sort as their texts do.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Element<'a> {
+    Field(Cow<'a, str>),
+    Index(Cow<'a, str>),
+    /// The keys of an item and their values, as JSON.
+    Key(Cow<'a, str>),
+    /// A scalar, as JSON.
+    Value(Cow<'a, str>),
 }
 
-fn is_member(node: &Set) -> bool {
-    node.is_empty() || node.contains_key(SELF)
-}
-
-fn children(node: &Set) -> impl Iterator<Item = (&String, &Value)> {
-    node.iter().filter(|(k, _)| *k != SELF)
-}
-
-pub fn has_children(node: &Set) -> bool {
-    children(node).next().is_some()
-}
-
-/// A node of those children, a member or not; `None` when it is neither.
-fn make(mut children: Set, member: bool) -> Option<Value> {
-    match (children.is_empty(), member) {
-        (true, false) => None,
-        (true, true) => Some(Value::Object(children)),
-        (false, true) => {
-            children.insert(SELF.into(), Value::Object(Set::new()));
-            Some(Value::Object(children))
-        }
-        (false, false) => Some(Value::Object(children)),
+impl<'a> Element<'a> {
+    pub fn field(name: &'a str) -> Self {
+        Element::Field(Cow::Borrowed(name))
     }
-}
 
-/// The set under one element, if any.
-pub fn child<'s>(set: &'s Set, element: &str) -> Option<&'s Set> {
-    set.get(element).and_then(node)
-}
-
-pub fn member(set: &Set, element: &str) -> bool {
-    child(set, element).is_some_and(is_member)
-}
-
-pub fn has(set: &Set, path: &[String]) -> bool {
-    match path {
-        [] => false,
-        [last] => member(set, last),
-        [first, rest @ ..] => child(set, first).is_some_and(|c| has(c, rest)),
-    }
-}
-
-/// Takes an element and all below it away.
-pub fn remove_under(set: &mut Set, path: &[&str]) {
-    match path {
-        [] => {}
-        [last] => {
-            set.remove(*last);
+    pub fn into_owned(self) -> Element<'static> {
+        let own = |text: Cow<'a, str>| Cow::Owned(text.into_owned());
+        match self {
+            Element::Field(text) => Element::Field(own(text)),
+            Element::Index(text) => Element::Index(own(text)),
+            Element::Key(text) => Element::Key(own(text)),
+            Element::Value(text) => Element::Value(own(text)),
         }
-        [first, rest @ ..] => {
-            let Some(Value::Object(next)) = set.get_mut(*first) else { return };
-            let was_member = is_member(next);
-            remove_under(next, rest);
-            if next.is_empty() && !was_member {
-                set.remove(*first);
+    }
+
+    fn parse(text: Cow<'a, str>) -> Option<Self> {
+        let make = match text.get(..2)? {
+            "f:" => Element::Field,
+            "i:" => Element::Index,
+            "k:" => Element::Key,
+            "v:" => Element::Value,
+            _ => return None,
+        };
+        Some(make(match text {
+            Cow::Borrowed(text) => Cow::Borrowed(&text[2..]),
+            Cow::Owned(mut text) => Cow::Owned(text.split_off(2)),
+        }))
+    }
+
+    fn write(&self, out: &mut String) {
+        let (kind, text) = match self {
+            Element::Field(text) => ("\"f:", text),
+            Element::Index(text) => ("\"i:", text),
+            Element::Key(text) => ("\"k:", text),
+            Element::Value(text) => ("\"v:", text),
+        };
+        out.push_str(kind);
+        match text.bytes().any(|byte| byte < b' ' || byte == b'"' || byte == b'\\') {
+            // Behind the quote that opens the text, which was written already.
+            true => out.push_str(&serde_json::Value::from(&**text).to_string()[1..]),
+            false => {
+                out.push_str(text);
+                out.push('"');
             }
         }
     }
-}
 
-/// Takes one member away, and leaves what is below it.
-pub fn remove_member(set: &mut Set, path: &[&str]) {
-    match path {
-        [] => {}
-        [last] => {
-            if let Some(Value::Object(next)) = set.get_mut(*last) {
-                next.remove(SELF);
-                if next.is_empty() {
-                    set.remove(*last);
+    /// As people read it in a path.
+    pub fn words(&self) -> String {
+        match self {
+            Element::Field(name) => format!(".{name}"),
+            Element::Value(value) => format!("[={value}]"),
+            Element::Index(index) => format!("[{index}]"),
+            Element::Key(json) => match serde_json::from_str::<serde_json::Map<_, _>>(json) {
+                Ok(keys) => {
+                    let pairs: Vec<String> =
+                        keys.iter().map(|(k, v): (_, &serde_json::Value)| format!("{k}={v}")).collect();
+                    format!("[{}]", pairs.join(","))
                 }
-            }
-        }
-        [first, rest @ ..] => {
-            let Some(Value::Object(next)) = set.get_mut(*first) else { return };
-            let was_member = is_member(next);
-            remove_member(next, rest);
-            if next.is_empty() && !was_member {
-                set.remove(*first);
-            }
-        }
-    }
-}
-
-pub fn union(set: &mut Set, other: &Set) {
-    for (element, theirs) in children(other) {
-        let Some(theirs) = node(theirs) else { continue };
-        match set.get_mut(element) {
-            None => {
-                set.insert(element.clone(), Value::Object(theirs.clone()));
-            }
-            Some(Value::Object(ours)) => {
-                let member = is_member(ours) || is_member(theirs);
-                ours.remove(SELF);
-                union(ours, theirs);
-                if member && !ours.is_empty() {
-                    ours.insert(SELF.into(), Value::Object(Set::new()));
-                }
-            }
-            Some(_) => {}
-        }
-    }
-}
-
-pub fn difference(set: &mut Set, other: &Set) {
-    for (element, theirs) in children(other) {
-        let Some(theirs) = node(theirs) else { continue };
-        let Some(Value::Object(ours)) = set.get_mut(element) else { continue };
-        let member = is_member(ours) && !is_member(theirs);
-        let mut rest = std::mem::take(ours);
-        rest.remove(SELF);
-        difference(&mut rest, theirs);
-        match make(rest, member) {
-            Some(node) => {
-                set.insert(element.clone(), node);
-            }
-            None => {
-                set.remove(element);
-            }
-        }
-    }
-}
-
-pub fn intersection(set: &Set, other: &Set) -> Set {
-    let mut common = Set::new();
-    for (element, ours) in children(set) {
-        let (Some(ours), Some(theirs)) = (node(ours), child(other, element)) else { continue };
-        let member = is_member(ours) && is_member(theirs);
-        if let Some(node) = make(intersection(ours, theirs), member) {
-            common.insert(element.clone(), node);
-        }
-    }
-    common
-}
-
-/// All members as people read paths, `.spec.containers[name="a"].image`: at each level its members first.
-pub fn paths(set: &Set) -> Vec<(Vec<String>, String)> {
-    let mut paths = Vec::new();
-    collect(set, &mut Vec::new(), String::new(), &mut paths);
-    paths
-}
-
-fn collect(set: &Set, path: &mut Vec<String>, text: String, paths: &mut Vec<(Vec<String>, String)>) {
-    for (element, value) in children(set) {
-        if node(value).is_some_and(is_member) {
-            let mut full = path.clone();
-            full.push(element.clone());
-            paths.push((full, text.clone() + &words(element)));
-        }
-    }
-    for (element, value) in children(set) {
-        let Some(next) = node(value) else { continue };
-        path.push(element.clone());
-        collect(next, path, text.clone() + &words(element), paths);
-        path.pop();
-    }
-}
-
-fn words(element: &str) -> String {
-    if let Some(name) = element.strip_prefix("f:") {
-        return format!(".{name}");
-    }
-    if let Some(value) = element.strip_prefix("v:") {
-        return format!("[={value}]");
-    }
-    match element.strip_prefix("k:").and_then(|json| serde_json::from_str::<Set>(json).ok()) {
-        Some(keys) => {
-            let pairs: Vec<String> = keys.iter().map(|(k, v)| format!("{k}={v}")).collect();
-            format!("[{}]", pairs.join(","))
-        }
-        None => format!("[{}]", element.trim_start_matches("i:")),
-    }
-}
-
-/// Whether the value is a set as managedFields may hold it.
-pub fn is_valid(value: &Value) -> bool {
-    match value {
-        Value::Object(map) => map.iter().all(|(key, value)| {
-            let named = key == SELF || ["f:", "k:", "v:", "i:"].iter().any(|p| key.starts_with(p));
-            named && is_valid(value)
-        }),
-        _ => false,
-    }
-}
-
-/// Gathers paths into a set, one after the other.
-#[derive(Default)]
-pub struct Builder {
-    member: bool,
-    children: BTreeMap<String, Builder>,
-}
-
-impl Builder {
-    pub fn insert(&mut self, path: &[String]) {
-        match path {
-            [] => self.member = true,
-            [first, rest @ ..] => match self.children.get_mut(first) {
-                Some(child) => child.insert(rest),
-                None => self.children.entry(first.clone()).or_default().insert(rest),
+                Err(_) => format!("[k:{json}]"),
             },
         }
     }
+}
 
-    /// The whole object is no member of its own set.
-    pub fn finish(self) -> Set {
-        self.children.into_iter().filter_map(|(element, child)| Some((element, child.node()?))).collect()
+/// A set, or what a set has under one element.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Set<'a> {
+    /// Whether the element itself is a member. A whole object is no member of its own set.
+    pub member: bool,
+    /// Sorted, none empty.
+    children: Vec<(Element<'a>, Set<'a>)>,
+}
+
+impl<'a> Set<'a> {
+    pub fn leaf() -> Self {
+        Set { member: true, children: Vec::new() }
     }
 
-    fn node(self) -> Option<Value> {
-        let member = self.member;
-        make(self.finish(), member)
+    pub fn into_owned(self) -> Set<'static> {
+        let children = self.children.into_iter();
+        let children = children.map(|(element, set)| (element.into_owned(), set.into_owned())).collect();
+        Set { member: self.member, children }
+    }
+
+    /// The same set, but for whether its own element is a member.
+    pub fn with_member(mut self, member: bool) -> Self {
+        self.member = member;
+        self
+    }
+
+    pub fn is_empty(&self) -> bool {
+        !self.member && self.children.is_empty()
+    }
+
+    pub fn has_children(&self) -> bool {
+        !self.children.is_empty()
+    }
+
+    /// Adds what is under an element that sorts behind all that are there.
+    pub fn push(&mut self, element: Element<'a>, set: Set<'a>) {
+        if !set.is_empty() {
+            self.children.push((element, set));
+        }
+    }
+
+    /// Sorts what was pushed out of order. What was pushed twice is one.
+    pub fn sort(&mut self) {
+        if self.children.is_sorted_by(|a, b| a.0 < b.0) {
+            return;
+        }
+        self.children.sort_by(|a, b| a.0.cmp(&b.0));
+        self.children.dedup_by(|later, first| {
+            let same = later.0 == first.0;
+            if same {
+                first.1.union(&later.1);
+            }
+            same
+        });
+    }
+
+    fn place(&self, element: &Element<'_>) -> Result<usize, usize> {
+        self.children.binary_search_by(|(known, _)| known.cmp(element))
+    }
+
+    pub fn child(&self, element: &Element<'_>) -> Option<&Set<'a>> {
+        self.place(element).ok().map(|at| &self.children[at].1)
+    }
+
+    pub fn has(&self, path: &[Element<'_>]) -> bool {
+        match path {
+            [] => self.member,
+            [first, rest @ ..] => self.child(first).is_some_and(|child| child.has(rest)),
+        }
+    }
+
+    /// Takes away what `take` leaves empty of the place at a path of fields.
+    fn reduce(&mut self, path: &[&str], take: &impl Fn(&mut Set<'a>)) {
+        let Some((first, rest)) = path.split_first() else { return take(self) };
+        let Ok(at) = self.place(&Element::field(first)) else { return };
+        self.children[at].1.reduce(rest, take);
+        if self.children[at].1.is_empty() {
+            self.children.remove(at);
+        }
+    }
+
+    /// Takes a field and all below it away.
+    pub fn remove_under(&mut self, path: &[&str]) {
+        self.reduce(path, &|set| *set = Set::default());
+    }
+
+    /// Takes one member away, and leaves what is below it.
+    pub fn remove_member(&mut self, path: &[&str]) {
+        self.reduce(path, &|set| set.member = false);
+    }
+
+    pub fn union(&mut self, other: &Set<'a>) {
+        self.member |= other.member;
+        if self.children.is_empty() {
+            self.children.clone_from(&other.children);
+            return;
+        }
+        for (element, theirs) in &other.children {
+            match self.place(element) {
+                Ok(at) => self.children[at].1.union(theirs),
+                Err(at) => self.children.insert(at, (element.clone(), theirs.clone())),
+            }
+        }
+    }
+
+    pub fn difference(&mut self, other: &Set<'_>) {
+        self.member &= !other.member;
+        self.each_common(other, |ours, theirs| ours.difference(theirs));
+        self.children.retain(|(_, child)| !child.is_empty());
+    }
+
+    fn each_common(&mut self, other: &Set<'_>, mut visit: impl FnMut(&mut Set<'a>, &Set<'_>)) {
+        let (mut at, mut there) = (0, 0);
+        while at < self.children.len() && there < other.children.len() {
+            match self.children[at].0.cmp(&other.children[there].0) {
+                Ordering::Less => at += 1,
+                Ordering::Greater => there += 1,
+                Ordering::Equal => {
+                    visit(&mut self.children[at].1, &other.children[there].1);
+                    (at, there) = (at + 1, there + 1);
+                }
+            }
+        }
+    }
+
+    pub fn intersection(&self, other: &Set<'_>) -> Set<'a> {
+        let mut common = Set { member: self.member && other.member, children: Vec::new() };
+        for (element, ours) in &self.children {
+            if let Some(theirs) = other.child(element) {
+                common.push(element.clone(), ours.intersection(theirs));
+            }
+        }
+        common
+    }
+
+    /// All members as people read paths, `.spec.containers[name="a"].image`: at each level its members first.
+    pub fn paths(&self) -> Vec<(Vec<Element<'a>>, String)> {
+        let mut paths = Vec::new();
+        self.collect(&mut Vec::new(), "", &mut paths);
+        paths
+    }
+
+    fn collect(&self, path: &mut Vec<Element<'a>>, text: &str, paths: &mut Vec<(Vec<Element<'a>>, String)>) {
+        for (element, _) in self.children.iter().filter(|(_, child)| child.member) {
+            let mut full = path.clone();
+            full.push(element.clone());
+            paths.push((full, format!("{text}{}", element.words())));
+        }
+        for (element, child) in &self.children {
+            path.push(element.clone());
+            child.collect(path, &format!("{text}{}", element.words()), paths);
+            path.pop();
+        }
+    }
+
+    /// The set as managedFields keeps it.
+    pub fn json(&self) -> String {
+        let mut out = String::with_capacity(1024);
+        self.write(&mut out);
+        out
+    }
+
+    fn write(&self, out: &mut String) {
+        out.push('{');
+        if self.member && self.has_children() {
+            out.push_str(r#"".":{}"#);
+        }
+        for (element, child) in &self.children {
+            if !out.ends_with('{') {
+                out.push(',');
+            }
+            element.write(out);
+            out.push(':');
+            child.write(out);
+        }
+        out.push('}');
+    }
+}
+
+impl<'de: 'a, 'a> Deserialize<'de> for Set<'a> {
+    /// Refuses what managedFields may not hold.
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_map(Nodes).map(|set| set.with_member(false))
+    }
+}
+
+struct Nodes;
+
+impl<'de> Visitor<'de> for Nodes {
+    type Value = Set<'de>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a set of fields")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut access: A) -> Result<Set<'de>, A::Error> {
+        let mut set = Set::default();
+        let mut bare = true;
+        while let Some(Text(key)) = access.next_key()? {
+            bare = false;
+            let Child(child) = access.next_value()?;
+            if key == SELF {
+                set.member = true;
+                continue;
+            }
+            let element = Element::parse(key).ok_or_else(|| A::Error::custom("no path element"))?;
+            set.push(element, child);
+        }
+        set.member |= bare;
+        set.sort();
+        Ok(set)
+    }
+}
+
+struct Child<'a>(Set<'a>);
+
+impl<'de> Deserialize<'de> for Child<'de> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_map(Nodes).map(Child)
+    }
+}
+
+/// A text that is borrowed where it can be.
+struct Text<'a>(Cow<'a, str>);
+
+impl<'de> Deserialize<'de> for Text<'de> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Texts;
+        impl<'de> Visitor<'de> for Texts {
+            type Value = Text<'de>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a path element")
+            }
+
+            fn visit_borrowed_str<E>(self, text: &'de str) -> Result<Text<'de>, E> {
+                Ok(Text(Cow::Borrowed(text)))
+            }
+
+            fn visit_str<E>(self, text: &str) -> Result<Text<'de>, E> {
+                Ok(Text(Cow::Owned(text.to_owned())))
+            }
+        }
+        deserializer.deserialize_str(Texts)
     }
 }

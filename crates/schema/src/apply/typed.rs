@@ -1,7 +1,14 @@
 //! [`Schema`]: what apply must know of a type, and the tables as one.
 
+use std::borrow::Cow;
+
 use api::tables::{self, Definition, DefinitionId, Field, ListType, Type};
 use serde_json::{Map, Value};
+
+use super::set::Element;
+
+/// The keys of the items of a list, by name, and what each is when an item leaves it out.
+pub type Keys<'s> = Vec<(Cow<'s, str>, Option<Value>)>;
 
 /// How apply sees a value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,7 +35,12 @@ pub trait Schema: Clone {
     /// The type of what a map or a list holds.
     fn element(&self) -> Self;
     /// The keys of a [`Shape::Keyed`] list and their defaults.
-    fn keys(&self) -> Vec<(String, Option<Value>)>;
+    fn keys(&self) -> Keys<'_>;
+    /// What the object is before anything is written to it, as upstream's typed objects are: nobody owns what
+    /// this holds for having created the object.
+    fn zero(&self) -> Value {
+        Value::Object(Map::new())
+    }
     /// Why the value cannot be of this type, in upstream's words. Looks at this level only.
     fn check(&self, value: &Value) -> Result<(), String>;
 }
@@ -87,14 +99,22 @@ impl Schema for Typed {
         Typed { ty, field: None }
     }
 
-    fn keys(&self) -> Vec<(String, Option<Value>)> {
+    fn keys(&self) -> Keys<'_> {
         let element = self.element();
         let default = |key: &str| {
-            let field = element.definition()?.get().field(key)?;
+            let field = element.definition()?.get().field(key).filter(|f| !f.default.is_empty())?;
             serde_json::from_str(field.default).ok()
         };
         let keys = self.field.map_or(&[][..], |f| f.map_keys);
-        keys.iter().map(|key| ((*key).to_owned(), default(key))).collect()
+        keys.iter().map(|key| (Cow::Borrowed(*key), default(key))).collect()
+    }
+
+    fn zero(&self) -> Value {
+        let mut zero = Value::Object(Map::new());
+        if let Some(id) = self.definition() {
+            crate::default::fill_always(&mut zero, id.get());
+        }
+        zero
     }
 
     fn check(&self, value: &Value) -> Result<(), String> {
@@ -158,25 +178,23 @@ fn go_value(value: &Value) -> String {
 /// The path element that names an item of a list.
 pub fn item_element<S: Schema>(
     schema: &S,
-    keys: &[(String, Option<Value>)],
+    keys: &Keys<'_>,
     item: &Value,
-) -> Result<String, String> {
+) -> Result<Element<'static>, String> {
     if schema.shape() == Shape::Set {
         return match item {
             Value::Object(_) => Err("associative lists of maps need keys".into()),
             Value::Null | Value::Array(_) => Err("invalid set element".into()),
-            scalar => Ok(format!("v:{scalar}")),
+            scalar => Ok(Element::Value(scalar.to_string().into())),
         };
     }
     let Value::Object(item) = item else {
         return Err("associative list with keys may not have non-map elements".into());
     };
-    let mut name = Map::new();
+    let mut named: Vec<(&str, &Value)> = Vec::with_capacity(keys.len());
     for (key, default) in keys {
-        match item.get(key).filter(|v| !v.is_null()).or(default.as_ref()) {
-            Some(value) => {
-                name.insert(key.clone(), value.clone());
-            }
+        match item.get(&**key).filter(|v| !v.is_null()).or(default.as_ref()) {
+            Some(value) => named.push((key, value)),
             None if keys.len() == 1 => {
                 return Err(format!(
                     "associative list with keys has an element that omits key field {key:?} (and doesn't have default value)"
@@ -186,12 +204,25 @@ pub fn item_element<S: Schema>(
             None => {}
         }
     }
-    if name.is_empty() {
+    if named.is_empty() {
         let names: Vec<String> = keys.iter().map(|(k, _)| format!("{k:?}")).collect();
         return Err(format!(
             "associative list with keys has an element that omits all key fields [{}] (and doesn't have default values for any key fields)",
             names.join(" ")
         ));
     }
-    Ok(format!("k:{}", Value::Object(name)))
+    named.sort_unstable_by_key(|(key, _)| *key);
+    let mut json = String::with_capacity(32);
+    for (key, value) in named {
+        json.push(if json.is_empty() { '{' } else { ',' });
+        write_json(&mut json, &key);
+        json.push(':');
+        write_json(&mut json, value);
+    }
+    json.push('}');
+    Ok(Element::Key(json.into()))
+}
+
+fn write_json(out: &mut String, value: &impl serde::Serialize) {
+    out.push_str(&serde_json::to_string(value).unwrap_or_default());
 }

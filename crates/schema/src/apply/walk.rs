@@ -4,15 +4,15 @@ use std::collections::HashSet;
 
 use serde_json::{Map, Value};
 
-use super::set::{self, Builder, Set};
-use super::typed::{Schema, Shape, item_element};
+use super::set::{Element, Set};
+use super::typed::{Keys, Schema, Shape, item_element};
 
 /// How a tree changed into another.
 #[derive(Default)]
-pub struct Comparison {
-    pub added: Builder,
-    pub modified: Builder,
-    pub removed: Builder,
+pub struct Comparison<'v> {
+    /// What was added or modified.
+    pub changed: Set<'v>,
+    pub removed: Set<'v>,
 }
 
 /// The shape of this value: what is declared, or deduced from it.
@@ -60,10 +60,7 @@ pub fn validate<S: Schema>(schema: &S, value: &Value, path: &str, errors: &mut V
                 match item_element(schema, &keys, item) {
                     Err(why) => errors.push(format!("{path}: element {at}: {why}")),
                     Ok(name) => {
-                        let mut single = Builder::default();
-                        single.insert(std::slice::from_ref(&name));
-                        let words =
-                            set::paths(&single.finish()).pop().map(|(_, words)| words).unwrap_or_default();
+                        let words = name.words();
                         if !seen.insert(name) {
                             errors.push(format!("{path}: duplicate entries for key {words}"));
                         }
@@ -115,151 +112,168 @@ pub fn atomics<S: Schema>(schema: &S, value: &Value, path: &str, out: &mut Vec<S
 }
 
 /// The fields that a tree has.
-pub fn field_set<S: Schema>(schema: &S, value: &Value) -> Set {
-    let mut set = Builder::default();
-    collect(schema, value, &mut Vec::new(), &mut set);
-    set.finish()
+pub fn field_set<'v, S: Schema>(schema: &S, value: &'v Value) -> Set<'v> {
+    collect(schema, value).with_member(false)
 }
 
-fn collect<S: Schema>(schema: &S, value: &Value, path: &mut Vec<String>, set: &mut Builder) {
+fn collect<'v, S: Schema>(schema: &S, value: &'v Value) -> Set<'v> {
     match (shape_of(schema, Some(value)), value) {
         (Shape::Struct | Shape::Map, Value::Object(map)) => {
             let of_struct = schema.shape() == Shape::Struct;
+            let mut set = Set::default();
             for (name, value) in map {
-                path.push(format!("f:{name}"));
-                collect(&field_type(schema, name), value, path, set);
-                if !of_struct || value.is_null() || value.as_object().is_some_and(Map::is_empty) {
-                    set.insert(path);
-                }
-                path.pop();
+                let mut field = collect(&field_type(schema, name), value);
+                field.member |= !of_struct || value.is_null() || value.as_object().is_some_and(Map::is_empty);
+                set.push(Element::field(name), field);
             }
+            set
         }
         (Shape::Set | Shape::Keyed, Value::Array(items)) => {
             let (element, keys) = (schema.element(), schema.keys());
+            let mut set = Set::default();
             for item in items {
                 let Ok(name) = item_element(schema, &keys, item) else { continue };
-                path.push(name);
-                collect(&element, item, path, set);
-                set.insert(path);
-                path.pop();
+                set.push(name, collect(&element, item).with_member(true));
             }
+            set.sort();
+            set
         }
-        _ => set.insert(path),
+        _ => Set::leaf(),
     }
 }
 
 /// Compares two trees; equal parts are skipped at once.
-pub fn compare<S: Schema>(schema: &S, old: &Value, new: &Value) -> Comparison {
-    let mut comparison = Comparison::default();
-    differ(schema, Some(old), Some(new), &mut Vec::new(), &mut comparison);
+pub fn compare<'v, S: Schema>(schema: &S, old: &'v Value, new: &'v Value) -> Comparison<'v> {
+    if old == new {
+        return Comparison::default();
+    }
+    let mut comparison = differ(schema, Some(old), Some(new));
+    (comparison.changed.member, comparison.removed.member) = (false, false);
     comparison
 }
 
-fn differ<S: Schema>(
-    schema: &S,
-    old: Option<&Value>,
-    new: Option<&Value>,
-    path: &mut Vec<String>,
-    out: &mut Comparison,
-) {
-    if old == new {
-        return;
-    }
-    let shape = match (old, new) {
+/// Compares what differs. Null is what an empty list or map may be written as.
+fn differ<'v, S: Schema>(schema: &S, old: Option<&'v Value>, new: Option<&'v Value>) -> Comparison<'v> {
+    let there = |value: Option<&'v Value>| value.filter(|v| !v.is_null());
+    let shape = match (there(old), there(new)) {
         (Some(old), Some(new)) if shape_of(schema, Some(old)) != shape_of(schema, Some(new)) => Shape::Leaf,
-        _ => shape_of(schema, new.or(old)),
+        (old, new) => shape_of(schema, new.or(old)),
     };
     let empty = |value: Option<&Value>| match value {
         Some(Value::Object(map)) => map.is_empty(),
         Some(Value::Array(items)) => items.is_empty(),
         _ => true,
     };
-    if shape != Shape::Leaf && !(empty(old) && empty(new)) {
-        match shape {
-            Shape::Set | Shape::Keyed => differ_items(schema, old, new, path, out),
-            _ => differ_fields(schema, old, new, path, out),
-        }
-        match (old, new) {
-            (None, _) => out.added.insert(path),
-            (_, None) => out.removed.insert(path),
-            _ => {}
-        }
-        return;
-    }
+    let parted = shape != Shape::Leaf && !(empty(old) && empty(new));
+    let mut comparison = match shape {
+        _ if !parted => Comparison::default(),
+        Shape::Set | Shape::Keyed => differ_items(schema, old, new),
+        _ => differ_fields(schema, old, new),
+    };
     match (old, new) {
-        (None, _) => out.added.insert(path),
-        (_, None) => out.removed.insert(path),
-        _ => out.modified.insert(path),
+        (None, _) => comparison.changed.member = true,
+        (_, None) => comparison.removed.member = true,
+        _ => comparison.changed.member |= !parted,
     }
+    comparison
 }
 
-fn differ_fields<S: Schema>(
-    schema: &S,
-    old: Option<&Value>,
-    new: Option<&Value>,
-    path: &mut Vec<String>,
-    out: &mut Comparison,
-) {
-    let empty = Map::new();
-    let old = old.and_then(Value::as_object).unwrap_or(&empty);
-    let new = new.and_then(Value::as_object).unwrap_or(&empty);
-    let gone = old.keys().filter(|name| !new.contains_key(*name));
-    for name in new.keys().chain(gone) {
-        let (old, new) = (old.get(name), new.get(name));
-        if old != new {
-            path.push(format!("f:{name}"));
-            differ(&field_type(schema, name), old, new, path, out);
-            path.pop();
+impl<'v> Comparison<'v> {
+    fn push(&mut self, element: Element<'v>, under: Comparison<'v>) {
+        match (under.changed.is_empty(), under.removed.is_empty()) {
+            (false, false) => {
+                self.changed.push(element.clone(), under.changed);
+                self.removed.push(element, under.removed);
+            }
+            (false, true) => self.changed.push(element, under.changed),
+            (true, _) => self.removed.push(element, under.removed),
         }
     }
 }
 
-/// The items by their elements; of duplicates, which old objects may hold, all are kept together.
+fn differ_fields<'v, S: Schema>(
+    schema: &S,
+    old: Option<&'v Value>,
+    new: Option<&'v Value>,
+) -> Comparison<'v> {
+    let mut comparison = Comparison::default();
+    let mut old = old.and_then(Value::as_object).into_iter().flatten().peekable();
+    let mut new = new.and_then(Value::as_object).into_iter().flatten().peekable();
+    loop {
+        let (name, was, is) = match (old.peek(), new.peek()) {
+            (None, None) => return comparison,
+            (Some((was, _)), Some((is, _))) if was == is => {
+                let (was, is) = (old.next(), new.next());
+                if was == is {
+                    continue;
+                }
+                (is.map(|(name, _)| name), was, is)
+            }
+            (Some((was, _)), is) if is.is_none_or(|(is, _)| was < is) => {
+                let was = old.next();
+                (was.map(|(name, _)| name), was, None)
+            }
+            _ => {
+                let is = new.next();
+                (is.map(|(name, _)| name), None, is)
+            }
+        };
+        let Some(name) = name else { return comparison };
+        let value = |entry: Option<(&'v String, &'v Value)>| entry.map(|(_, value)| value);
+        let under = differ(&field_type(schema, name), value(was), value(is));
+        comparison.push(Element::field(name), under);
+    }
+}
+
+/// The items by their elements, sorted; of duplicates, which old objects may hold, all are kept together.
 fn index<'v, S: Schema>(
     schema: &S,
-    keys: &[(String, Option<Value>)],
+    keys: &Keys<'_>,
     list: Option<&'v Value>,
-) -> Vec<(String, Vec<&'v Value>)> {
-    let mut places = std::collections::HashMap::new();
-    let mut items: Vec<(String, Vec<&Value>)> = Vec::new();
+) -> Vec<(Element<'static>, Vec<&'v Value>)> {
+    let mut items: Vec<(Element<'static>, Vec<&Value>)> = Vec::new();
     for item in list.and_then(Value::as_array).into_iter().flatten() {
-        let Ok(name) = item_element(schema, keys, item) else { continue };
-        let place = *places.entry(name.clone()).or_insert(items.len());
-        match items.get_mut(place) {
-            Some((_, same)) => same.push(item),
-            None => items.push((name, vec![item])),
+        if let Ok(name) = item_element(schema, keys, item) {
+            items.push((name, vec![item]));
         }
     }
+    items.sort_by(|a, b| a.0.cmp(&b.0));
+    items.dedup_by(|later, first| {
+        let same = later.0 == first.0;
+        if same {
+            first.1.append(&mut later.1);
+        }
+        same
+    });
     items
 }
 
-fn differ_items<S: Schema>(
-    schema: &S,
-    old: Option<&Value>,
-    new: Option<&Value>,
-    path: &mut Vec<String>,
-    out: &mut Comparison,
-) {
+fn differ_items<'v, S: Schema>(schema: &S, old: Option<&'v Value>, new: Option<&'v Value>) -> Comparison<'v> {
     let (element, keys) = (schema.element(), schema.keys());
-    let mut old: std::collections::BTreeMap<_, _> = index(schema, &keys, old).into_iter().collect();
-    let mut pairs: Vec<_> = index(schema, &keys, new)
-        .into_iter()
-        .map(|(name, new)| {
-            let old = old.remove(&name).unwrap_or_default();
-            (name, old, new)
-        })
-        .collect();
-    pairs.extend(old.into_iter().map(|(name, old)| (name, old, Vec::new())));
-    for (name, old, new) in pairs {
-        path.push(name);
-        match (old.as_slice(), new.as_slice()) {
-            ([] | [_], [] | [_]) => differ(&element, old.first().copied(), new.first().copied(), path, out),
-            (old, new) if old == new => {}
-            ([_, _, ..], [_, _, ..]) => out.modified.insert(path),
-            ([_, _, ..], _) => out.removed.insert(path),
-            _ => out.added.insert(path),
+    let mut comparison = Comparison::default();
+    let mut old = index(schema, &keys, old).into_iter().peekable();
+    let mut new = index(schema, &keys, new).into_iter().peekable();
+    loop {
+        let (was, is) = match (old.peek(), new.peek()) {
+            (None, None) => return comparison,
+            (Some((was, _)), Some((is, _))) if was == is => (old.next(), new.next()),
+            (Some((was, _)), is) if is.is_none_or(|(is, _)| was < is) => (old.next(), None),
+            _ => (None, new.next()),
+        };
+        let (name, was, is) = match (was, is) {
+            (Some((name, was)), Some((_, is))) => (name, was, is),
+            (Some((name, was)), None) => (name, was, Vec::new()),
+            (None, Some((name, is))) => (name, Vec::new(), is),
+            (None, None) => return comparison,
+        };
+        let mut under = Comparison::default();
+        match (was.as_slice(), is.as_slice()) {
+            (was, is) if was == is => {}
+            ([] | [_], [] | [_]) => under = differ(&element, was.first().copied(), is.first().copied()),
+            ([_, _, ..], [] | [_]) => under.removed.member = true,
+            _ => under.changed.member = true,
         }
-        path.pop();
+        comparison.push(name, under);
     }
 }
 
@@ -292,12 +306,12 @@ pub fn merge<S: Schema>(schema: &S, old: &Value, new: &Value) -> Value {
 // Upstream: structured-merge-diff typed/merge.go visitListItems
 fn merge_items<S: Schema>(schema: &S, old: &[Value], new: &[Value]) -> Vec<Value> {
     let (element, keys) = (schema.element(), schema.keys());
-    let named = |items: &[Value]| -> Vec<Option<String>> {
+    let named = |items: &[Value]| -> Vec<Option<Element<'static>>> {
         items.iter().map(|item| item_element(schema, &keys, item).ok()).collect()
     };
     let (old_names, new_names) = (named(old), named(new));
-    let in_new: HashSet<&String> = new_names.iter().flatten().collect();
-    let in_old: HashSet<&String> = old_names.iter().flatten().collect();
+    let in_new: HashSet<&Element<'_>> = new_names.iter().flatten().collect();
+    let in_old: HashSet<&Element<'_>> = old_names.iter().flatten().collect();
     let mut shared = new_names.iter().flatten().filter(|n| in_old.contains(n)).peekable();
     let join = |at: usize| {
         let twin = new_names[at].as_ref().and_then(|n| old_names.iter().position(|o| o.as_ref() == Some(n)));
@@ -329,38 +343,34 @@ fn merge_items<S: Schema>(schema: &S, old: &[Value], new: &[Value]) -> Vec<Value
 
 /// Takes away what `last` held and nobody holds any more.
 // Upstream: structured-merge-diff merge/update.go prune
-pub fn prune<S: Schema>(schema: &S, value: &mut Value, last: &Set, held: &Set) {
-    let nothing = Set::new();
-    let goes = |element: &str, named: bool| {
-        let owned = |set: &Set| {
-            set::member(set, element) || (named && set::child(set, element).is_some_and(set::has_children))
+pub fn prune<S: Schema>(schema: &S, value: &mut Value, last: &Set<'_>, held: &Set<'_>) {
+    let nothing = Set::default();
+    let goes = |element: &Element<'_>, named: bool| {
+        let owned = |set: &Set<'_>| {
+            set.child(element).is_some_and(|child| child.member || (named && child.has_children()))
         };
         owned(last) && !owned(held)
+    };
+    let under = |schema: &S, value: &mut Value, element: &Element<'_>| {
+        if let Some(last) = last.child(element).filter(|last| last.has_children()) {
+            prune(schema, value, last, held.child(element).unwrap_or(&nothing));
+        }
     };
     match (shape_of(schema, Some(value)), value) {
         (shape @ (Shape::Struct | Shape::Map), Value::Object(map)) => {
             let named = shape == Shape::Struct;
-            map.retain(|name, _| !goes(&format!("f:{name}"), named));
+            map.retain(|name, _| !goes(&Element::field(name), named));
             for (name, value) in map {
-                let element = format!("f:{name}");
-                if let Some(last) = set::child(last, &element).filter(|l| set::has_children(l)) {
-                    prune(
-                        &field_type(schema, name),
-                        value,
-                        last,
-                        set::child(held, &element).unwrap_or(&nothing),
-                    );
-                }
+                under(&field_type(schema, name), value, &Element::field(name));
             }
         }
         (Shape::Set | Shape::Keyed, Value::Array(items)) => {
             let (element, keys) = (schema.element(), schema.keys());
-            let name = |item: &Value| item_element(schema, &keys, item).unwrap_or_default();
-            items.retain(|item| !goes(&name(item), false));
+            let name = |item: &Value| item_element(schema, &keys, item);
+            items.retain(|item| !name(item).is_ok_and(|name| goes(&name, false)));
             for item in items {
-                let name = name(item);
-                if let Some(last) = set::child(last, &name).filter(|l| set::has_children(l)) {
-                    prune(&element, item, last, set::child(held, &name).unwrap_or(&nothing));
+                if let Ok(name) = name(item) {
+                    under(&element, item, &name);
                 }
             }
         }

@@ -103,8 +103,25 @@ fn quantity_error(text: &str) -> String {
 
 /// As upstream writes the quantity back.
 pub fn canonical_quantity(text: &str) -> Result<String, String> {
-    // The usual quantity is canonical already: digits that no larger unit divides, and one suffix.
+    if is_canonical_quantity(text) {
+        return Ok(text.to_owned());
+    }
     Quantity::parse(text.trim()).map(|q| q.to_string()).map_err(|e| e.to_string())
+}
+
+/// Whether the text is surely what upstream would write: a few digits that no larger unit divides, and a suffix.
+fn is_canonical_quantity(text: &str) -> bool {
+    const MAX_DIGITS: usize = 6;
+    let digits = text.bytes().take_while(u8::is_ascii_digit).count();
+    if digits > MAX_DIGITS || text.starts_with('0') {
+        return false;
+    }
+    let Ok(number) = text[..digits].parse::<u32>() else { return false };
+    match &text[digits..] {
+        "" | "n" | "u" | "m" | "k" | "M" | "G" | "T" | "P" => number % 1000 != 0,
+        "Ki" | "Mi" | "Gi" | "Ti" => number % 1024 != 0,
+        _ => false,
+    }
 }
 
 fn canonical_time(text: &str) -> Result<Value, String> {
@@ -226,5 +243,26 @@ pub fn go_type(ty: Type) -> String {
         Type::SchemaOrArray => "v1.JSONSchemaPropsOrArray".into(),
         Type::SchemaOrBool => "v1.JSONSchemaPropsOrBool".into(),
         Type::SchemaOrStrings => "v1.JSONSchemaPropsOrStringArray".into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn quantities_that_need_no_reading_are_as_they_would_be_written() {
+        let suffixes = ["", "n", "u", "m", "k", "M", "G", "T", "P", "E", "Ki", "Mi", "Gi", "Ti", "e3", "x"];
+        for number in ["", "0", "1", "01", "250", "1000", "1024", "1500", "2048", "999999", "1000000"] {
+            for suffix in suffixes {
+                let text = format!("{number}{suffix}");
+                if is_canonical_quantity(&text) {
+                    assert_eq!(Quantity::parse(&text).unwrap().to_string(), text);
+                }
+            }
+        }
+        assert!(
+            is_canonical_quantity("250m") && is_canonical_quantity("512Mi") && is_canonical_quantity("8")
+        );
     }
 }

@@ -6,7 +6,7 @@ use api::tables;
 use serde_json::Value;
 
 use super::{Additional, Kind, ListKind, Structural};
-use crate::apply::{Schema, Shape, Typed};
+use crate::apply::{Keys, Schema, Shape, Typed};
 
 /// A type of a custom resource.
 #[derive(Clone)]
@@ -105,13 +105,13 @@ impl Schema for Custom<'_> {
         }
     }
 
-    fn keys(&self) -> Vec<(String, Option<Value>)> {
+    fn keys(&self) -> Keys<'_> {
         if let Node::Meta(typed) = &self.0 {
             return typed.keys();
         }
         let Some(schema) = self.structural() else { return Vec::new() };
         let default = |key: &str| schema.items.as_ref()?.properties.get(key)?.default.clone();
-        schema.list_map_keys.iter().map(|key| (key.clone(), default(key))).collect()
+        schema.list_map_keys.iter().map(|key| (key.as_str().into(), default(key))).collect()
     }
 
     fn check(&self, value: &Value) -> Result<(), String> {

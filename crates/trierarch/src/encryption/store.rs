@@ -266,6 +266,17 @@ impl Store for Encrypted {
         deleted.map(|(entry, revision)| Ok((self.transform.entry(entry)?, revision))).transpose()
     }
 
+    async fn put_and_delete(&self, key: &str, value: Bytes, expect: Expect) -> Result<(Entry, Revision)> {
+        let sealed = match (self.transform.choose)(key) {
+            Some(providers) => providers.seal(key, &value, &self.transform.random)?.into(),
+            None => value.clone(),
+        };
+        let deleted = self.inner.put_and_delete(key, sealed, expect).await;
+        deleted
+            .map(|(entry, revision)| (Entry { value, ..entry }, revision))
+            .map_err(|error| self.transform.refusal(error))
+    }
+
     async fn watch(&self, prefix: &str, after: Revision) -> Result<Watch> {
         let inner = self.inner.watch(prefix, after).await?;
         Ok(Watch::new(Decrypted { inner, transform: self.transform.clone() }))

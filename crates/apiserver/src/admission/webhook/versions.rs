@@ -8,7 +8,7 @@ use serde_json::Value;
 use crate::negotiate::Format;
 use crate::seams::{AdmissionRequest, Lookup};
 
-/// The object in another version of its kind. Both versions are served from the same stored objects.
+/// The object in another version of its kind, with its owners as all know them. Both versions are served from the same stored objects.
 pub(crate) fn convert(
     _lookup: &dyn Lookup,
     request: &AdmissionRequest<'_>,
@@ -16,6 +16,7 @@ pub(crate) fn convert(
     to: &GroupVersionKind,
     mut object: Value,
 ) -> Result<Value, Status> {
+    schema::apply::open_owners(&mut object);
     if from == to || !request.subresource.is_empty() && request.subresource != "status" {
         return Ok(object);
     }
