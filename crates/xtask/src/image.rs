@@ -96,10 +96,11 @@ fn fill(root: &Path, folder: &Path, options: &Options) -> anyhow::Result<()> {
     fs::create_dir_all(root.join("etc"))?;
     fs::create_dir_all(root.join("tmp"))?;
     fs::set_permissions(root.join("tmp"), fs::Permissions::from_mode(0o1777))?;
-    let users = "root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/false\n";
-    for (name, content) in [("etc/passwd", users), ("etc/group", "root:x:0:\nnogroup:x:65534:\n")] {
-        if !root.join(name).exists() {
-            fs::write(root.join(name), content)?;
+    // Debian's own users, which programs such as nginx ask for, are written by a script that was not run.
+    for file in ["passwd", "group"] {
+        let (users, master) = (root.join("etc").join(file), format!("usr/share/base-passwd/{file}.master"));
+        if !users.exists() && root.join(&master).exists() {
+            fs::copy(root.join(&master), users)?;
         }
     }
     Ok(())
@@ -120,7 +121,7 @@ fn unpack_packages(root: &Path, folder: &Path, packages: &[String]) -> anyhow::R
         .arg(format!("Dir::State::status={}", status.display()))
         .arg("-o")
         .arg(format!("Dir::Cache::archives={}", fetched.display()))
-        .arg("--")
+        .args(["--", "base-passwd"])
         .args(packages))
     .context("the package lists may be old: apt-get update")?;
     for entry in fs::read_dir(&fetched)? {
