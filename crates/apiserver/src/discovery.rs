@@ -2,6 +2,7 @@
 //!
 //! Upstream: apiserver/pkg/endpoints/discovery
 
+use std::cmp::Reverse;
 use std::sync::Arc;
 
 use apimachinery::Status;
@@ -12,37 +13,14 @@ use resources::{ResourceDef, Verb};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
+use crate::aggregation::priorities;
 use crate::body::{Body, Response};
 use crate::encode;
 use crate::handle::{ApiServer, Asked};
 use crate::negotiate::{self, clauses};
 use crate::registry::{Resource, Table};
 
-/// The order in which upstream lists the groups; others follow by name.
-const GROUP_ORDER: &[&str] = &[
-    "apiregistration.k8s.io",
-    "apps",
-    "events.k8s.io",
-    "authentication.k8s.io",
-    "authorization.k8s.io",
-    "autoscaling",
-    "batch",
-    "certificates.k8s.io",
-    "networking.k8s.io",
-    "policy",
-    "rbac.authorization.k8s.io",
-    "storage.k8s.io",
-    "admissionregistration.k8s.io",
-    "apiextensions.k8s.io",
-    "scheduling.k8s.io",
-    "coordination.k8s.io",
-    "node.k8s.io",
-    "discovery.k8s.io",
-    "resource.k8s.io",
-    "flowcontrol.apiserver.k8s.io",
-];
-
-/// The groups but for the core one, each with its versions, the preferred first.
+/// The groups but for the core one in upstream's order, each with its versions, the preferred first.
 fn groups(table: &Table) -> Vec<(&str, Vec<&str>)> {
     let mut groups: Vec<(&str, Vec<&str>)> = Vec::new();
     for row in table.rows().iter().filter(|row| !row.def.group.is_empty()) {
@@ -56,8 +34,7 @@ fn groups(table: &Table) -> Vec<(&str, Vec<&str>)> {
     for (_, versions) in &mut groups {
         versions.sort_by(|a, b| apimachinery::versions::compare(b, a));
     }
-    let place = |group: &str| GROUP_ORDER.iter().position(|g| *g == group).unwrap_or(GROUP_ORDER.len());
-    groups.sort_by(|(a, _), (b, _)| place(a).cmp(&place(b)).then_with(|| a.cmp(b)));
+    groups.sort_by_key(|(group, _)| (Reverse(priorities::of_group(group)), *group));
     groups
 }
 

@@ -18,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::admission::webhook::client::WebhookClient;
 use crate::aggregation::Aggregation;
+use crate::audit::{self, Auditor};
 use crate::authn::{ANONYMOUS, Clock, Random, TokenIssuer, UNAUTHENTICATED, impersonate};
 use crate::authz::forbidden;
 use crate::body::{Body, Response};
@@ -34,7 +35,7 @@ use crate::request::RequestInfo;
 use crate::seams::{Admit, Authenticate, Authorize, Decision, UserInfo};
 use crate::services::Services;
 use crate::special::part::Part;
-use crate::{aggregation, discovery, flowcontrol, health, metrics, openapi, remote, special};
+use crate::{aggregation, discovery, expiry, flowcontrol, health, metrics, openapi, remote, special};
 
 /// Upstream: apiserver/pkg/server/config.go MaxRequestBodyBytes
 pub const MAX_BODY_BYTES: usize = 3 * 1024 * 1024;
@@ -67,6 +68,10 @@ pub struct Config {
     /// The authorities that others need to check those whom this server believes: keys and PEM texts of
     /// `kube-system/extension-apiserver-authentication`.
     pub authentication_data: Vec<(String, String)>,
+    /// How long events are kept after they were last written.
+    pub event_ttl: Duration,
+    /// What is noted of requests, and where.
+    pub audit: Option<Auditor>,
     pub clock: Clock,
     pub random: Random,
 }
@@ -137,11 +142,20 @@ pub struct Asked {
 
 /// What is noted of a request on its way, for its answer.
 #[derive(Default)]
-struct Notes {
-    warnings: Vec<String>,
+pub struct Notes {
+    pub warnings: Vec<String>,
     classified: Option<Classified>,
     /// What it is counted as.
     target: Option<metrics::Target>,
+    pub audit: audit::Trail,
+}
+
+impl Notes {
+    /// Takes what a write has to say, however it ended.
+    pub fn take(&mut self, call: &mut Call<'_>) {
+        self.warnings.append(&mut call.warnings);
+        self.audit.annotate(std::mem::take(&mut call.annotations));
+    }
 }
 
 /// Where a request ends that names a resource.
@@ -171,6 +185,7 @@ impl ApiServer {
             tasks: tokio_util::task::TaskTracker::new(),
         });
         server.tasks.spawn(extensions::run(server.clone()));
+        server.tasks.spawn(expiry::run(server.clone()));
         server
     }
 
@@ -192,11 +207,16 @@ impl ApiServer {
         let accepts_gzip = encode_gzip(&parts);
         let accepted = parts.headers.get(http::header::ACCEPT).cloned();
         let asked = self.metrics.asked(&parts.method);
-        let mut notes = Notes::default();
-        let mut response = match self.answer(parts, body, peer, &mut notes).await {
+        let audit = audit::Trail::of(&parts.headers, || self.random_bytes());
+        let mut notes = Notes { audit, ..Default::default() };
+        let response = match self.answer(parts, body, peer, &mut notes).await {
             Ok(response) => response,
-            Err(status) => encode::failure(&status, accepted.as_ref()),
+            Err(status) => {
+                notes.audit.failed(&status);
+                encode::failure(&status, accepted.as_ref())
+            }
         };
+        let mut response = notes.audit.answered(response).await;
         if accepts_gzip {
             response = crate::body::compress(response);
         }
@@ -220,29 +240,22 @@ impl ApiServer {
 
     async fn answer(
         self: &Arc<Self>,
-        parts: http::request::Parts,
+        mut parts: http::request::Parts,
         body: RequestBody,
         peer: Peer,
         notes: &mut Notes,
     ) -> Result<Response, Status> {
         let mut info = RequestInfo::new(&parts.method, &parts.uri)?;
         info.name_by_selector();
-        let user = match peer {
-            Peer::Local(user) => user,
-            Peer::Remote { certificates, .. } => {
-                let found =
-                    self.config.authenticate.authenticate(&parts.headers, &parts.uri, &certificates).await?;
-                let user = found.unwrap_or_else(anonymous);
-                impersonate(user, &parts.headers, &*self.config.authorize)?
-            }
-        };
+        let user = self.identify(&mut parts, &info, peer, notes).await?;
         let _seat = match self.seat(&user, &info, notes).await {
             Ok(seat) => seat,
             Err(refusal) => return Ok(refusal),
         };
         match self.config.authorize.authorize(&user, &info.attributes) {
-            Decision::Allow { .. } => {}
+            Decision::Allow { reason } => notes.audit.authorized("allow", &reason),
             Decision::Deny { reason } | Decision::NoOpinion { reason } => {
+                notes.audit.authorized("forbid", &reason);
                 return Err(forbidden(&user, &info.attributes, &reason));
             }
         }
@@ -262,12 +275,53 @@ impl ApiServer {
             notes.warnings.extend(custom.warnings.iter().cloned());
         }
         match self.route(&resource, &asked)? {
-            Route::Special => special::handle(self, &resource, asked, &mut notes.warnings).await,
+            Route::Special => special::handle(self, &resource, asked, notes).await,
             Route::Part(part) => match attributes.verb.as_str() {
                 "get" | "list" | "watch" => self.read(&resource, asked).await,
-                _ => self.write(&resource, part, asked, &mut notes.warnings).await,
+                _ => self.write(&resource, part, asked, notes).await,
             },
         }
+    }
+
+    /// Who asks, in whose name. The audit log notes both.
+    async fn identify(
+        &self,
+        parts: &mut http::request::Parts,
+        info: &RequestInfo,
+        peer: Peer,
+        notes: &mut Notes,
+    ) -> Result<UserInfo, Status> {
+        let auditor = self.config.audit.as_ref();
+        let clock = &self.config.clock;
+        let (certificates, address) = match peer {
+            Peer::Local(user) => {
+                if let Some(auditor) = auditor {
+                    notes.audit.begin(auditor, parts, info, &user, None, clock).await?;
+                }
+                return Ok(user);
+            }
+            Peer::Remote { certificates, address } => (certificates, address),
+        };
+        let found = self.config.authenticate.authenticate(&parts.headers, &parts.uri, &certificates).await;
+        let user = match (found, auditor) {
+            (Ok(found), _) => found.unwrap_or_else(anonymous),
+            (Err(status), None) => return Err(status),
+            (Err(status), Some(auditor)) => {
+                let shows_certificate = !certificates.is_empty();
+                let failure = audit::Failure { code: status.code, shows_certificate };
+                notes.audit.unauthenticated(auditor, parts, info, failure, address.ip(), clock()).await;
+                return Err(status);
+            }
+        };
+        let Some(auditor) = auditor else {
+            return impersonate(user, &parts.headers, &*self.config.authorize);
+        };
+        notes.audit.begin(auditor, parts, info, &user, Some(address.ip()), clock).await?;
+        let acting = impersonate(user.clone(), &parts.headers, &*self.config.authorize)?;
+        if acting != user {
+            notes.audit.impersonated(&acting);
+        }
+        Ok(acting)
     }
 
     /// The seats that the request needs; the answer when it has to come back later.
@@ -405,15 +459,16 @@ impl ApiServer {
         resource: &Arc<Resource>,
         part: Part,
         asked: Asked,
-        warnings: &mut Vec<String>,
+        notes: &mut Notes,
     ) -> Result<Response, Status> {
         let encoder = self.encoder(resource, &asked)?;
         let Asked { info, parts, body, user } = asked;
         let body = body.read().await?;
         let asked = Asked { info, parts, body: RequestBody::Ready(body.clone()), user };
+        notes.audit.sent(&resource.def, &asked, &body);
         let mut call = self.call(resource, &asked)?;
         let result = run(&mut call, part, &asked, &body).await;
-        warnings.append(&mut call.warnings);
+        notes.take(&mut call);
         match result? {
             Written::One(outcome, code) => {
                 encoder.outcome(code, &self.registry.shown(resource, outcome).await?)
@@ -447,6 +502,7 @@ impl ApiServer {
             options,
             manager,
             warnings: Vec::new(),
+            annotations: Vec::new(),
             applied: false,
         })
     }
@@ -623,6 +679,7 @@ pub async fn stream(
     server: &Arc<ApiServer>,
     resource: &Arc<Resource>,
     asked: Asked,
+    notes: &mut Notes,
 ) -> Result<Response, Status> {
-    remote::handle(server, resource, asked).await
+    remote::handle(server, resource, asked, notes).await
 }

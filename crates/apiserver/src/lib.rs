@@ -4,7 +4,8 @@
 //! [`options`] and [`negotiate`] say what was asked; [`authn`], [`authz`] and [`admission`] who may; the
 //! [`registry`] reads and writes; [`encode`] answers. What few kinds do differently is in [`special`], what goes
 //! on to kubelets and pods in [`remote`], and to other API servers in [`aggregation`]; [`flowcontrol`] holds back
-//! who asks too much; [`discovery`], [`openapi`] and [`health`] are told from the table.
+//! who asks too much; [`audit`] notes who asked for what; [`discovery`], [`openapi`] and [`health`] are told from
+//! the table.
 //! [`server`] is TLS and connections; [`bootstrap`] what a cluster starts with.
 //!
 //! What always holds: an answered write is durable and visible to every reader; a kind has no code of its own
@@ -12,12 +13,14 @@
 
 pub mod admission;
 pub mod aggregation;
+pub mod audit;
 pub mod authn;
 pub mod authz;
 pub mod body;
 pub mod bootstrap;
 pub mod discovery;
 pub mod encode;
+pub mod expiry;
 pub mod extensions;
 pub mod flowcontrol;
 pub mod handle;

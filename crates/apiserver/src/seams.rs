@@ -9,6 +9,8 @@ use async_trait::async_trait;
 use resources::ResourceDef;
 use serde_json::Value;
 
+use crate::audit::Annotation;
+
 /// Who asks, as authentication found.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct UserInfo {
@@ -133,6 +135,8 @@ pub struct AdmissionRequest<'a> {
     /// The create, update, patch or delete options.
     pub options: &'a Value,
     pub warnings: &'a mut Vec<String>,
+    /// What the audit log is to say of the decision.
+    pub annotations: &'a mut Vec<Annotation>,
 }
 
 /// The chain of admission plugins.

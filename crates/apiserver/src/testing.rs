@@ -78,6 +78,8 @@ pub fn config() -> Config {
         front_proxy: None,
         max_in_flight: 600,
         authentication_data: Vec::new(),
+        event_ttl: crate::expiry::EVENT_TTL,
+        audit: None,
         clock: Arc::new(|| jiff::Timestamp::from_second(1_700_000_000).expect("a time in range")),
         random: Arc::new(move |bytes| {
             for chunk in bytes.chunks_mut(8) {

@@ -52,6 +52,8 @@ async fn connections_are_served_until_the_shutdown() {
 
     let version = exchange(address, b"GET /version HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").await;
     assert!(version.starts_with("HTTP/1.1 200 OK") && version.contains("\"minor\":\"36\""), "{version}");
+    let old = exchange(address, b"GET /version HTTP/1.0\r\n\r\n").await;
+    assert!(old.starts_with("HTTP/1.0 200 OK") && old.ends_with('}'), "{old}");
     let anonymous =
         exchange(address, b"GET /api/v1/pods HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").await;
     assert!(anonymous.starts_with("HTTP/1.1 403"), "{anonymous}");

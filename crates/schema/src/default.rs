@@ -27,11 +27,17 @@ pub fn fill_always(object: &mut Value, definition: &'static Definition) {
         for field in definition.fields {
             // Of most fields nothing is written, which is seen sooner than whether they are there.
             let Some(zero) = always(field) else { continue };
-            if !object.contains_key(field.name) && !matches!(field.name, "apiVersion" | "kind") {
+            let says_what = matches!(field.name, "apiVersion" | "kind") && is_whole(definition);
+            if !object.contains_key(field.name) && !says_what {
                 object.insert(field.name.to_owned(), zero);
             }
         }
     });
+}
+
+/// Of objects of their own, as claim templates are too, what they are is not filled in.
+fn is_whole(definition: &Definition) -> bool {
+    definition.fields.iter().any(|field| field.name == "metadata")
 }
 
 fn always(field: &Field) -> Option<Value> {
@@ -111,6 +117,11 @@ mod tests {
         let mut replica_set = json!({"metadata": {"name": "a"}});
         fill_always(&mut replica_set, tables::kind("apps", "v1", "ReplicaSet").unwrap());
         assert_eq!(replica_set["status"], json!({"replicas": 0}));
+        // A kind that is a field like any other.
+        let mut definition = json!({"status": {}});
+        let kind = "CustomResourceDefinition";
+        fill_always(&mut definition, tables::kind("apiextensions.k8s.io", "v1", kind).unwrap());
+        assert_eq!(definition["status"]["acceptedNames"], json!({"kind": "", "plural": ""}));
         let mut pod = json!({"spec": {"containers": [{"name": "a"}]}});
         fill_always(&mut pod, tables::kind("", "v1", "Pod").unwrap());
         assert_eq!(

@@ -5,7 +5,9 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::components::{apiserver, controller_manager, cri_server, dns, kubelet, proxy, scheduler};
+use crate::components::{
+    ServingFlags, apiserver, controller_manager, cri_server, dns, kubelet, proxy, scheduler,
+};
 use crate::join::{agent, token};
 use crate::{demo, dev, image, reset, server};
 
@@ -144,6 +146,8 @@ pub struct Server {
     /// A file with an EncryptionConfiguration: what of the store is encrypted, and by which keys
     #[arg(long, value_name = "FILE")]
     pub encryption_provider_config: Option<PathBuf>,
+    #[command(flatten)]
+    pub requests: ServingFlags,
     /// A file with these flags in YAML: `secure-port: 7443`
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,

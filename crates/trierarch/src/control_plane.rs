@@ -18,6 +18,7 @@ use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use crate::components::ServingSettings;
 use crate::pki::{Leaf, Lives, Names, Pki};
 use crate::renewal::{KubeconfigFile, Renewal};
 use crate::trust::{Given, Trust};
@@ -27,8 +28,6 @@ use crate::{encryption, host, parts};
 const ISSUER_HOST: &str = "https://kubernetes.default.svc";
 /// Node ports are handed out from here.
 pub const NODE_PORTS: RangeInclusive<u16> = 30000..=32767;
-/// Upstream: apiserver/pkg/server/config.go MaxRequestsInFlight, MaxMutatingRequestsInFlight
-pub const MAX_IN_FLIGHT: u32 = 400 + 200;
 /// History that clients may still ask for.
 ///
 /// Upstream: apiserver/pkg/storage/etcd3/compact.go, by kube-apiserver's --etcd-compaction-interval
@@ -56,8 +55,8 @@ pub struct Settings {
     pub service_range: (IpAddr, u8),
     pub cluster_domain: String,
     pub node_ports: RangeInclusive<u16>,
-    /// How many requests run at once.
-    pub max_in_flight: u32,
+    /// What is done with requests, and how many at once.
+    pub requests: ServingSettings,
     /// What of the store is encrypted.
     pub encryption: Option<PathBuf>,
     pub given: Given,
@@ -237,7 +236,9 @@ fn assemble(
     let clock: authn::Clock = Arc::new(move || clock.now());
     let random: authn::Random = Arc::new(|bytes| rand::fill(bytes));
     let authorizer = Arc::new(Authorizer::of_modes(settings.given.modes.clone(), registry.clone()));
-    let chain = Arc::new(Chain::new(registry.clone(), authorizer.clone(), random.clone()));
+    let chain = Chain::new(registry.clone(), authorizer.clone(), random.clone());
+    let chain = Arc::new(chain.with(&settings.requests.plugins));
+    let audit = settings.requests.audit.as_ref().map(|audit| audit.open(clock.clone())).transpose()?;
     let published = trust.published();
     let first_issuer = trust.issuers.first().cloned().context("tokens need an issuer")?;
     let key = trust.signing_key()?;
@@ -257,7 +258,9 @@ fn assemble(
         advertise: (settings.node_ip, settings.port),
         kubelet_tls: Some(trust.kubelet_tls.clone()),
         front_proxy: Some(trust.front_proxy.clone()),
-        max_in_flight: settings.max_in_flight,
+        max_in_flight: settings.requests.max_in_flight,
+        event_ttl: settings.requests.event_ttl,
+        audit,
         authentication_data: published,
         clock,
         random,

@@ -11,7 +11,7 @@ use anyhow::Context;
 use client::Client;
 use tokio_util::sync::CancellationToken;
 
-use crate::control_plane::{ControlPlane, MAX_IN_FLIGHT, NODE_PORTS, Settings};
+use crate::control_plane::{ControlPlane, NODE_PORTS, Settings};
 use crate::join::objects::{self, ClusterNetwork};
 use crate::node::{self, Identity};
 use crate::pki::Leaf;
@@ -76,7 +76,7 @@ impl Plan {
             service_range,
             cluster_domain: flags.cluster_domain.clone(),
             node_ports: NODE_PORTS,
-            max_in_flight: MAX_IN_FLIGHT,
+            requests: args.requests.settings()?,
             encryption: args.encryption_provider_config.clone(),
             given: Given::default(),
             in_pieces: false,

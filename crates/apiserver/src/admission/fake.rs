@@ -9,6 +9,7 @@ use tokio::sync::watch;
 
 use super::tree::text;
 use super::{Chain, Context, PLUGINS};
+use crate::audit::Annotation;
 use crate::authn::Random;
 use crate::authz::Authorizer;
 use crate::seams::{AdmissionRequest, Lookup, Operation, UserInfo};
@@ -123,6 +124,7 @@ pub(crate) struct Case {
     pub old: Option<Value>,
     pub resource: Option<GroupVersionResource>,
     pub warnings: Vec<String>,
+    pub annotations: Vec<Annotation>,
 }
 
 impl Case {
@@ -141,6 +143,7 @@ impl Case {
             old,
             resource: None,
             warnings: Vec::new(),
+            annotations: Vec::new(),
         }
     }
 
@@ -194,6 +197,7 @@ impl Case {
             dry_run: false,
             options: &options,
             warnings: &mut self.warnings,
+            annotations: &mut self.annotations,
         })
     }
 

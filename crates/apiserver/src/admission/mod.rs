@@ -6,10 +6,12 @@
 //! What always holds: a plugin decides from the request and from [`Lookup`] alone and never waits. Waiting is
 //! the chain's: for a new namespace's `default` account, for webhooks, and for the quota's write.
 //!
-//! Deliberately absent: plugins that upstream leaves off by default.
+//! Which plugins run is a [`selection`] of them: upstream's defaults, unless told otherwise.
 //!
 //! Upstream: pkg/kubeapiserver/options/plugins.go AllOrderedPlugins
 
+mod always;
+mod always_pull_images;
 mod certificate_approval;
 mod certificate_signing;
 mod certificate_subject_restriction;
@@ -17,11 +19,17 @@ mod claim_resize;
 mod default_ingress_class;
 mod default_storage_class;
 mod default_toleration_seconds;
+mod deny_service_external_ips;
+mod extended_resource_toleration;
+mod limit_pod_hard_anti_affinity;
 mod limit_ranger;
 pub(crate) mod matching;
+mod namespace_exists;
 mod namespace_lifecycle;
 mod node_restriction;
+mod owner_references;
 pub(crate) mod pod;
+mod pod_node_selector;
 mod pod_security;
 mod pod_security_checks;
 mod pod_topology_labels;
@@ -29,6 +37,7 @@ pub(crate) mod policy;
 mod priority;
 mod resource_quota;
 mod runtime_class;
+pub mod selection;
 mod service_account;
 mod storage_protection;
 mod taint_nodes;
@@ -42,6 +51,7 @@ use apimachinery::{GroupResource, Status};
 use async_trait::async_trait;
 use serde_json::Value;
 
+use self::selection::Selection;
 use crate::authn::Random;
 use crate::authz::{Authorizer, escalation};
 use crate::remote::outbound::Peers;
@@ -60,6 +70,11 @@ pub(crate) trait Plugin: Sync {
     /// Upstream's name of it.
     fn name(&self) -> &'static str;
 
+    /// Whether it runs unless it is disabled, rather than only when it is enabled.
+    fn is_default(&self) -> bool {
+        true
+    }
+
     fn mutate(&self, _context: &Context, _request: &mut AdmissionRequest<'_>) -> Result<(), Status> {
         Ok(())
     }
@@ -71,36 +86,42 @@ pub(crate) trait Plugin: Sync {
 
 /// All plugins, in order.
 pub(crate) static PLUGINS: &[&dyn Plugin] = &[
+    &always::AlwaysAdmit,
     &namespace_lifecycle::NamespaceLifecycle,
+    &namespace_exists::NamespaceExists,
+    &limit_pod_hard_anti_affinity::LimitPodHardAntiAffinityTopology,
     &limit_ranger::LimitRanger,
     &service_account::ServiceAccount,
     &node_restriction::NodeRestriction,
     &taint_nodes::TaintNodesByCondition,
+    &always_pull_images::AlwaysPullImages,
     &pod_security::PodSecurity,
+    &pod_node_selector::PodNodeSelector,
     &priority::Priority,
     &default_toleration_seconds::DefaultTolerationSeconds,
+    &extended_resource_toleration::ExtendedResourceToleration,
     &default_storage_class::DefaultStorageClass,
     &storage_protection::StorageObjectInUseProtection,
+    &owner_references::OwnerReferencesPermissionEnforcement,
     &claim_resize::PersistentVolumeClaimResize,
     &runtime_class::RuntimeClass,
     &certificate_approval::CertificateApproval,
     &certificate_signing::CertificateSigning,
     &certificate_subject_restriction::CertificateSubjectRestriction,
     &default_ingress_class::DefaultIngressClass,
+    &deny_service_external_ips::DenyServiceExternalIPs,
     &pod_topology_labels::PodTopologyLabels,
+    &always::AlwaysDeny,
 ];
 
-/// The names of the plugins that run, in order.
-pub fn plugin_names() -> Vec<&'static str> {
-    let waiting = [
-        "MutatingAdmissionPolicy",
-        "MutatingAdmissionWebhook",
-        "ValidatingAdmissionPolicy",
-        "ValidatingAdmissionWebhook",
-        "ResourceQuota",
-    ];
-    PLUGINS.iter().map(|plugin| plugin.name()).chain(waiting).collect()
-}
+/// The plugins that wait for others, which the chain runs itself behind all [`PLUGINS`].
+const WAITING: [&str; 5] = [
+    "MutatingAdmissionPolicy",
+    "MutatingAdmissionWebhook",
+    "ValidatingAdmissionPolicy",
+    "ValidatingAdmissionWebhook",
+    "ResourceQuota",
+];
 
 /// How long a missing account is waited for. A namespace's `default` account is made by a controller a moment after
 /// the namespace itself.
@@ -110,16 +131,42 @@ const ACCOUNT_PATIENCE: Duration = Duration::from_secs(1);
 
 /// The plugins with what they may ask.
 pub struct Chain {
+    /// Those of [`PLUGINS`] that run.
+    plugins: Vec<&'static dyn Plugin>,
+    /// Those that wait for others and run.
+    waiting: Waiting,
     context: Context,
     policies: policy::Policies,
     webhooks: webhook::Webhooks,
     quota: resource_quota::ResourceQuota,
 }
 
+/// Which of [`WAITING`] run.
+#[derive(Clone, Copy, Debug)]
+struct Waiting {
+    mutating_policies: bool,
+    mutating_webhooks: bool,
+    validating_policies: bool,
+    validating_webhooks: bool,
+    quota: bool,
+}
+
+impl Waiting {
+    fn of(selection: &Selection) -> Self {
+        let [mutating_policies, mutating_webhooks, validating_policies, validating_webhooks, quota] =
+            WAITING.map(|name| selection.has(name));
+        Waiting { mutating_policies, mutating_webhooks, validating_policies, validating_webhooks, quota }
+    }
+}
+
 impl Chain {
+    /// With the plugins that run by default.
     pub fn new(lookup: Arc<dyn Lookup>, authorizer: Arc<Authorizer>, random: Random) -> Self {
         let peers = Arc::new(Peers::new(Resolver::new(lookup.clone()), None));
+        let selection = Selection::default();
         Chain {
+            plugins: selection.plugins(),
+            waiting: Waiting::of(&selection),
             policies: policy::Policies::new(),
             webhooks: webhook::Webhooks::new(
                 webhook::client::WebhookClient::new(peers),
@@ -129,6 +176,13 @@ impl Chain {
             context: Context { lookup, authorizer, random },
             quota: resource_quota::ResourceQuota::default(),
         }
+    }
+
+    /// With these plugins and no others.
+    pub fn with(mut self, selection: &Selection) -> Self {
+        self.plugins = selection.plugins();
+        self.waiting = Waiting::of(selection);
+        self
     }
 
     /// The way to write quotas. It is a way to this same server, so it exists only after the chain; until it is
@@ -159,21 +213,27 @@ impl Chain {
 #[async_trait]
 impl Admit for Chain {
     async fn mutate(&self, request: &mut AdmissionRequest<'_>) -> Result<(), Status> {
-        let (first, rest) = PLUGINS.split_first().expect("the list of plugins is not empty");
         // Nothing is waited for on behalf of a namespace that does not exist.
-        first.mutate(&self.context, request)?;
-        self.wait_for_account(request).await;
+        let account = self.plugins.iter().position(|plugin| plugin.name() == service_account::NAME);
+        let (first, rest) = self.plugins.split_at(account.unwrap_or(0));
+        for plugin in first {
+            plugin.mutate(&self.context, request)?;
+        }
+        if account.is_some() {
+            self.wait_for_account(request).await;
+        }
         let mut rounds = webhook::Reinvocation::default();
         let mut policy_rounds = policy::Rounds::default();
         loop {
             for plugin in rest {
                 plugin.mutate(&self.context, request)?;
             }
-            let by_policies = self.policies.mutate(&self.context, request, &mut policy_rounds)?;
-            let changed =
-                self.webhooks.mutate(&*self.context.lookup, request, &mut rounds).await? || by_policies;
+            let by_policies = self.waiting.mutating_policies
+                && self.policies.mutate(&self.context, request, &mut policy_rounds)?;
+            let by_webhooks = self.waiting.mutating_webhooks
+                && self.webhooks.mutate(&*self.context.lookup, request, &mut rounds).await?;
             // Upstream: apiserver/pkg/admission/reinvocation.go: one more round for what changed behind a plugin
-            if !rounds.again(changed) {
+            if !rounds.again(by_webhooks || by_policies) {
                 break;
             }
         }
@@ -181,12 +241,19 @@ impl Admit for Chain {
     }
 
     async fn validate(&self, request: &mut AdmissionRequest<'_>) -> Result<(), Status> {
-        for plugin in PLUGINS {
+        for plugin in &self.plugins {
             plugin.validate(&self.context, request)?;
         }
-        self.policies.validate(&self.context, request)?;
-        self.webhooks.validate(&*self.context.lookup, request).await?;
-        self.quota.charge(&*self.context.lookup, request).await
+        if self.waiting.validating_policies {
+            self.policies.validate(&self.context, request)?;
+        }
+        if self.waiting.validating_webhooks {
+            self.webhooks.validate(&*self.context.lookup, request).await?;
+        }
+        match self.waiting.quota {
+            true => self.quota.charge(&*self.context.lookup, request).await,
+            false => Ok(()),
+        }
     }
 
     fn register(&self, metrics: &mut prometheus_client::registry::Registry) {
@@ -226,7 +293,7 @@ fn forbid(request: &AdmissionRequest<'_>, why: impl std::fmt::Display) -> Status
 }
 
 /// As Go joins errors: one alone, many in brackets.
-fn join_errors(errors: &[String]) -> String {
+pub(crate) fn join_errors(errors: &[String]) -> String {
     match errors {
         [one] => one.clone(),
         many => format!("[{}]", many.join(", ")),

@@ -11,6 +11,7 @@ use serde_json::Value;
 use super::pod_security_checks::{Finding, evaluate};
 use super::tree::{at, items, label, text};
 use super::{Context, Plugin, core, forbid, is, is_create, is_update};
+use crate::audit::Annotation;
 use crate::seams::{AdmissionRequest, Operation};
 
 pub(super) struct PodSecurity;
@@ -66,6 +67,7 @@ impl std::fmt::Display for Standard {
 #[derive(Clone, Debug, Default)]
 struct Policy {
     enforce: Standard,
+    audit: Standard,
     warn: Standard,
 }
 
@@ -112,8 +114,7 @@ fn policy(namespace: &Value) -> (Policy, Vec<field::Error>) {
         (standard, parsed, version.is_some())
     };
     let (enforce, enforce_level, _) = read("enforce", Level::Restricted);
-    // What is audited shows in the audit log only; here its labels are but checked.
-    read("audit", Level::Privileged);
+    let (audit, ..) = read("audit", Level::Privileged);
     let (mut warn, warn_level, has_warn_version) = read("warn", Level::Privileged);
     if warn_level.is_none() && enforce_level.flatten().is_some() && enforce.level > warn.level {
         warn.level = enforce.level;
@@ -121,7 +122,7 @@ fn policy(namespace: &Value) -> (Policy, Vec<field::Error>) {
             warn.minor = enforce.minor;
         }
     }
-    (Policy { enforce, warn }, errors)
+    (Policy { enforce, audit, warn }, errors)
 }
 
 /// `reason (detail), reason (detail)`.
@@ -261,13 +262,15 @@ fn validate_pod(context: &Context, request: &mut AdmissionRequest<'_>) -> Result
         return Err(Status::internal(format!("failed to lookup namespace {:?}", request.namespace)));
     };
     let (policy, errors) = policy(&namespace);
-    let privileged = policy.enforce.level == Level::Privileged && policy.warn.level == Level::Privileged;
-    if privileged && errors.is_empty() {
+    let standards = [policy.enforce, policy.audit, policy.warn];
+    if standards.iter().all(|standard| standard.level == Level::Privileged) && errors.is_empty() {
         return Ok(());
     }
     if request.old_object.is_some_and(|old| is_update(request) && !is_significant(request.object, old)) {
         return Ok(());
     }
+    note(request, "enforce-policy", policy.enforce.to_string());
+    audit(policy.audit, request);
     let findings = evaluate(policy.enforce, request.object);
     if !findings.is_empty() {
         let standard = policy.enforce.to_string();
@@ -275,6 +278,19 @@ fn validate_pod(context: &Context, request: &mut AdmissionRequest<'_>) -> Result
     }
     warn(policy.warn, &*request.object, request.warnings);
     Ok(())
+}
+
+fn note(request: &mut AdmissionRequest<'_>, key: &str, value: String) {
+    request.annotations.push(Annotation::new(format!("{PREFIX}{key}"), value));
+}
+
+/// Tells the audit log what the namespace wants to know of.
+fn audit(standard: Standard, request: &mut AdmissionRequest<'_>) {
+    let mut violations = Vec::new();
+    warn(standard, request.object, &mut violations);
+    for violation in violations {
+        note(request, "audit-violations", violation);
+    }
 }
 
 fn warn(standard: Standard, pod: &Value, warnings: &mut Vec<String>) {
@@ -298,5 +314,10 @@ fn warn_of_template(context: &Context, request: &mut AdmissionRequest<'_>) {
     let Some(template) = at(request.object, path) else { return };
     let Some(namespace) = context.lookup.get(&core("namespaces"), "", request.namespace) else { return };
     let (policy, _) = policy(&namespace);
+    let mut violations = Vec::new();
+    warn(policy.audit, template, &mut violations);
     warn(policy.warn, template, request.warnings);
+    for violation in violations {
+        note(request, "audit-violations", violation);
+    }
 }

@@ -26,6 +26,8 @@ const ENFORCE_MOUNTABLE: &str = "kubernetes.io/enforce-mountable-secrets";
 const SUFFIX_ALPHABET: &[u8; 27] = b"bcdfghjklmnpqrstvwxz2456789";
 const SUFFIX_LENGTH: usize = 5;
 
+pub(super) const NAME: &str = "ServiceAccount";
+
 pub(super) struct ServiceAccount;
 
 /// The name of the `default` account when the request is a pod that wants it.
@@ -53,7 +55,7 @@ fn find(context: &Context, request: &AdmissionRequest<'_>) -> Result<Arc<Value>,
 
 impl Plugin for ServiceAccount {
     fn name(&self) -> &'static str {
-        "ServiceAccount"
+        NAME
     }
 
     fn mutate(&self, context: &Context, request: &mut AdmissionRequest<'_>) -> Result<(), Status> {

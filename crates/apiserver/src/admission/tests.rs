@@ -5,6 +5,7 @@ use super::tree::{at, text};
 use super::*;
 
 mod nodes;
+mod optional;
 mod quotas;
 mod security;
 
@@ -63,7 +64,7 @@ fn the_plugins_are_in_upstreams_order() {
         ValidatingAdmissionWebhook
         ResourceQuota
     "#]]
-    .assert_eq(&(plugin_names().join("\n") + "\n"));
+    .assert_eq(&(Selection::default().names().join("\n") + "\n"));
 }
 
 #[test]
@@ -525,7 +526,7 @@ async fn a_pod_waits_for_the_default_account_of_a_new_namespace() {
     };
     let mut case = Case::create(pod("p", json!({"containers": [{"name": "c"}]})));
     let (namespace, options) = ("work".to_owned(), Value::Null);
-    let mut warnings = Vec::new();
+    let (mut warnings, mut annotations) = (Vec::new(), Vec::new());
     let mut request = AdmissionRequest {
         operation: Operation::Create,
         user: &user("jane", &[]),
@@ -540,6 +541,7 @@ async fn a_pod_waits_for_the_default_account_of_a_new_namespace() {
         dry_run: false,
         options: &options,
         warnings: &mut warnings,
+        annotations: &mut annotations,
     };
     let (result, ()) = tokio::join!(chain.mutate(&mut request), late);
     result.unwrap();

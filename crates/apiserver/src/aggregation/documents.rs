@@ -3,14 +3,14 @@
 //!
 //! Upstream: kube-aggregator/pkg/apiserver/handler_discovery.go, handler_apis.go, pkg/controllers/openapi{,v3}
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 use http::{Request, StatusCode, header};
 use http_body_util::{BodyExt, Empty, Limited};
 use serde_json::{Map, Value, json};
 
-use super::{Aggregation, integer, text};
+use super::{Aggregation, integer, priorities, text};
 use crate::remote::outbound::Peer;
 
 /// The largest document that is read.
@@ -97,6 +97,24 @@ impl Documents {
         let before = self.all.len();
         self.all.retain(|name, _| is_there(name));
         self.generation += u64::from(self.all.len() != before);
+    }
+
+    /// Puts groups in upstream's order: those with the highest priority first, then by name.
+    /// `shared` are the groups that this server serves too.
+    fn sort_groups(&self, items: &mut [Value], name: impl Fn(&Value) -> &str, shared: impl Fn(&str) -> bool) {
+        let mut theirs: BTreeMap<&str, i64> = BTreeMap::new();
+        for document in self.all.values() {
+            let priority = theirs.entry(&document.group).or_insert(document.group_priority);
+            *priority = document.group_priority.max(*priority);
+        }
+        items.sort_by_cached_key(|item| {
+            let group = name(item);
+            let own = priorities::of_group(group);
+            let priority = theirs
+                .get(group)
+                .map_or(own, |theirs| if shared(group) { own.max(*theirs) } else { *theirs });
+            (std::cmp::Reverse(priority), group.to_owned())
+        });
     }
 
     /// The documents of each group, the versions with the highest priority first.
@@ -203,6 +221,7 @@ impl Aggregation {
     pub fn join_discovery(&self, list: &mut Value) {
         let documents = self.documents();
         let Some(items) = list["items"].as_array_mut() else { return };
+        let own: BTreeSet<String> = items.iter().map(|item| text(item, "metadata.name").to_owned()).collect();
         for (group, versions) in documents.groups() {
             let entries = versions.iter().map(|document| {
                 json!({
@@ -210,29 +229,30 @@ impl Aggregation {
                     "resources": match &document.resources { Value::Null => json!([]), known => known.clone() },
                 })
             });
-            match items.iter_mut().find(|item| item["metadata"]["name"] == group) {
-                Some(item) => {
-                    if let Some(present) = item["versions"].as_array_mut() {
-                        present.extend(entries);
-                    }
-                }
-                None => {
-                    items.push(json!({"metadata": {"name": group}, "versions": entries.collect::<Vec<_>>()}))
-                }
+            let at = items.iter().position(|item| item["metadata"]["name"] == group);
+            let at = at.unwrap_or_else(|| {
+                items.push(json!({"metadata": {"name": group}, "versions": []}));
+                items.len() - 1
+            });
+            if let Some(present) = items[at]["versions"].as_array_mut() {
+                present.extend(entries);
+                sort_versions(present, group, &versions);
             }
         }
+        documents.sort_groups(items, |item| text(item, "metadata.name"), |group| own.contains(group));
     }
 
     /// Joins the groups of others to an APIGroupList.
     pub fn join_groups(&self, list: &mut Value) {
         let documents = self.documents();
         let Some(groups) = list["groups"].as_array_mut() else { return };
+        let own: BTreeSet<String> = groups.iter().map(|item| text(item, "name").to_owned()).collect();
         for (group, versions) in documents.groups() {
             let present = groups.iter().position(|item| item["name"] == group);
             let own = present.map(|at| groups.remove(at));
-            let place = present.unwrap_or(groups.len());
-            groups.insert(place, api_group(group, &versions, own));
+            groups.push(api_group(group, &versions, own));
         }
+        documents.sort_groups(groups, |item| text(item, "name"), |group| own.contains(group));
     }
 
     /// The APIGroup of a group of others, joined to this server's own.
@@ -281,14 +301,24 @@ impl Aggregation {
     }
 }
 
+/// Puts the versions of a group in upstream's order: those with the highest priority first, then the most mature.
+fn sort_versions(entries: &mut [Value], group: &str, theirs: &[&Document]) {
+    let priority = |version: &str| {
+        let document = theirs.iter().find(|document| document.version == version);
+        document.map_or_else(|| priorities::of(group, version).1, |document| document.version_priority)
+    };
+    entries.sort_by(|a, b| {
+        let (a, b) = (text(a, "version"), text(b, "version"));
+        priority(b).cmp(&priority(a)).then_with(|| apimachinery::versions::compare(b, a))
+    });
+}
+
 fn api_group(group: &str, versions: &[&Document], own: Option<Value>) -> Value {
     let mut entries: Vec<Value> =
         own.as_ref().and_then(|own| own["versions"].as_array().cloned()).unwrap_or_default();
     entries.extend(versions.iter().map(|document| group_entry(group, &document.version)));
-    let preferred = match &own {
-        Some(own) => own["preferredVersion"].clone(),
-        None => entries.first().cloned().unwrap_or_default(),
-    };
+    sort_versions(&mut entries, group, versions);
+    let preferred = entries.first().cloned().unwrap_or_default();
     json!({"name": group, "versions": entries, "preferredVersion": preferred})
 }
 

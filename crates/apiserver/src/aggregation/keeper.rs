@@ -34,8 +34,6 @@ const HEALTHY_INTERVAL: Duration = Duration::from_secs(30);
 const RETRY: Duration = Duration::from_secs(1);
 
 const AUTOMANAGED: &str = "kube-aggregator.kubernetes.io/automanaged";
-const DEFINITIONS: apimachinery::GroupResource =
-    apimachinery::GroupResource::from_static("apiextensions.k8s.io", "customresourcedefinitions");
 
 /// The row of a group version that this server serves itself.
 fn local_service(group: &str, version: &str) -> Value {
@@ -60,12 +58,12 @@ impl ApiServer {
         let client = Client::new(self.in_process(loopback_user()), "kube-aggregator");
         let cache =
             |resource| -> Option<Arc<Cache>> { self.registry.table().stored(resource)?.cache.clone() };
-        let (Some(own), Some(services), Some(slices), Some(definitions)) =
-            (cache(&API_SERVICES), cache(&SERVICES), cache(&SLICES), cache(&DEFINITIONS))
+        let (Some(own), Some(services), Some(slices)) =
+            (cache(&API_SERVICES), cache(&SERVICES), cache(&SLICES))
         else {
             return;
         };
-        let (mut own, mut definitions) = (own.subscribe(), definitions.subscribe());
+        let (mut own, mut table) = (own.subscribe(), self.registry.table_changes());
         let (mut services, mut slices) = (services.subscribe(), slices.subscribe());
         let mut failures = 0;
         loop {
@@ -83,7 +81,7 @@ impl ApiServer {
             tokio::select! {
                 () = self.shutdown.cancelled() => return,
                 changed = own.changed() => if changed.is_err() { return },
-                changed = definitions.changed() => if changed.is_err() { return },
+                changed = table.changed() => if changed.is_err() { return },
                 changed = services.changed(), if has_remote => if changed.is_err() { return },
                 changed = slices.changed(), if has_remote => if changed.is_err() { return },
                 () = tokio::time::sleep(pause), if has_remote => {}

@@ -12,7 +12,7 @@
 mod availability;
 mod documents;
 mod keeper;
-mod priorities;
+pub(crate) mod priorities;
 mod proxy;
 
 use std::collections::HashMap;

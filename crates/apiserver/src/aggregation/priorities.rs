@@ -39,3 +39,8 @@ pub fn of(group: &str, version: &str) -> (i64, i64, bool) {
     let own = versions.iter().find(|(name, _)| *name == version).map(|(_, priority)| *priority);
     (*priority, own.unwrap_or(USUAL_VERSION), false)
 }
+
+/// The priority of a group that this server serves itself. That of the aggregator's own group is above all.
+pub fn of_group(group: &str) -> i64 {
+    if group == "apiregistration.k8s.io" { i64::MAX } else { of(group, "").0 }
+}

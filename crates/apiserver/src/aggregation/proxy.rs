@@ -42,7 +42,7 @@ pub async fn forward(server: &Arc<ApiServer>, service: &Value, asked: Asked) -> 
     };
     let Asked { mut parts, body, user, .. } = asked;
     let upgrades = parts.headers.contains_key(header::UPGRADE);
-    let own_side = parts.extensions.remove::<hyper::upgrade::OnUpgrade>();
+    let own_side = tunnel::OwnSide::take(&mut parts);
     let path = parts.uri.path_and_query().map_or("/", |path| path.as_str());
     let authority = peer.address.authority();
     let uri = if upgrades { path.to_owned() } else { format!("https://{authority}{path}") };

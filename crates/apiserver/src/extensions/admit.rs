@@ -1,6 +1,5 @@
 //! Objects of custom kinds as they come in: pruned, with metadata of the right types.
 
-use apimachinery::Status;
 use resources::ResourceDef;
 use resources::custom::Custom;
 use schema::decode::{Decoded, Strictness};
@@ -26,10 +25,8 @@ pub fn shape(
 }
 
 /// A tree that a patch made.
-pub fn patched(custom: &Custom, object: Value, strictness: Strictness) -> Result<Decoded, Status> {
-    let decoded = Decoded { object, problems: Vec::new() };
-    shape(custom, decoded, strictness)
-        .map_err(|error| Status::failure(422, apimachinery::status::reason::INVALID, error.to_string()))
+pub fn patched(custom: &Custom, object: Value, strictness: Strictness) -> Result<Decoded, schema::Error> {
+    shape(custom, Decoded { object, problems: Vec::new() }, strictness)
 }
 
 /// The fields that nobody owns through an endpoint of a custom kind, because it does not write them.

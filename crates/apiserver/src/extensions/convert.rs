@@ -8,15 +8,39 @@ use apimachinery::{GroupVersion, Status, objectmeta};
 use resources::custom::{Conversion, Custom};
 use serde_json::{Value, json};
 
-use crate::registry::Registry;
+use crate::admission::webhook::client::WebhookClient;
+use crate::authn::Random;
 use crate::registry::metadata::text;
 
 /// How long a webhook may take for one review.
 const TIMEOUT: Duration = Duration::from_secs(30);
 
-/// All objects in the version, or none with the reason. Those that are of it already stay as they are.
-pub async fn trees(
-    registry: &Registry,
+/// The way to webhooks that convert.
+pub struct Converter {
+    pub webhooks: WebhookClient,
+    pub random: Random,
+}
+
+impl Converter {
+    fn uid(&self) -> String {
+        let mut bytes = [0; 16];
+        (self.random)(&mut bytes);
+        uuid::Builder::from_random_bytes(bytes).into_uuid().to_string()
+    }
+
+    /// All objects in the version, or none with the reason. Those that are of it already stay as they are.
+    pub async fn trees(
+        &self,
+        custom: &Custom,
+        objects: Vec<Value>,
+        api_version: &str,
+    ) -> Result<Vec<Value>, Status> {
+        trees(self, custom, objects, api_version).await
+    }
+}
+
+async fn trees(
+    converter: &Converter,
     custom: &Custom,
     objects: Vec<Value>,
     api_version: &str,
@@ -31,14 +55,13 @@ pub async fn trees(
     let review_version = review_versions.iter().find(|version| matches!(version.as_str(), "v1" | "v1beta1"));
     let review_version =
         review_version.ok_or_else(|| Status::internal("no supported conversion review versions"))?;
-    let uid = registry.random_uid();
+    let uid = converter.uid();
     let review = json!({
         "apiVersion": format!("apiextensions.k8s.io/{review_version}"), "kind": "ConversionReview",
         "request": {"uid": uid, "desiredAPIVersion": api_version, "objects": others},
     });
-    let webhooks = registry.webhooks().ok_or_else(|| failed("there is no way to webhooks yet".to_owned()))?;
-    let answer =
-        webhooks.call(client_config, &review, TIMEOUT).await.map_err(|error| failed(call_error(&error)))?;
+    let answer = converter.webhooks.call(client_config, &review, TIMEOUT).await;
+    let answer = answer.map_err(|error| failed(call_error(&error)))?;
     let converted = read(&answer, review_version, &uid).map_err(failed)?;
     if converted.len() != others.len() {
         return Err(Status::internal(format!(

@@ -9,6 +9,7 @@ use serde_json::Value;
 
 use super::object::{Object, to_stored};
 use super::{Registry, Resource};
+use crate::audit::Annotation;
 use crate::encode::definition;
 use crate::handle::ApiServer;
 use crate::options::WriteOptions;
@@ -27,6 +28,8 @@ pub struct Call<'a> {
     /// Who owns the fields that are written.
     pub manager: String,
     pub warnings: Vec<String>,
+    /// What the audit log is to say of it.
+    pub annotations: Vec<Annotation>,
     /// An apply has noted its owners itself.
     pub applied: bool,
 }
@@ -132,6 +135,7 @@ impl<'a> Call<'a> {
             dry_run: self.options.dry_run,
             options: &self.options_value,
             warnings: &mut self.warnings,
+            annotations: &mut self.annotations,
         }
     }
 

@@ -26,12 +26,14 @@ use std::sync::{Arc, OnceLock, RwLock};
 use apimachinery::{GroupResource, GroupVersionKind, GroupVersionResource, Status};
 use bytes::Bytes;
 use resources::ResourceDef;
+use resources::custom::Custom;
 use serde_json::Value;
 use storage::{Change, Entry, Expect, RangeOptions, Revision, Store};
 use tokio_util::sync::CancellationToken;
 
 use crate::admission::webhook::client::WebhookClient;
 use crate::authn::Random;
+use crate::extensions::convert::Converter;
 use crate::seams::Lookup;
 use cache::{Cache, State};
 use object::Object;
@@ -224,17 +226,13 @@ async fn history(store: &dyn Store, until: Revision) -> Result<(Revision, Vec<Ar
     Ok((oldest, changes))
 }
 
-/// How the registry reaches out of itself, for kinds that others convert.
-struct Outside {
-    webhooks: WebhookClient,
-    random: Random,
-}
-
 /// All state of the API server.
 pub struct Registry {
     store: Arc<dyn Store>,
     table: Arc<RwLock<Arc<Table>>>,
-    outside: OnceLock<Outside>,
+    /// How often the table has changed.
+    tables: tokio::sync::watch::Sender<u64>,
+    converter: OnceLock<Converter>,
     /// All changes up to this revision are in the caches.
     progress: Arc<tokio::sync::watch::Sender<Revision>>,
 }
@@ -269,25 +267,37 @@ impl Registry {
         }
         let progress = tokio::sync::watch::Sender::new(range.revision);
         let table = Arc::new(RwLock::new(Arc::new(table)));
-        Ok(Arc::new(Registry { store, table, outside: OnceLock::new(), progress: Arc::new(progress) }))
+        Ok(Arc::new(Registry {
+            store,
+            table,
+            tables: Default::default(),
+            converter: OnceLock::new(),
+            progress: Arc::new(progress),
+        }))
     }
 
     /// Says how webhooks are called. Until then, no object can be converted by one.
     pub fn connect(&self, webhooks: WebhookClient, random: Random) {
         // A registry is of one server.
-        let _ = self.outside.set(Outside { webhooks, random });
+        let _ = self.converter.set(Converter { webhooks, random });
     }
 
-    pub fn webhooks(&self) -> Option<&WebhookClient> {
-        self.outside.get().map(|outside| &outside.webhooks)
-    }
-
-    pub fn random_uid(&self) -> String {
-        let mut bytes = [0; 16];
-        if let Some(outside) = self.outside.get() {
-            (outside.random)(&mut bytes);
+    /// Asks webhooks for objects in another version.
+    pub async fn convert(
+        &self,
+        custom: &Custom,
+        objects: Vec<Value>,
+        api_version: &str,
+    ) -> Result<Vec<Value>, Status> {
+        match self.converter.get() {
+            Some(converter) => converter.trees(custom, objects, api_version).await,
+            None => Err(Status::internal("there is no way to conversion webhooks yet")),
         }
-        uuid::Builder::from_random_bytes(bytes).into_uuid().to_string()
+    }
+
+    /// Tells of every change of what is served.
+    pub fn table_changes(&self) -> tokio::sync::watch::Receiver<u64> {
+        self.tables.subscribe()
     }
 
     /// Puts these rows into the table instead of those that the definition had. One caller at a time: the loop that
@@ -306,6 +316,7 @@ impl Registry {
             table.add(def, Some(cache));
         }
         *self.table.write().unwrap_or_else(|poisoned| poisoned.into_inner()) = Arc::new(table);
+        self.tables.send_modify(|changes| *changes += 1);
         for row in old.rows.iter().filter(|row| row.definition() == Some(definition)) {
             row.retired.cancel();
         }

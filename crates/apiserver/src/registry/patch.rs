@@ -21,7 +21,13 @@ use crate::options::FieldValidation;
 use crate::special::part::Part;
 
 /// A patch as it was read from the body.
-pub enum Reading {
+pub struct Reading {
+    form: Form,
+    /// What was found in the body that is not wrong enough to refuse it in any case.
+    problems: Vec<String>,
+}
+
+enum Form {
     Json(Vec<u8>),
     Merge(Value),
     Strategic(Value),
@@ -29,14 +35,21 @@ pub enum Reading {
 }
 
 impl Reading {
+    /// An apply of this object.
+    pub fn apply(object: Value) -> Self {
+        Reading { form: Form::Apply(object), problems: Vec::new() }
+    }
+}
+
+impl Form {
     /// Whether it may touch the owners of fields, which it knows in their usual form.
     fn is_of_owners(&self) -> bool {
         match self {
-            Reading::Json(_) => true,
-            Reading::Merge(patch) | Reading::Strategic(patch) => {
+            Form::Json(_) => true,
+            Form::Merge(patch) | Form::Strategic(patch) => {
                 patch.get("metadata").is_some_and(|metadata| metadata.get("managedFields").is_some())
             }
-            Reading::Apply(_) => false,
+            Form::Apply(_) => false,
         }
     }
 }
@@ -53,22 +66,32 @@ impl Call<'_> {
             return Err(options_error(&[error]));
         }
         let decoded = match kind {
-            Patch::Json => return Ok(Reading::Json(body.to_vec())),
-            Patch::Merge | Patch::Strategic => untyped(schema::decode::untyped_json(body))?,
-            Patch::Apply if schema::cbor::is_cbor(body) => {
-                let object =
-                    schema::cbor::decode(body).map_err(|error| Status::bad_request(error.to_string()))?;
-                schema::decode::Decoded { object, problems: Vec::new() }
+            Patch::Json => {
+                let read = untyped(schema::decode::untyped_json(body))?;
+                let problems = read.problems.iter().map(|problem| format!("json patch {problem}")).collect();
+                return Ok(Reading { form: Form::Json(body.to_vec()), problems });
             }
-            Patch::Apply => schema::decode::untyped_yaml(body)
-                .map_err(|error| Status::bad_request(format!("error decoding YAML: {error}")))?,
+            Patch::Merge | Patch::Strategic => untyped(schema::decode::untyped_json(body))?,
+            Patch::Apply => return self.read_apply(body).map(Reading::apply),
         };
-        self.report(decoded.problems)?;
-        match kind {
-            Patch::Strategic => Ok(Reading::Strategic(decoded.object)),
-            Patch::Apply => self.check_apply(decoded.object).map(Reading::Apply),
-            _ => Ok(Reading::Merge(decoded.object)),
+        let form = match kind {
+            Patch::Strategic => Form::Strategic(decoded.object),
+            _ => Form::Merge(decoded.object),
+        };
+        Ok(Reading { form, problems: decoded.problems })
+    }
+
+    /// The object that is applied.
+    pub fn read_apply(&mut self, body: &[u8]) -> Result<Value, Status> {
+        if schema::cbor::is_cbor(body) {
+            let object =
+                schema::cbor::decode(body).map_err(|error| Status::bad_request(error.to_string()))?;
+            return self.check_apply(object);
         }
+        let decoded = schema::decode::untyped_yaml(body)
+            .map_err(|error| Status::bad_request(format!("error decoding YAML: {error}")))?;
+        self.report(decoded.problems)?;
+        self.check_apply(decoded.object)
     }
 
     fn check_apply(&self, mut object: Value) -> Result<Value, Status> {
@@ -107,7 +130,7 @@ impl Call<'_> {
 
     pub async fn patch(&mut self, part: Part, reading: Reading) -> Result<(Outcome, bool), Status> {
         let name = self.attributes.name.clone();
-        let applies = matches!(reading, Reading::Apply(_));
+        let applies = matches!(reading.form, Form::Apply(_));
         let patcher = Patcher {
             definition: definition(self.def()),
             def: self.resource.def.clone(),
@@ -125,14 +148,16 @@ impl Call<'_> {
         let strict = self.options.field_validation == FieldValidation::Strict;
         self.applied = applies;
         let mut change = |old: &Value| {
-            let decoded = patcher.patched(old, &reading)?;
-            problems = decoded.problems;
-            if strict && let Some(error) = schema::decode::strict_error(&problems) {
-                return Err(Status::bad_request(error));
+            let decoded = patcher.patched(old, &reading.form)?;
+            problems = reading.problems.iter().cloned().chain(decoded.problems).collect();
+            match schema::decode::strict_error(&problems).filter(|_| strict) {
+                Some(error) if applies => Err(Status::bad_request(error)),
+                Some(error) => Err(patcher.invalid(old, &reading.form, error)),
+                None => Ok(decoded.object),
             }
-            Ok(decoded.object)
         };
-        let outcome = self.update(&name, part, applies, &mut change).await;
+        let create = applies && self.attributes.subresource.is_empty();
+        let outcome = self.update(&name, part, create, &mut change).await;
         if self.options.field_validation == FieldValidation::Warn {
             self.warn(problems);
         }
@@ -203,6 +228,22 @@ fn reshape(
     Ok(decoded)
 }
 
+/// A tree as Go's `%+v` prints it: `map[spec:map[replicas:3]]`.
+fn go_map(value: &Value) -> String {
+    match value {
+        Value::Null => "<nil>".to_owned(),
+        Value::String(text) => text.clone(),
+        Value::Array(items) => format!("[{}]", items.iter().map(go_map).collect::<Vec<_>>().join(" ")),
+        Value::Object(fields) => {
+            let mut fields: Vec<String> =
+                fields.iter().map(|(name, value)| format!("{name}:{}", go_map(value))).collect();
+            fields.sort_unstable();
+            format!("map[{}]", fields.join(" "))
+        }
+        other => other.to_string(),
+    }
+}
+
 /// All that a patch needs besides the object.
 struct Patcher {
     definition: Option<&'static Definition>,
@@ -219,33 +260,52 @@ struct Patcher {
 }
 
 impl Patcher {
-    fn patched(&self, old: &Value, reading: &Reading) -> Result<schema::decode::Decoded, Status> {
-        if old.is_null() && !matches!(reading, Reading::Apply(_)) {
+    fn patched(&self, old: &Value, form: &Form) -> Result<schema::decode::Decoded, Status> {
+        let tree = self.tree(old, form)?;
+        let decoded = match (&self.def.custom, self.definition) {
+            (Some(custom), _) => admit::patched(custom, tree, self.strictness),
+            (None, Some(definition)) => reshape(old, tree, definition, self.strictness),
+            (None, None) => Ok(schema::decode::Decoded { object: tree, problems: Vec::new() }),
+        };
+        decoded.map_err(|error| self.invalid(old, form, error.to_string()))
+    }
+
+    /// What the patch makes of the object, as it stands.
+    fn tree(&self, old: &Value, form: &Form) -> Result<Value, Status> {
+        if old.is_null() && !matches!(form, Form::Apply(_)) {
             return Err(Status::not_found(&self.resource, &self.name));
         }
-        let opened = reading.is_of_owners().then(|| {
+        let opened = form.is_of_owners().then(|| {
             let mut opened = old.clone();
             schema::apply::open_owners(&mut opened);
             opened
         });
         let old = opened.as_ref().unwrap_or(old);
-        let tree = match reading {
-            Reading::Json(patch) => schema::patch::json_patch(old, patch).map_err(|e| self.refused(e))?,
-            Reading::Merge(patch) => schema::patch::merge_patch(old, patch).map_err(|e| self.refused(e))?,
-            Reading::Strategic(patch) => {
+        Ok(match form {
+            Form::Json(patch) => schema::patch::json_patch(old, patch).map_err(|e| self.refused(e))?,
+            Form::Merge(patch) => schema::patch::merge_patch(old, patch).map_err(|e| self.refused(e))?,
+            Form::Strategic(patch) => {
                 let definition = self.definition.ok_or_else(|| self.refused(schema::Error::NotStrategic))?;
                 schema::strategic::merge(old, patch, definition).map_err(|e| self.refused(e))?
             }
-            Reading::Apply(patch) => self.apply(old, patch)?,
+            Form::Apply(patch) => self.apply(old, patch)?,
+        })
+    }
+
+    /// The message shows the patch where its types are known, else what it made of the object.
+    ///
+    /// Upstream: apiserver/pkg/endpoints/handlers/patch.go applyPatchToCurrentObject
+    fn invalid(&self, old: &Value, form: &Form, why: String) -> Status {
+        let shown = match form {
+            Form::Strategic(patch) => go_map(patch),
+            _ => {
+                let mut tree = self.tree(old, form).unwrap_or_default();
+                schema::apply::open_owners(&mut tree);
+                tree.to_string()
+            }
         };
-        if let Some(custom) = &self.def.custom {
-            return admit::patched(custom, tree, self.strictness);
-        }
-        let Some(definition) = self.definition else {
-            return Ok(schema::decode::Decoded { object: tree, problems: Vec::new() });
-        };
-        reshape(old, tree, definition, self.strictness)
-            .map_err(|error| Status::failure(422, apimachinery::status::reason::INVALID, error.to_string()))
+        let error = field::Error::invalid(&field::Path::new("patch"), shown, why);
+        Status::invalid(&apimachinery::GroupKind::from_static("", ""), "", &[error])
     }
 
     fn apply(&self, old: &Value, patch: &Value) -> Result<Value, Status> {

@@ -14,7 +14,6 @@ use serde_json::Value;
 use super::object::{Object, View};
 use super::{Registry, Resource};
 use crate::encode::{Outcome, group_version};
-use crate::extensions::convert;
 
 /// What a row makes of a stored object without asking anybody.
 enum Quick {
@@ -80,7 +79,7 @@ impl Registry {
         if trees.is_empty() {
             return Ok(shown);
         }
-        let converted = convert::trees(self, custom, trees, &group_version(&resource.def)).await?;
+        let converted = self.convert(custom, trees, &group_version(&resource.def)).await?;
         for (at, mut tree) in places.into_iter().zip(converted) {
             let _ = custom.versions.shape(&mut tree, Malformed::Drop);
             shown[at] = resource.keep(&shown[at], &tree);
@@ -118,7 +117,7 @@ impl Registry {
             if custom.versions.conversion == Conversion::None {
                 stored["apiVersion"] = api_version.into();
             } else {
-                let converted = convert::trees(self, custom, vec![stored], &api_version).await?;
+                let converted = self.convert(custom, vec![stored], &api_version).await?;
                 stored = converted.into_iter().next().unwrap_or_default();
             }
         }

@@ -14,6 +14,7 @@ use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 use tokio_tungstenite::tungstenite::protocol::{Message, Role};
 
+use super::tunnel::OwnSide;
 use crate::body::{Body, BoxError, Response};
 use crate::handle::ApiServer;
 
@@ -53,13 +54,10 @@ impl Wanted {
     }
 
     /// Answers with a WebSocket that carries the log; a refusal stays what it is.
-    pub fn answer(
-        self,
-        server: &Arc<ApiServer>,
-        log: Response,
-        own_side: Option<hyper::upgrade::OnUpgrade>,
-    ) -> Response {
-        let Some(own_side) = own_side.filter(|_| log.status().is_success()) else { return log };
+    pub fn answer(self, server: &Arc<ApiServer>, log: Response, own_side: Option<OwnSide>) -> Response {
+        let Some(OwnSide { upgrade, noted }) = own_side.filter(|_| log.status().is_success()) else {
+            return log;
+        };
         let mut response = Response::new(Body::empty());
         *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
         let headers = response.headers_mut();
@@ -74,9 +72,10 @@ impl Wanted {
         let shutdown = server.shutdown.clone();
         let coding = self.coding;
         server.tasks.spawn(async move {
+            let _noted = noted;
             tokio::select! {
                 () = shutdown.cancelled() => {}
-                result = carry(log.into_body(), own_side, coding) => if let Err(error) = result {
+                result = carry(log.into_body(), upgrade, coding) => if let Err(error) = result {
                     tracing::debug!(error, "a log's WebSocket ended");
                 },
             }

@@ -17,7 +17,7 @@ use http::{Method, header};
 use serde_json::Value;
 
 use crate::body::Response;
-use crate::handle::{ApiServer, Asked};
+use crate::handle::{ApiServer, Asked, Notes};
 use crate::registry::Resource;
 use crate::seams::{Attributes, Operation};
 
@@ -25,8 +25,9 @@ pub async fn handle(
     server: &Arc<ApiServer>,
     resource: &Arc<Resource>,
     mut asked: Asked,
+    notes: &mut Notes,
 ) -> Result<Response, Status> {
-    admit(server, resource, &asked).await?;
+    admit(server, resource, &asked, notes).await?;
     let attributes = &asked.info.attributes;
     let target = location::locate(&*server.registry, attributes, &asked.info)?;
     let streams = matches!(&*attributes.subresource, "exec" | "attach" | "portforward");
@@ -50,22 +51,31 @@ pub async fn handle(
     };
     let Some(socket) = socket else { return tunnel::forward(server, asked, target, prefix).await };
     // The kubelet is asked for the log as it is.
-    let own_side = asked.parts.extensions.remove::<hyper::upgrade::OnUpgrade>();
+    let own_side = tunnel::OwnSide::take(&mut asked.parts);
     asked.parts.headers.remove(header::UPGRADE);
     let log = tunnel::forward(server, asked, target, None).await?;
     Ok(socket.answer(server, log, own_side))
 }
 
 /// Connecting is an operation of its own to admission; its object is the options.
-async fn admit(server: &Arc<ApiServer>, resource: &Arc<Resource>, asked: &Asked) -> Result<(), Status> {
+async fn admit(
+    server: &Arc<ApiServer>,
+    resource: &Arc<Resource>,
+    asked: &Asked,
+    notes: &mut Notes,
+) -> Result<(), Status> {
     let attributes = &asked.info.attributes;
     if attributes.subresource == "log" {
         return Ok(());
     }
     let mut call = server.call(resource, asked)?;
     let mut options = connect_options(attributes, asked);
-    call.mutate(Operation::Connect, &attributes.name, &mut options, None).await?;
-    call.validate_admission(Operation::Connect, &attributes.name, &mut options, None).await
+    let admitted = match call.mutate(Operation::Connect, &attributes.name, &mut options, None).await {
+        Ok(()) => call.validate_admission(Operation::Connect, &attributes.name, &mut options, None).await,
+        refused => refused,
+    };
+    notes.take(&mut call);
+    admitted
 }
 
 fn connect_options(attributes: &Attributes, asked: &Asked) -> Value {

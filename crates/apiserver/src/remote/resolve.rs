@@ -1,7 +1,7 @@
 //! Which endpoint answers for a Service: this server has no cluster network of its own to rely on, so it asks the
 //! EndpointSlices.
 //!
-//! Upstream: apiserver/pkg/util/proxy/proxy.go ResolveEndpoint
+//! Upstream: apiserver/pkg/util/proxy/proxy.go ResolveEndpoint, and ResolveCluster for names of others
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -35,6 +35,10 @@ impl Resolver {
         let service = self.lookup.get(&SERVICES, namespace, name);
         let service = service.ok_or_else(|| Status::not_found(&SERVICES, name))?;
         let kind = service["spec"]["type"].as_str().unwrap_or("ClusterIP");
+        if kind == "ExternalName" {
+            let host = service["spec"]["externalName"].as_str().unwrap_or_default();
+            return Ok((host.to_owned(), port));
+        }
         if !matches!(kind, "ClusterIP" | "LoadBalancer" | "NodePort") {
             return Err(Status::internal(format!("unsupported service type {kind:?}")));
         }
@@ -98,7 +102,7 @@ mod tests {
             json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "s", "namespace": "n"},
                    "spec": {"type": "ClusterIP", "ports": [{"port": 443, "name": "web"}]}}),
             json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "e", "namespace": "n"},
-                   "spec": {"type": "ExternalName"}}),
+                   "spec": {"type": "ExternalName", "externalName": "other.example"}}),
             json!({"apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "addressType": "IPv4",
             "metadata": {"name": "s-1", "namespace": "n", "labels": {"kubernetes.io/service-name": "s"}},
             "ports": [{"name": "web", "port": 8443}],
@@ -115,6 +119,6 @@ mod tests {
         assert_eq!([ask("s", 443), ask("s", 443)], ["10.0.0.1:8443", "10.0.0.3:8443"]);
         assert_eq!(ask("s", 80), r#"no service port 80 found for service "s""#);
         assert_eq!(ask("x", 443), r#"services "x" not found"#);
-        assert!(ask("e", 443).ends_with(r#"unsupported service type "ExternalName""#));
+        assert_eq!(ask("e", 443), "other.example:443");
     }
 }

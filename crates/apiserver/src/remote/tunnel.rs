@@ -17,6 +17,7 @@ use tokio::net::TcpStream;
 
 use super::links::Proxied;
 use super::location::Target;
+use crate::audit;
 use crate::body::{Body, BoxError, Response};
 use crate::handle::{ApiServer, Asked, RequestBody};
 
@@ -82,6 +83,20 @@ pub fn moved(to: &str) -> Result<Response, Status> {
     Ok(response)
 }
 
+/// The client's side of a connection that is to be upgraded.
+pub(crate) struct OwnSide {
+    pub upgrade: hyper::upgrade::OnUpgrade,
+    /// The audit log's last line is written when this is gone.
+    pub noted: Option<audit::Open>,
+}
+
+impl OwnSide {
+    pub fn take(parts: &mut http::request::Parts) -> Option<Self> {
+        let noted = parts.extensions.remove();
+        Some(OwnSide { upgrade: parts.extensions.remove()?, noted })
+    }
+}
+
 /// The headers that are not meant for this server alone; those of the connection only when it is upgraded.
 pub(crate) fn passed_on(asked: &HeaderMap, upgrade: bool) -> HeaderMap {
     let mut headers = HeaderMap::new();
@@ -113,7 +128,7 @@ pub async fn forward(
 ) -> Result<Response, Status> {
     let Asked { mut parts, body, .. } = asked;
     let upgrade = parts.headers.contains_key(header::UPGRADE);
-    let own_side = parts.extensions.remove::<hyper::upgrade::OnUpgrade>();
+    let own_side = OwnSide::take(&mut parts);
     let body: BoxBody<Bytes, hyper::Error> = match body {
         RequestBody::Ready(bytes) => Full::new(bytes).map_err(|never| match never {}).boxed(),
         RequestBody::Incoming(incoming) => incoming.boxed(),
@@ -223,9 +238,9 @@ where
 pub(crate) fn join(
     server: &Arc<ApiServer>,
     answer: http::Response<hyper::body::Incoming>,
-    own_side: Option<hyper::upgrade::OnUpgrade>,
+    own_side: Option<OwnSide>,
 ) -> Result<Response, Status> {
-    let Some(own_side) = own_side else {
+    let Some(OwnSide { upgrade, noted }) = own_side else {
         return Err(Status::bad_request("Upgrade request required"));
     };
     let mut response = Response::new(Body::empty());
@@ -233,8 +248,9 @@ pub(crate) fn join(
     *response.headers_mut() = answer.headers().clone();
     let shutdown = server.shutdown.clone();
     server.tasks.spawn(async move {
+        let _noted = noted;
         let copy = async {
-            let (theirs, ours) = tokio::try_join!(hyper::upgrade::on(answer), own_side)?;
+            let (theirs, ours) = tokio::try_join!(hyper::upgrade::on(answer), upgrade)?;
             let (mut theirs, mut ours) = (TokioIo::new(theirs), TokioIo::new(ours));
             tokio::io::copy_bidirectional(&mut theirs, &mut ours).await?;
             Ok::<(), BoxError>(())

@@ -49,6 +49,7 @@ pub async fn handle(
         options_value: call.options_value.clone(),
         manager: call.manager.clone(),
         warnings: Vec::new(),
+        annotations: Vec::new(),
         applied: false,
     };
     pod_call.bind(&name, &binding).await?;

@@ -187,6 +187,7 @@ async fn write_status(
         options_value: call.options_value.clone(),
         manager: call.manager.clone(),
         warnings: Vec::new(),
+        annotations: Vec::new(),
         applied: false,
     };
     update.update(name, Part::Status, false, change).await.map(drop)

@@ -12,45 +12,61 @@ use std::sync::Arc;
 
 use api::tables;
 use apimachinery::{GroupVersionKind, Status};
+use bytes::Bytes;
 use http::StatusCode;
 use schema::decode::Strictness;
 use serde_json::{Value, json};
 
 use crate::body::Response;
 use crate::encode;
-use crate::handle::{ApiServer, Asked, RequestBody, decode_body, stream};
+use crate::handle::{ApiServer, Asked, Notes, RequestBody, decode_body, stream};
 use crate::negotiate::{self, Format};
 use crate::registry::Resource;
+use crate::registry::call::Call;
 
 /// Routes that end here, by resource and subresource.
 pub async fn handle(
     server: &Arc<ApiServer>,
     resource: &Arc<Resource>,
     asked: Asked,
-    warnings: &mut Vec<String>,
+    notes: &mut Notes,
 ) -> Result<Response, Status> {
     let subresource = asked.info.attributes.subresource.clone();
     match subresource.as_str() {
-        "log" | "exec" | "attach" | "portforward" | "proxy" => return stream(server, resource, asked).await,
+        "log" | "exec" | "attach" | "portforward" | "proxy" => {
+            return stream(server, resource, asked, notes).await;
+        }
         _ => {}
     }
     let format = negotiate::accept(&asked.parts.headers, false)?.format;
     let Asked { info, parts, body, user } = asked;
     let body = body.read().await?;
     let asked = Asked { info, parts, body: RequestBody::Ready(body.clone()), user };
+    notes.audit.sent(&resource.def, &asked, &body);
     let mut call = server.call(resource, &asked)?;
-    let (code, answer) = match (&*resource.def.plural, subresource.as_str()) {
-        (_, "scale") => scale::handle(&mut call, &asked, &body).await?,
-        ("pods", "binding") | ("bindings", "") => binding::handle(server, &mut call, &asked, &body).await?,
-        ("pods", "eviction") => eviction::handle(&mut call, &asked, &body).await?,
-        ("serviceaccounts", "token") => token::handle(&mut call, &asked, &body).await?,
-        ("nodes" | "pods", "") => resource_metrics::handle(server, &asked).await?,
-        ("componentstatuses", "") => component_statuses(&asked)?,
-        (_, "") => reviews::handle(&mut call, &asked, &body).await?,
-        _ => return Err(Status::page_not_found()),
-    };
-    warnings.append(&mut call.warnings);
+    let answered = answer(server, &mut call, &asked, &body).await;
+    notes.take(&mut call);
+    let (code, answer) = answered?;
     Ok(encode::value(format, code, &answer))
+}
+
+async fn answer(
+    server: &Arc<ApiServer>,
+    call: &mut Call<'_>,
+    asked: &Asked,
+    body: &Bytes,
+) -> Result<(StatusCode, Value), Status> {
+    let subresource = asked.info.attributes.subresource.as_str();
+    match (&*call.def().plural, subresource) {
+        (_, "scale") => scale::handle(call, asked, body).await,
+        ("pods", "binding") | ("bindings", "") => binding::handle(server, call, asked, body).await,
+        ("pods", "eviction") => eviction::handle(call, asked, body).await,
+        ("serviceaccounts", "token") => token::handle(call, asked, body).await,
+        ("nodes" | "pods", "") => resource_metrics::handle(server, asked).await,
+        ("componentstatuses", "") => component_statuses(asked),
+        (_, "") => reviews::handle(call, asked, body).await,
+        _ => Err(Status::page_not_found()),
+    }
 }
 
 /// A body of a kind that is not the resource's own.

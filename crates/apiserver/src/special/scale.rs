@@ -11,11 +11,12 @@ use serde_json::{Value, json};
 
 use super::part::Part;
 use super::read;
-use crate::encode::Outcome;
+use crate::encode::{Outcome, group_version};
 use crate::handle::Asked;
 use crate::negotiate::{self, Patch};
 use crate::registry::call::Call;
 use crate::registry::metadata;
+use crate::registry::patch::Reading;
 
 const SCALE: GroupVersionKind = GroupVersionKind::from_static("autoscaling", "v1", "Scale");
 
@@ -123,6 +124,10 @@ pub async fn handle(call: &mut Call<'_>, asked: &Asked, body: &Bytes) -> Result<
         }
         return Ok((StatusCode::OK, of(call.def(), &object)));
     }
+    if asked.info.attributes.verb == "patch" && negotiate::patch(&asked.parts.headers, true)? == Patch::Apply
+    {
+        return apply(call, &name, body).await;
+    }
     let patch = asked.info.attributes.verb == "patch";
     let sent = if patch { Value::Null } else { read(asked, body, &SCALE)? };
     let kind = if patch { Some(negotiate::patch(&asked.parts.headers, true)?) } else { None };
@@ -132,11 +137,45 @@ pub async fn handle(call: &mut Call<'_>, asked: &Asked, body: &Bytes) -> Result<
         Some(kind) => with_scale(&def, old, &patched(&of(&def, old), kind, body)?),
     };
     let (outcome, _) = call.update(&name, Part::Whole, false, &mut change).await?;
+    shown(call, outcome).await
+}
+
+async fn shown(call: &Call<'_>, outcome: Outcome) -> Result<(StatusCode, Value), Status> {
     let object = match outcome {
         Outcome::Stored(object) => Value::clone(&*call.tree(&object).await?),
         Outcome::Tree(tree) => tree,
     };
     Ok((StatusCode::OK, of(call.def(), &object)))
+}
+
+/// Who applies a scale owns the replicas of the workload, as who applies the workload does: the fields are the
+/// workload's, and so are conflicts.
+///
+/// Upstream: apimachinery/pkg/util/managedfields/scalehandler.go
+async fn apply(call: &mut Call<'_>, name: &str, body: &[u8]) -> Result<(StatusCode, Value), Status> {
+    if call.registry().get(call.resource, call.namespace(), name)?.is_none() {
+        return Err(call.not_found(name));
+    }
+    let sent = call.read_apply(body)?;
+    let definition = api::tables::kind(&SCALE.group, &SCALE.version, &SCALE.kind)
+        .ok_or_else(|| Status::internal("the kind Scale is unknown"))?;
+    let decoded = schema::decode::value(sent, definition, call.strictness()).map_err(|error| {
+        Status::bad_request(schema::decode::cannot_be_handled(&SCALE.kind, &SCALE.version, &error))
+    })?;
+    call.report(decoded.problems)?;
+    let scale = decoded.object;
+    let mut wanted =
+        json!({"apiVersion": group_version(call.def()), "kind": call.def().kind, "metadata": {}});
+    for field in ["name", "namespace", "uid", "resourceVersion"] {
+        if let Some(value) = scale["metadata"].get(field) {
+            wanted["metadata"][field] = value.clone();
+        }
+    }
+    if let Some(replicas) = scale["spec"].get("replicas") {
+        set_replicas(call.def(), &mut wanted, replicas.clone());
+    }
+    let (outcome, _) = call.patch(Part::Whole, Reading::apply(wanted)).await?;
+    shown(call, outcome).await
 }
 
 fn patched(old: &Value, kind: Patch, body: &Bytes) -> Result<Value, Status> {
@@ -148,9 +187,6 @@ fn patched(old: &Value, kind: Patch, body: &Bytes) -> Result<Value, Status> {
             let patch = schema::decode::untyped_json(body).map_err(bad)?.object;
             schema::patch::merge_patch(old, &patch).map_err(bad)
         }
-        Patch::Apply => {
-            let patch = schema::decode::untyped_yaml(body).map_err(bad)?.object;
-            schema::patch::merge_patch(old, &patch).map_err(bad)
-        }
+        Patch::Apply => Err(Status::unsupported_media_type(&[])),
     }
 }

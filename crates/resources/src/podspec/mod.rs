@@ -20,6 +20,7 @@ mod warnings;
 pub use containers::ResourceIs;
 pub use defaults::{default_pod_only, default_spec, default_template, mirror_service_account};
 pub use qos::class as qos_class;
+pub use scheduling::{validate_node_selector, validate_tolerations};
 pub use validation::{validate_pod, validate_spec};
 pub use warnings::{template_warnings, warnings};
 

@@ -45,18 +45,27 @@ fn validate_weight(weighted: &Value, at: &Path) -> Errors {
 fn validate_node_affinity(node: &Value, path: &Path) -> Errors {
     let mut errors = Errors::new();
     if let Some(required) = at(node, REQUIRED) {
-        let at_terms = path.child(REQUIRED).child("nodeSelectorTerms");
-        if list(required, "nodeSelectorTerms").is_empty() {
-            errors.push(Error::required(&at_terms, "must have at least one node selector term"));
-        }
-        for (term, at) in get::items(required, "nodeSelectorTerms", &at_terms) {
-            errors.extend(validate_node_term(term, true, &at));
-        }
+        errors.extend(validate_node_selector(required, &path.child(REQUIRED)));
     }
     for (weighted, at_term) in get::items(node, PREFERRED, &path.child(PREFERRED)) {
         errors.extend(validate_weight(weighted, &at_term));
         let preference = weighted.get("preference").unwrap_or(&Value::Null);
         errors.extend(validate_node_term(preference, false, &at_term.child("preference")));
+    }
+    errors
+}
+
+/// Which nodes something must be on.
+///
+/// Upstream: pkg/apis/core/validation/validation.go ValidateNodeSelector
+pub fn validate_node_selector(selector: &Value, path: &Path) -> Errors {
+    let at_terms = path.child("nodeSelectorTerms");
+    let mut errors = Errors::new();
+    if list(selector, "nodeSelectorTerms").is_empty() {
+        errors.push(Error::required(&at_terms, "must have at least one node selector term"));
+    }
+    for (term, at) in get::items(selector, "nodeSelectorTerms", &at_terms) {
+        errors.extend(validate_node_term(term, true, &at));
     }
     errors
 }

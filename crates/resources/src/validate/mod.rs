@@ -17,6 +17,16 @@ pub mod quantities;
 pub const IMMUTABLE: &str = "field is immutable";
 pub const PROTOCOLS: &[&str] = &["SCTP", "TCP", "UDP"];
 
+/// A resource that somebody else than Kubernetes counts: a device.
+///
+/// Upstream: pkg/apis/core/helper/helpers.go IsExtendedResourceName
+pub fn is_extended_resource(name: &str) -> bool {
+    name.contains('/')
+        && !name.contains("kubernetes.io/")
+        && !name.starts_with("requests.")
+        && names::qualified_name(&format!("requests.{name}")).is_empty()
+}
+
 /// The messages of a rule of names as errors of a field.
 pub fn each(messages: Vec<String>, at: &Path, value: &str) -> Errors {
     messages.into_iter().map(|m| Error::invalid(at, value, m)).collect()
@@ -214,6 +224,22 @@ pub fn domain_prefixed_path(value: &str, at: &Path) -> Errors {
     if !rest.chars().all(good) {
         errors.push(Error::invalid(at, rest, "Invalid path (e.g. 'acme.io/foo')"));
     }
+    errors
+}
+
+/// The name of a driver of volumes or devices.
+///
+/// Upstream: pkg/apis/core/validation/validation.go ValidateCSIDriverName
+pub fn csi_driver_name(name: &str, at: &Path) -> Errors {
+    const LONGEST: usize = 63;
+    if name.is_empty() {
+        return vec![Error::required(at, "")];
+    }
+    let mut errors = Errors::new();
+    if name.len() > LONGEST {
+        errors.push(Error::too_long(at, LONGEST));
+    }
+    errors.extend(each(names::dns1123_subdomain(&name.to_lowercase()), at, name));
     errors
 }
 

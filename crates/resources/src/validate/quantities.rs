@@ -54,8 +54,39 @@ fn is_huge_page(name: &str) -> bool {
     name.starts_with("hugepages-")
 }
 
+/// Upstream: pkg/apis/core/validation/validation.go validateResourceName
+pub fn resource_name(name: &str, at: &Path) -> Errors {
+    const STANDARD: &[&str] = &[
+        "cpu",
+        "memory",
+        "ephemeral-storage",
+        "requests.cpu",
+        "requests.memory",
+        "requests.ephemeral-storage",
+        "limits.cpu",
+        "limits.memory",
+        "limits.ephemeral-storage",
+        "pods",
+        "resourcequotas",
+        "services",
+        "replicationcontrollers",
+        "secrets",
+        "configmaps",
+        "persistentvolumeclaims",
+        "storage",
+        "requests.storage",
+        "services.nodeports",
+        "services.loadbalancers",
+    ];
+    let errors = crate::validate::each(names::qualified_name(name), at, name);
+    if !errors.is_empty() || name.contains('/') || STANDARD.contains(&name) || is_huge_page(name) {
+        return errors;
+    }
+    vec![Error::invalid(at, name, "must be a standard resource type or fully qualified")]
+}
+
 /// Upstream: pkg/apis/core/validation/validation.go validateContainerResourceName
-fn container_name(name: &str, at: &Path) -> Errors {
+pub fn container_name(name: &str, at: &Path) -> Errors {
     const STANDARD: &[&str] = &["cpu", "memory", "ephemeral-storage"];
     let mut errors = crate::validate::each(names::qualified_name(name), at, name);
     if !name.contains('/') {

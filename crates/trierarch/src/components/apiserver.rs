@@ -47,15 +47,11 @@ pub struct Apiserver {
     /// A file with bearer tokens: lines of token,user,uid,"group,group"
     #[arg(long, value_name = "FILE")]
     pub token_auth_file: Option<PathBuf>,
-    /// How many reading requests run at once; together with the writing ones they are shared out by priority
-    #[arg(long, value_name = "COUNT", default_value_t = 400)]
-    pub max_requests_inflight: u32,
-    /// How many writing requests run at once
-    #[arg(long, value_name = "COUNT", default_value_t = 200)]
-    pub max_mutating_requests_inflight: u32,
     /// A file with an EncryptionConfiguration: what of the store is encrypted, and by which keys
     #[arg(long, value_name = "FILE")]
     pub encryption_provider_config: Option<PathBuf>,
+    #[command(flatten)]
+    pub requests: super::ServingFlags,
     #[command(flatten)]
     pub serving: Serving,
     #[command(flatten)]
@@ -250,7 +246,7 @@ impl Apiserver {
             service_range: host::cidr("--service-cluster-ip-range", &self.service_cluster_ip_range)?,
             cluster_domain: self.cluster_domain.clone(),
             node_ports: self.service_node_port_range.clone(),
-            max_in_flight: self.max_requests_inflight.saturating_add(self.max_mutating_requests_inflight),
+            requests: self.requests.settings()?,
             encryption: self.encryption_provider_config.clone(),
             given: self.given()?,
             in_pieces: true,

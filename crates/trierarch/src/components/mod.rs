@@ -10,9 +10,11 @@ pub mod dns;
 mod election;
 pub mod kubelet;
 mod kubelet_config;
+mod plain_serving;
 pub mod proxy;
 pub mod scheduler;
 mod secure_serving;
+mod serving_flags;
 
 use std::path::{Path, PathBuf};
 
@@ -23,6 +25,7 @@ use client::kubeconfig::{self, Kubeconfig};
 pub use controller_manager::{authority_of, node_cidr_mask, token_signer};
 pub use election::duration;
 pub use kubelet::{labels, taints};
+pub use serving_flags::{ServingFlags, ServingSettings};
 
 /// How a part that runs alone reaches the API server.
 #[derive(Args, Clone)]

@@ -1,11 +1,11 @@
 //! `trierarch proxy`: upstream's kube-proxy.
 
-use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::Args;
 use serde::Deserialize;
 
+use super::plain_serving::{self, address};
 use super::{client_of, read_config, say_ready};
 use crate::host;
 
@@ -27,6 +27,9 @@ pub struct Proxy {
     /// Where to answer health checks
     #[arg(long, value_name = "IP:PORT", default_value = "0.0.0.0:10256")]
     pub healthz_bind_address: String,
+    /// Where to answer scrapers; empty for not at all
+    #[arg(long, value_name = "IP:PORT", default_value = "127.0.0.1:10249")]
+    pub metrics_bind_address: String,
     /// How Services are made: nftables is the only way here
     #[arg(long, value_name = "MODE", default_value = "nftables", value_parser = ["nftables"])]
     pub proxy_mode: String,
@@ -45,6 +48,7 @@ struct Configuration {
     client_connection: ClientConnection,
     hostname_override: Option<String>,
     healthz_bind_address: Option<String>,
+    metrics_bind_address: Option<String>,
     #[serde(rename = "clusterCIDR")]
     cluster_cidr: Option<String>,
     mode: Option<String>,
@@ -54,15 +58,6 @@ struct Configuration {
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 struct ClientConnection {
     kubeconfig: Option<PathBuf>,
-}
-
-/// An address with the default port, or one that says its own; empty means none.
-fn address(text: &str) -> anyhow::Result<Option<SocketAddr>> {
-    if text.is_empty() {
-        return Ok(None);
-    }
-    let parsed = text.parse().or_else(|_| text.parse().map(|ip| SocketAddr::new(ip, 10256)));
-    Ok(Some(parsed.map_err(|_| anyhow::anyhow!("{text:?} is not an address like 0.0.0.0:10256"))?))
 }
 
 pub async fn run(args: Proxy) -> anyhow::Result<()> {
@@ -85,24 +80,21 @@ pub async fn run(args: Proxy) -> anyhow::Result<()> {
     let config = proxy::Config {
         node_name: file.hostname_override.or(args.hostname_override).map_or_else(host::hostname, Ok)?,
         cluster_cidrs: file.cluster_cidr.map_or(args.cluster_cidr, cidrs),
-        healthz_address: address(&file.healthz_bind_address.unwrap_or(args.healthz_bind_address))?,
+        healthz_address: address(&file.healthz_bind_address.unwrap_or(args.healthz_bind_address), 10256)?,
     };
+    let metrics = address(&file.metrics_bind_address.unwrap_or(args.metrics_bind_address), 10249)?;
     let shutdown = host::shutdown_signal()?;
-    let run = async { anyhow::Ok(proxy::run(config, client.clone(), shutdown.clone()).await?) };
-    tokio::try_join!(run, say_ready("Service proxy", client.clone(), shutdown.clone()))?;
-    Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_address_may_leave_out_its_port() {
-        for (text, wanted) in [("", None), ("127.0.0.1:1", Some("127.0.0.1:1")), ("::", Some("[::]:10256"))] {
-            let wanted = wanted.map(|text| text.parse().unwrap());
-            assert_eq!(address(text).unwrap(), wanted, "{text}");
+    let metrics = match metrics {
+        Some(address) => Some(host::listen(address).await?),
+        None => None,
+    };
+    let metrics = async {
+        if let Some(listener) = metrics {
+            plain_serving::serve(listener, "nftables", shutdown.clone()).await;
         }
-        assert!(address("nowhere").is_err());
-    }
+        anyhow::Ok(())
+    };
+    let run = async { anyhow::Ok(proxy::run(config, client.clone(), shutdown.clone()).await?) };
+    tokio::try_join!(run, metrics, say_ready("Service proxy", client.clone(), shutdown.clone()))?;
+    Ok(())
 }

@@ -176,7 +176,7 @@ fn anonymous() -> User {
     User { name: "system:anonymous".to_owned(), groups, ..User::default() }
 }
 
-fn text(code: StatusCode, words: &str) -> Response<Full<Bytes>> {
+pub(super) fn text(code: StatusCode, words: &str) -> Response<Full<Bytes>> {
     let mut response = Response::new(Full::new(Bytes::from(words.to_owned())));
     *response.status_mut() = code;
     let plain = header::HeaderValue::from_static("text/plain; charset=utf-8");
@@ -231,7 +231,7 @@ impl Server {
 }
 
 /// What every Prometheus client tells of its process.
-fn process_metrics() -> String {
+pub(super) fn process_metrics() -> String {
     let read = || -> anyhow::Result<String> {
         let stat = std::fs::read_to_string("/proc/self/stat")?;
         let fields: Vec<&str> = stat.rsplit(')').next().context("a name in brackets")?.split(' ').collect();

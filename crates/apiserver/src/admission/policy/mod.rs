@@ -100,25 +100,18 @@ struct Subject {
 impl Subject {
     fn new(context: &Context, request: &AdmissionRequest<'_>, matched: &Matched) -> Result<Self, Status> {
         let namespace = namespace_of(request, &*context.lookup)?;
-        let subject = Subject::without_namespace(&*context.lookup, request, matched)?;
-        Ok(Subject { namespace, ..subject })
+        Ok(Subject { namespace, ..Subject::without_namespace(request, matched) })
     }
 
-    fn without_namespace(
-        lookup: &dyn Lookup,
-        request: &AdmissionRequest<'_>,
-        matched: &Matched,
-    ) -> Result<Self, Status> {
-        let convert = |object: &Value| match object {
-            Value::Null => Ok(Value::Null),
-            object => versions::convert(lookup, request, &request.gvk, &matched.gvk, object.clone()),
-        };
-        Ok(Subject {
-            object: convert(request.object)?,
-            old_object: request.old_object.map_or(Ok(Value::Null), convert)?,
+    fn without_namespace(request: &AdmissionRequest<'_>, matched: &Matched) -> Self {
+        let convert =
+            |object: &Value| versions::convert_known(request, &request.gvk, &matched.gvk, object.clone());
+        Subject {
+            object: convert(request.object),
+            old_object: request.old_object.map_or(Value::Null, convert),
             request: request_value(request, matched),
             namespace: None,
-        })
+        }
     }
 
     fn input<'s>(&'s self, params: Option<&'s Value>, authorizer: Option<Questioner<'s>>) -> Input<'s> {
@@ -148,14 +141,13 @@ fn namespace_of(request: &AdmissionRequest<'_>, lookup: &dyn Lookup) -> Result<O
 pub(crate) fn conditions_hold(
     conditions: &Conditions,
     authorizer: &Authorizer,
-    lookup: &dyn Lookup,
     request: &AdmissionRequest<'_>,
     matched: &Matched,
 ) -> Result<bool, String> {
     if conditions.is_empty() {
         return Ok(true);
     }
-    let subject = Subject::without_namespace(lookup, request, matched).map_err(|status| status.message)?;
+    let subject = Subject::without_namespace(request, matched);
     conditions.hold(&subject.input(None, Some(Questioner::new(authorizer, request))), &[])
 }
 

@@ -2,34 +2,39 @@
 //!
 //! Upstream: apiserver/pkg/admission/plugin/policy/validating/{dispatcher,validator}.go
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use apimachinery::Status;
 use apimachinery::status::Cause;
 use cel::{MAX_MESSAGE_BYTES, RUNTIME_COST_BUDGET};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::definitions::{Binding, Definition, Hook, Validation};
 use super::expressions::{Input, Questioner};
 use super::{Subject, params};
 use crate::admission::{Context, forbid};
+use crate::audit::Annotation;
 use crate::seams::AdmissionRequest;
 
 /// Why a policy refuses.
 struct Denial {
     message: String,
     reason: String,
+    /// Which of the policy's expressions it was.
+    index: usize,
 }
 
 impl Denial {
     fn new(message: impl Into<String>) -> Self {
-        Denial { message: message.into(), reason: String::new() }
+        Denial { message: message.into(), reason: String::new(), index: 0 }
     }
 }
 
 /// What a value of an audit annotation is.
 enum Audit {
     Leave,
+    Say(String),
     Wrong(String),
 }
 
@@ -40,6 +45,8 @@ pub(super) fn validate(
     request: &mut AdmissionRequest<'_>,
 ) -> Result<(), Status> {
     let mut denied: Option<(String, String)> = None;
+    let mut failures = Vec::new();
+    let mut told = Vec::new();
     for hook in hooks {
         let policy = &*hook.policy;
         let mut deny = |binding: Option<&Binding>, denial: Denial| {
@@ -79,13 +86,17 @@ pub(super) fn validate(
             }
             let Some(subject) = &subject else { continue };
             for param in params {
-                let decisions = judge(policy, context, request, subject, param.as_deref());
+                let decisions = judge(policy, context, request, subject, param.as_deref(), &mut told);
                 for denial in decisions {
+                    if binding.actions.iter().any(|action| action == "Audit") {
+                        failures.push(failed_validation(policy, binding, &denial));
+                    }
                     act(binding, policy, denial, request.warnings, &mut |denial| deny(Some(binding), denial));
                 }
             }
         }
     }
+    annotate(request, failures, told);
     let Some((message, reason)) = denied else { return Ok(()) };
     Err(refusal(request, message, &reason))
 }
@@ -113,18 +124,58 @@ fn act(
     warnings: &mut Vec<String>,
     deny: &mut dyn FnMut(Denial),
 ) {
-    let Denial { message, reason } = denial;
+    let Denial { message, reason, index } = denial;
     for action in &binding.actions {
         match action.as_str() {
-            "Deny" => deny(Denial { message: message.clone(), reason: reason.clone() }),
+            "Deny" => deny(Denial { message: message.clone(), reason: reason.clone(), index }),
             "Warn" => warnings.push(format!(
                 "Validation failed for ValidatingAdmissionPolicy '{}' with binding '{}': {message}",
                 policy.name, binding.name
             )),
-            // Audit annotations have nowhere to go while the server keeps no audit log.
-            _ => tracing::info!(policy = policy.name, binding = binding.name, message, "validation failed"),
+            _ => {}
         }
     }
+}
+
+/// As the audit log has a failed validation.
+///
+/// Upstream: apiserver/pkg/admission/plugin/policy/validating/dispatcher.go ValidationFailureValue
+fn failed_validation(policy: &Definition, binding: &Binding, denial: &Denial) -> Value {
+    json!({
+        "message": denial.message, "policy": policy.name, "binding": binding.name,
+        "expressionIndex": denial.index, "validationActions": binding.actions,
+    })
+}
+
+/// Tells the audit log what failed, and what policies have to say. Of a key that several bindings give the values
+/// are joined.
+fn annotate(request: &mut AdmissionRequest<'_>, failures: Vec<Value>, told: Vec<(String, String)>) {
+    if !failures.is_empty() {
+        let value = Value::Array(failures).to_string();
+        let key = "validation.policy.admission.k8s.io/validation_failure";
+        request.annotations.push(Annotation::new(key, value));
+    }
+    let mut by_key: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    for (key, value) in told {
+        let values = by_key.entry(key).or_default();
+        if !values.contains(&value) {
+            values.push(value);
+        }
+    }
+    let joined = by_key.into_iter().map(|(key, values)| Annotation::new(key, values.join(", ")));
+    request.annotations.extend(joined);
+}
+
+fn at(index: usize, denials: Vec<Denial>) -> impl Iterator<Item = Denial> {
+    denials.into_iter().map(move |denial| Denial { index, ..denial })
+}
+
+/// The longest value of an audit annotation.
+///
+/// Upstream: apiserver/pkg/admission/plugin/policy/validating/validator.go maxAuditAnnotationValueLength
+fn clipped(text: &str) -> String {
+    const LONGEST: usize = 10 << 10;
+    text.char_indices().take_while(|(at, c)| at + c.len_utf8() <= LONGEST).map(|(_, c)| c).collect()
 }
 
 fn refusal(request: &AdmissionRequest<'_>, message: String, reason: &str) -> Status {
@@ -149,6 +200,7 @@ fn judge(
     request: &AdmissionRequest<'_>,
     subject: &Subject,
     params: Option<&Value>,
+    told: &mut Vec<(String, String)>,
 ) -> Vec<Denial> {
     let failed = |why: String| if policy.ignores_failures { Vec::new() } else { vec![Denial::new(why)] };
     let mut input = subject.input(params, Some(Questioner::new(&context.authorizer, request)));
@@ -161,26 +213,26 @@ fn judge(
     let input = subject.input(params, input.authorizer);
     let mut budget = RUNTIME_COST_BUDGET;
     let mut results = Vec::new();
-    for validation in &policy.validations {
+    for (index, validation) in policy.validations.iter().enumerate() {
         match input.evaluate(&validation.expression, &policy.variables, &mut budget, |value| value.as_bool())
         {
-            Ok(result) => results.push((validation, result)),
+            Ok(result) => results.push((index, validation, result)),
             Err(spent) => return failed(spent),
         }
     }
     let plain = subject.input(params, None);
     let mut denials = Vec::new();
-    for (validation, result) in results {
+    for (index, validation, result) in results {
         match result {
             Ok(Some(true)) => {}
             Ok(_) => match message(validation, policy, &plain, &mut budget) {
-                Ok(message) => denials.push(Denial { message, reason: validation.reason.clone() }),
-                Err(why) => denials.extend(failed(format!("failed messageExpression: {why}"))),
+                Ok(message) => denials.push(Denial { message, reason: validation.reason.clone(), index }),
+                Err(why) => denials.extend(at(index, failed(format!("failed messageExpression: {why}")))),
             },
-            Err(why) => denials.extend(failed(why)),
+            Err(why) => denials.extend(at(index, failed(why))),
         }
     }
-    match audit(policy, &plain) {
+    match audit(policy, &plain, told) {
         Ok(wrong) => denials.extend(wrong.into_iter().map(Denial::new)),
         Err(spent) => return failed(spent),
     }
@@ -212,13 +264,19 @@ fn message(
     Ok(message)
 }
 
-/// What is wrong with audit annotations.
-fn audit(policy: &Definition, input: &Input<'_>) -> Result<Vec<String>, String> {
+/// Has the audit annotations told; answers what is wrong with them.
+fn audit(
+    policy: &Definition,
+    input: &Input<'_>,
+    told: &mut Vec<(String, String)>,
+) -> Result<Vec<String>, String> {
     let mut budget = RUNTIME_COST_BUDGET;
     let mut wrong = Vec::new();
-    for (_, expression) in &policy.audit_annotations {
-        let told = input.evaluate(expression, &policy.variables, &mut budget, |value| match value {
-            cel::Value::Null | cel::Value::String(_) => Audit::Leave,
+    for (key, expression) in &policy.audit_annotations {
+        let said = input.evaluate(expression, &policy.variables, &mut budget, |value| match value {
+            cel::Value::Null => Audit::Leave,
+            cel::Value::String(text) if text.trim().is_empty() => Audit::Leave,
+            cel::Value::String(text) => Audit::Say(clipped(text.trim())),
             other => Audit::Wrong(format!(
                 "valueExpression '{}' resulted in unsupported return type: {}. Return type must be either string or \
                  null.",
@@ -226,8 +284,9 @@ fn audit(policy: &Definition, input: &Input<'_>) -> Result<Vec<String>, String> 
                 other.type_of()
             )),
         })?;
-        match told {
+        match said {
             Ok(Audit::Leave) => {}
+            Ok(Audit::Say(value)) => told.push((format!("{}/{key}", policy.name), value)),
             Ok(Audit::Wrong(why)) => wrong.push(why),
             Err(why) if !policy.ignores_failures => wrong.push(why),
             Err(_) => {}

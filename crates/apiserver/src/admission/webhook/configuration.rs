@@ -20,6 +20,7 @@ const VERSIONS: [&str; 2] = ["v1", "v1beta1"];
 pub(super) struct Hook {
     /// The configuration's name, the webhook's, and which of that name it is.
     pub id: String,
+    pub configuration: String,
     pub name: String,
     pub matcher: Matcher,
     pub conditions: Conditions,
@@ -38,6 +39,7 @@ impl Hook {
         let seconds = integer(webhook, "timeoutSeconds").and_then(|seconds| u64::try_from(seconds).ok());
         Hook {
             id: format!("{configuration}/{name}/{place}"),
+            configuration: configuration.to_owned(),
             matcher: Matcher::of_webhook(webhook),
             conditions: Conditions::of_webhook(webhook),
             client_config: webhook["clientConfig"].clone(),

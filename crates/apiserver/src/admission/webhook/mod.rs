@@ -2,13 +2,14 @@
 //! one after the other; [`Webhooks::validate`] those that may only refuse, all at once.
 //!
 //! [`configuration`] reads what is configured, [`review`] writes questions and reads answers, [`client`] carries
-//! them, [`versions`] speaks of an object in the version that a webhook knows.
+//! them, [`versions`] speaks of an object in the version that a webhook knows, [`annotations`] tells the audit log.
 //!
 //! What always holds: without a configured webhook a request pays for two comparisons of revisions; a webhook is
 //! never asked about webhooks and policies themselves, so that nobody locks himself out.
 //!
 //! Upstream: apiserver/pkg/admission/plugin/webhook/{generic,mutating,validating}
 
+mod annotations;
 pub mod client;
 mod configuration;
 pub(crate) mod metrics;
@@ -20,6 +21,7 @@ use std::sync::Arc;
 use apimachinery::Status;
 use serde_json::Value;
 
+use self::annotations::Asked;
 use self::client::{CallError, WebhookClient};
 use self::configuration::{Configurations, Hook};
 use self::metrics::Metrics;
@@ -28,12 +30,12 @@ use super::matching::{Matched, operation};
 use super::policy::conditions_hold;
 use crate::authn::Random;
 use crate::authz::Authorizer;
+use crate::extensions::convert::Converter;
 use crate::seams::{AdmissionRequest, Lookup};
 
 /// All configured webhooks, and the way to them.
 pub(crate) struct Webhooks {
-    client: WebhookClient,
-    random: Random,
+    converter: Converter,
     authorizer: Arc<Authorizer>,
     mutating: Configurations,
     validating: Configurations,
@@ -83,8 +85,7 @@ impl From<Status> for Refusal {
 impl Webhooks {
     pub(crate) fn new(client: WebhookClient, random: Random, authorizer: Arc<Authorizer>) -> Self {
         Webhooks {
-            client,
-            random,
+            converter: Converter { webhooks: client, random },
             authorizer,
             mutating: Configurations::mutating(),
             validating: Configurations::validating(),
@@ -107,18 +108,21 @@ impl Webhooks {
             rounds.require_all();
         }
         let mut any = false;
-        for hook in hooks.iter() {
+        for (place, hook) in hooks.iter().enumerate() {
             let Some(matched) = self.should_call(hook, lookup, request)? else { continue };
             if rounds.second && !rounds.wanted.contains(&hook.id) {
                 continue;
             }
-            let changed = match self.mutate_by(hook, &matched, lookup, request).await {
+            let asked = Asked { hook, place, round: u32::from(rounds.second) };
+            let changed = match self.mutate_by(&asked, &matched, request).await {
                 Ok(changed) => changed,
                 Err(refusal) => {
-                    self.judge(hook, "admit", request, refusal)?;
+                    let failed_open = self.judge(hook, "admit", request, refusal)?;
+                    request.annotations.extend(failed_open.then(|| asked.failed_open("mutation")));
                     false
                 }
             };
+            request.annotations.push(asked.mutated(changed));
             if changed {
                 any = true;
                 rounds.require_all();
@@ -133,14 +137,15 @@ impl Webhooks {
 
     async fn mutate_by(
         &self,
-        hook: &Hook,
+        asked: &Asked<'_>,
         matched: &Matched,
-        lookup: &dyn Lookup,
         request: &mut AdmissionRequest<'_>,
     ) -> Result<bool, Refusal> {
-        let question = self.question(hook, matched, lookup, request)?;
+        let hook = asked.hook;
+        let question = self.question(hook, matched, request).await?;
         let answer = self.ask(hook, &question, true).await?;
         request.warnings.extend(answer.warnings);
+        request.annotations.extend(annotations::of_answer(hook, answer.audit_annotations));
         if let Some(denied) = answer.denied {
             return Err(Refusal::Denied(denied));
         }
@@ -151,12 +156,14 @@ impl Webhooks {
                 hook.name
             ))));
         }
+        request.annotations.push(asked.patched(&patch));
         let patched = schema::patch::json_patch(&question.object, &patch).map_err(Status::internal)?;
         let changed = versions::read(&matched.gvk, request, patched)?;
         if changed == question.object {
             return Ok(false);
         }
-        *request.object = versions::convert(lookup, request, &matched.gvk, &request.gvk, changed)?;
+        let (known, wanted) = (&matched.gvk, request.gvk.clone());
+        *request.object = versions::convert(&self.converter, request, known, &wanted, changed).await?;
         Ok(true)
     }
 
@@ -174,7 +181,7 @@ impl Webhooks {
         let mut asked = Vec::new();
         for hook in hooks.iter() {
             if let Some(matched) = self.should_call(hook, lookup, request)? {
-                asked.push((hook, self.question(hook, &matched, lookup, request)));
+                asked.push((hook, self.question(hook, &matched, request).await));
             }
         }
         let answers = asked.into_iter().map(|(hook, question)| async move {
@@ -185,15 +192,21 @@ impl Webhooks {
             (hook, answer)
         });
         let mut result = Ok(());
-        for (hook, answer) in futures::future::join_all(answers).await {
+        for (place, (hook, answer)) in futures::future::join_all(answers).await.into_iter().enumerate() {
             let judged = match answer {
                 Ok(answer) => {
                     request.warnings.extend(answer.warnings);
+                    request.annotations.extend(annotations::of_answer(hook, answer.audit_annotations));
                     answer.denied.map_or(Ok(()), |denied| Err(Refusal::Denied(denied)))
                 }
                 Err(refusal) => Err(refusal),
             };
-            let judged = judged.or_else(|refusal| self.judge(hook, "validating", request, refusal));
+            let judged = judged.or_else(|refusal| {
+                let failed_open = self.judge(hook, "validating", request, refusal)?;
+                let asked = Asked { hook, place, round: 0 };
+                request.annotations.extend(failed_open.then(|| asked.failed_open("validating")));
+                Ok(())
+            });
             result = result.and(judged);
         }
         result
@@ -207,7 +220,7 @@ impl Webhooks {
         request: &AdmissionRequest<'_>,
     ) -> Result<Option<Matched>, Status> {
         let Some(matched) = hook.matcher.matches(request, lookup)? else { return Ok(None) };
-        match conditions_hold(&hook.conditions, &self.authorizer, lookup, request, &matched) {
+        match conditions_hold(&hook.conditions, &self.authorizer, request, &matched) {
             Ok(true) => Ok(Some(matched)),
             Ok(false) => Ok(None),
             Err(_) if hook.ignores_failures => Ok(None),
@@ -215,11 +228,10 @@ impl Webhooks {
         }
     }
 
-    fn question(
+    async fn question(
         &self,
         hook: &Hook,
         matched: &Matched,
-        lookup: &dyn Lookup,
         request: &AdmissionRequest<'_>,
     ) -> Result<Question, Refusal> {
         if request.dry_run && !hook.dry_runs {
@@ -227,33 +239,31 @@ impl Webhooks {
             return Err(Refusal::from(Status::bad_request(why)));
         }
         let mut bytes = [0; 16];
-        (self.random)(&mut bytes);
+        (self.converter.random)(&mut bytes);
         let uid = uuid::Builder::from_random_bytes(bytes).into_uuid().to_string();
         let version = hook.review_version().map_err(Refusal::Call)?;
-        let convert = |object: &Value| match object {
-            Value::Null => Ok(Value::Null),
-            object => versions::convert(lookup, request, &request.gvk, &matched.gvk, object.clone()),
-        };
-        let object = convert(request.object)?;
-        let old = request.old_object.map_or(Ok(Value::Null), convert)?;
+        let (own, known, converter) = (&request.gvk, &matched.gvk, &self.converter);
+        let object = versions::convert(converter, request, own, known, request.object.clone()).await?;
+        let old = request.old_object.cloned().unwrap_or_default();
+        let old = versions::convert(converter, request, own, known, old).await?;
         Ok(Question::new(uid, version, matched, request, object, old))
     }
 
     async fn ask(&self, hook: &Hook, question: &Question, mutating: bool) -> Result<Answer, Refusal> {
-        let review = self.client.call(&hook.client_config, &question.review, hook.timeout).await;
+        let review = self.converter.webhooks.call(&hook.client_config, &question.review, hook.timeout).await;
         let review = review.map_err(|error: CallError| Refusal::Call(error.to_string()))?;
         let answer = Answer::read(&hook.name, question, mutating, &review);
         answer.map_err(|why| Refusal::Call(format!("received invalid webhook response: {why}")))
     }
 
-    /// What a refusal means by the hook's failure policy.
+    /// What a refusal means by the hook's failure policy: true when it is passed over.
     fn judge(
         &self,
         hook: &Hook,
         kind: &'static str,
         request: &AdmissionRequest<'_>,
         refusal: Refusal,
-    ) -> Result<(), Status> {
+    ) -> Result<bool, Status> {
         let operation = operation(request.operation);
         match refusal {
             Refusal::Denied(status) => {
@@ -263,7 +273,7 @@ impl Webhooks {
             Refusal::Call(why) if hook.ignores_failures => {
                 tracing::warn!(webhook = hook.name, why, "failed calling webhook, failing open");
                 self.metrics.failed_open(&hook.name, kind);
-                Ok(())
+                Ok(true)
             }
             Refusal::Call(why) => {
                 tracing::warn!(webhook = hook.name, why, "failed calling webhook, failing closed");

@@ -8,7 +8,7 @@ use base64::engine::general_purpose::STANDARD;
 use serde_json::{Map, Value, json};
 
 use crate::admission::matching::{Matched, operation};
-use crate::admission::tree::{at, strings, text};
+use crate::admission::tree::{at, entries, strings, text};
 use crate::seams::{AdmissionRequest, UserInfo};
 
 const GROUP: &str = "admission.k8s.io";
@@ -85,6 +85,8 @@ pub(super) struct Answer {
     pub denied: Option<Box<Status>>,
     pub patch: Option<Vec<u8>>,
     pub warnings: Vec<String>,
+    /// What the audit log is to say, by key.
+    pub audit_annotations: Vec<(String, String)>,
 }
 
 impl Answer {
@@ -107,6 +109,9 @@ impl Answer {
             denied: (!allowed).then(|| Box::new(denied(webhook, at(response, "status")))),
             patch,
             warnings: strings(response, "warnings"),
+            audit_annotations: entries(response, "auditAnnotations")
+                .filter_map(|(key, value)| Some((key.to_owned(), value.as_str()?.to_owned())))
+                .collect(),
         })
     }
 }

@@ -317,3 +317,63 @@ async fn the_scale_of_a_workload_is_asked_about_as_a_scale() {
         (&json!(1), &json!(3))
     );
 }
+
+/// A kind with two versions that a webhook converts; the admission webhook knows only the one that is not asked for.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_custom_object_is_converted_for_a_webhook_that_knows_another_version() {
+    let converter = Server::start(|request| {
+        let convert = |object: &Value| {
+            let mut object = object.clone();
+            object["apiVersion"] = request["desiredAPIVersion"].clone();
+            let (from, to) = match request["desiredAPIVersion"].as_str() {
+                Some("example.com/v2") => ("color", "colour"),
+                _ => ("colour", "color"),
+            };
+            if let Some(value) = object.as_object_mut().unwrap().remove(from) {
+                object[to] = value;
+            }
+            object
+        };
+        let objects = request["objects"].as_array().unwrap();
+        let converted: Vec<Value> = objects.iter().map(convert).collect();
+        json!({"result": {"status": "Success"}, "convertedObjects": converted})
+    })
+    .await;
+    let admission = Server::start(|request| {
+        patch(json!([{"op": "add", "path": "/colour", "value": format!("{} now", request["object"]["colour"].as_str().unwrap())}]))
+    })
+    .await;
+    let api = Api::new().await;
+    let version = |name: &str, storage: bool, field: &str| {
+        json!({"name": name, "served": true, "storage": storage, "schema": {"openAPIV3Schema": {
+            "type": "object", "properties": {field: {"type": "string"}}}}})
+    };
+    let definition = json!({
+        "apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition",
+        "metadata": {"name": "paints.example.com"},
+        "spec": {
+            "group": "example.com", "scope": "Namespaced",
+            "names": {"plural": "paints", "singular": "paint", "kind": "Paint", "listKind": "PaintList"},
+            "versions": [version("v1", true, "color"), version("v2", false, "colour")],
+            "conversion": {"strategy": "Webhook", "webhook": {
+                "conversionReviewVersions": ["v1"],
+                "clientConfig": {"url": converter.url, "caBundle": converter.bundle}}},
+        },
+    });
+    let mut changes = api.0.registry.table_changes();
+    let made = api.send("POST", "/apis/apiextensions.k8s.io/v1/customresourcedefinitions", &definition).await;
+    assert_eq!(made.code, 201, "{}", made.body);
+    changes.changed().await.unwrap();
+    let mut webhook = admission.webhook("paint.example.com", "paints");
+    webhook["rules"][0]["apiVersions"] = json!(["v2"]);
+    api.configure("Mutating", "paint", json!([webhook])).await;
+    let paint =
+        json!({"apiVersion": "example.com/v1", "kind": "Paint", "metadata": {"name": "p"}, "color": "red"});
+    let made = api.send("POST", "/apis/example.com/v1/namespaces/default/paints", &paint).await;
+    assert_eq!(made.code, 201, "{}", made.body);
+    assert_eq!(made.body["color"], "red now");
+    let asked = admission.asked();
+    assert_eq!(asked[0]["kind"]["version"], "v2");
+    assert_eq!(asked[0]["requestKind"]["version"], "v1");
+    assert_eq!(asked[0]["object"]["colour"], "red");
+}

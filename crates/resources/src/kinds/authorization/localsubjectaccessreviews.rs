@@ -11,6 +11,7 @@ pub fn row() -> Arc<ResourceDef> {
 
 fn validate(review: &Value) -> Errors {
     let mut errors = super::validate_subject(review);
+    errors.extend(super::validate_metadata(review, "must be empty except for namespace"));
     let namespace = text(review, "spec.resourceAttributes.namespace");
     if has(review, "spec.resourceAttributes") && namespace != text(review, "metadata.namespace") {
         let detail = "must match metadata.namespace";

@@ -2,6 +2,7 @@
 
 use crate::prelude::*;
 use crate::strategy::{Context, Strategy, carry_over};
+use crate::validate::{one_of, required_one_of};
 
 pub fn row() -> Arc<ResourceDef> {
     const VERBS: &[Verb] = &[Verb::Get, Verb::Patch, Verb::Update];
@@ -42,6 +43,119 @@ fn condition(request: &Value) -> String {
     format!("{decision}{failed}{issued}")
 }
 
+/// Conditions that are true or absent, and stay.
+const FINAL: [&str; 3] = ["Approved", "Denied", "Failed"];
+
+/// In the order in which upstream lists them.
+const USAGES: &[&str] = &[
+    "any",
+    "cert sign",
+    "client auth",
+    "code signing",
+    "content commitment",
+    "crl sign",
+    "data encipherment",
+    "decipher only",
+    "digital signature",
+    "email protection",
+    "encipher only",
+    "ipsec end system",
+    "ipsec tunnel",
+    "ipsec user",
+    "key agreement",
+    "key encipherment",
+    "microsoft sgc",
+    "netscape sgc",
+    "ocsp signing",
+    "s/mime",
+    "server auth",
+    "signing",
+    "timestamping",
+];
+
+fn validate_usages(request: &Value, path: &Path) -> Errors {
+    let usages = get::items(request, "spec.usages", path);
+    if usages.is_empty() {
+        return vec![Error::required(path, "")];
+    }
+    let mut errors: Errors = usages
+        .iter()
+        .flat_map(|(usage, at)| one_of(usage.as_str().unwrap_or_default(), at, USAGES))
+        .collect();
+    for (place, (usage, at)) in usages.iter().enumerate() {
+        if usages[..place].iter().any(|(before, _)| before == usage) {
+            errors.push(Error::duplicate(at, (*usage).clone()));
+        }
+    }
+    errors
+}
+
+/// Upstream: pkg/apis/core/validation/validation.go ValidateSignerName
+fn validate_signer(signer: &str, at: &Path) -> Errors {
+    const FORM: &str = "must be a fully qualified domain and path of the form 'example.com/signer-name'";
+    const LONGEST_DOMAIN: usize = 253;
+    const LONGEST: usize = LONGEST_DOMAIN + 1 + 63 + 1 + 253;
+    if signer == "kubernetes.io/legacy-unknown" {
+        return vec![Error::invalid(at, signer, "the legacy signerName is not allowed via this API version")];
+    }
+    if signer.is_empty() {
+        return vec![Error::required(at, "")];
+    }
+    let (Some((domain, rest)), 1) = (signer.split_once('/'), signer.matches('/').count()) else {
+        return vec![Error::invalid(at, signer, FORM)];
+    };
+    let mut errors = Errors::new();
+    if signer.len() > LONGEST {
+        errors.push(Error::too_long(at, LONGEST));
+    }
+    let messages = names::dns1123_subdomain(domain);
+    errors.extend(
+        messages
+            .into_iter()
+            .map(|why| Error::invalid(at, domain, format!("validating label {domain:?}: {why}"))),
+    );
+    if !domain.contains('.') {
+        let detail = "should be a domain with at least two segments separated by dots";
+        errors.push(Error::invalid(at, domain, detail));
+    }
+    for label in rest.split('.') {
+        let messages = names::dns1123_label(label);
+        errors.extend(
+            messages
+                .into_iter()
+                .map(|why| Error::invalid(at, rest, format!("validating label {label:?}: {why}"))),
+        );
+    }
+    errors
+}
+
+fn validate_conditions(request: &Value, old: &Value, path: &Path) -> Errors {
+    let mut errors = Errors::new();
+    let conditions = get::items(request, "status.conditions", path);
+    let has = |request: &Value, kind: &str| {
+        list(request, "status.conditions").iter().any(|condition| text(condition, "type") == kind)
+    };
+    for (place, (condition, at)) in conditions.iter().enumerate() {
+        let (kind, status) = (text(condition, "type"), text(condition, "status"));
+        if kind.is_empty() {
+            errors.push(Error::required(&at.child("type"), ""));
+        }
+        let allowed: &[&str] = if FINAL.contains(&kind) { &["True"] } else { &["False", "True", "Unknown"] };
+        errors.extend(required_one_of(status, &at.child("status"), allowed));
+        if conditions[..place].iter().any(|(before, _)| text(before, "type") == kind) {
+            errors.push(Error::duplicate(&at.child("type"), kind));
+        }
+    }
+    let both = |request: &Value| has(request, "Approved") && has(request, "Denied");
+    if both(request) && !both(old) {
+        let order = conditions.iter().map(|(condition, _)| text(condition, "type"));
+        let second = order.filter(|kind| matches!(*kind, "Approved" | "Denied")).nth(1).unwrap_or_default();
+        let detail = "Approved and Denied conditions are mutually exclusive";
+        errors.push(Error::invalid(path, second, detail));
+    }
+    errors
+}
+
 struct Requests;
 
 impl Strategy for Requests {
@@ -78,21 +192,34 @@ impl Strategy for Requests {
             let value = at(request, "spec.request").cloned().unwrap_or_default();
             errors.push(Error::invalid(&spec.child("request"), value, detail));
         }
-        if list(request, "spec.usages").is_empty() {
-            errors.push(Error::required(&spec.child("usages"), ""));
-        }
-        let signer = text(request, "spec.signerName");
-        if signer.is_empty() {
-            errors.push(Error::required(&spec.child("signerName"), ""));
-        } else if !signer.contains('/') {
-            let detail = "must be a fully qualified domain and path of the form 'example.com/signer-name'";
-            errors.push(Error::invalid(&spec.child("signerName"), signer, detail));
-        }
+        errors.extend(validate_usages(request, &spec.child("usages")));
+        errors.extend(validate_signer(text(request, "spec.signerName"), &spec.child("signerName")));
         if let Some(seconds) = get::int(request, "spec.expirationSeconds")
             && seconds < 600
         {
             let detail = "may not specify a duration less than 600 seconds (10 minutes)";
             errors.push(Error::invalid(&spec.child("expirationSeconds"), seconds, detail));
+        }
+        errors
+    }
+
+    /// Of both the status and the approval, which write conditions.
+    ///
+    /// Upstream: pkg/apis/certificates/validation/validation.go validateCertificateSigningRequestUpdate
+    fn validate_status_update(&self, request: &Value, old: &Value) -> Errors {
+        let at_conditions = path("status.conditions");
+        let mut errors = validate_conditions(request, old, &at_conditions);
+        let count = |request: &Value, kind: &str| {
+            list(request, "status.conditions").iter().filter(|c| text(c, "type") == kind).count()
+        };
+        for kind in FINAL.iter().filter(|kind| count(request, kind) < count(old, kind)) {
+            let detail = format!("updates may not remove a condition of type {kind:?}");
+            errors.push(Error::forbidden(&at_conditions, detail));
+        }
+        let (certificate, before) = (text(request, "status.certificate"), text(old, "status.certificate"));
+        if certificate != before && !before.is_empty() {
+            let detail = "updates may not modify existing certificate content";
+            errors.push(Error::forbidden(&path("status.certificate"), detail));
         }
         errors
     }

@@ -35,16 +35,29 @@ fn validate(limit_range: &Value) -> Errors {
     let mut seen = Vec::new();
     for (limit, at) in get::items(limit_range, "spec.limits", &path("spec.limits")) {
         let kind = text(limit, "type");
-        if kind.is_empty() {
-            errors.push(Error::required(&at.child("type"), ""));
-        }
+        errors.extend(limit_type(kind, &at.child("type")));
         if seen.contains(&kind) {
             errors.push(Error::duplicate(&at.child("type"), kind));
         }
         seen.push(kind);
         for field in ["min", "max", "default", "defaultRequest", "maxLimitRequestRatio"] {
             errors.extend(quantities::list(limit, field, &at.child(field)));
+            if kind == "Pod" && field.starts_with("default") {
+                continue;
+            }
+            for (name, _) in get::entries(limit, field) {
+                let at = at.child(field).key(name);
+                errors.extend(match kind {
+                    "Pod" | "Container" => quantities::container_name(name, &at),
+                    _ => quantities::resource_name(name, &at),
+                });
+            }
         }
+        if kind == "PersistentVolumeClaim" && !has(limit, "min.storage") && !has(limit, "max.storage") {
+            let detail = "either minimum or maximum storage value is required, but neither was provided";
+            errors.push(Error::required(&at.child("limits"), detail));
+        }
+        errors.extend(ratios(limit, &at.child("maxLimitRequestRatio")));
         if kind == "Pod" {
             for field in ["default", "defaultRequest"] {
                 if get::len(limit, field) > 0 {
@@ -54,6 +67,38 @@ fn validate(limit_range: &Value) -> Errors {
             }
         }
         errors.extend(ordered(limit, &at));
+    }
+    errors
+}
+
+/// Upstream: pkg/apis/core/validation/validation.go validateLimitRangeTypeName
+fn limit_type(kind: &str, at: &Path) -> Errors {
+    let errors = crate::validate::each(names::qualified_name(kind), at, kind);
+    let standard = matches!(kind, "Pod" | "Container" | "PersistentVolumeClaim");
+    if !errors.is_empty() || standard || kind.contains('/') {
+        return errors;
+    }
+    vec![Error::invalid(at, kind, "must be a standard limit type or fully qualified")]
+}
+
+/// A limit may be so many times the request: at least once, and no more than the bounds allow.
+fn ratios(limit: &Value, path: &Path) -> Errors {
+    let mut errors = Errors::new();
+    for (name, value) in get::entries(limit, "maxLimitRequestRatio") {
+        let Some(ratio) = quantities::read(value) else { continue };
+        let at = path.key(name);
+        if ratio < apimachinery::quantity::Quantity::from_value_i64(1) {
+            let detail = format!("ratio {ratio} is less than 1");
+            errors.push(Error::invalid(&at, ratio.to_string(), detail));
+        }
+        let bound = |field: &str| at_key(limit, field, name).and_then(quantities::read);
+        if let (Some(min), Some(max)) = (bound("min"), bound("max")) {
+            let most = max.as_f64() / min.as_f64();
+            if ratio.as_f64() > most {
+                let detail = format!("ratio {ratio} is greater than max/min = {most:.6}");
+                errors.push(Error::invalid(&at, ratio.to_string(), detail));
+            }
+        }
     }
     errors
 }

@@ -95,8 +95,17 @@ impl Strategy for Nodes {
                 errors.extend(quantities::non_negative(value, &path(field).key(name)));
             }
         }
-        for (range, at) in get::items(node, "spec.podCIDRs", &path("spec.podCIDRs")) {
+        errors.extend(validate_features(node, &path("status.declaredFeatures")));
+        let ranges = path("spec.podCIDRs");
+        for (range, at) in get::items(node, "spec.podCIDRs", &ranges) {
             errors.extend(cidr(range.as_str().unwrap_or_default(), &at));
+        }
+        let given = get::texts(node, "spec.podCIDRs");
+        let is_v6 = |range: &&&str| range.contains(':');
+        let sixes = given.iter().filter(is_v6).count();
+        if given.len() > 2 || given.len() == 2 && sixes != 1 {
+            let detail = "may specify no more than one CIDR for each IP family";
+            errors.push(Error::invalid(&ranges, given, detail));
         }
         errors
     }
@@ -108,6 +117,12 @@ impl Strategy for Nodes {
     /// Upstream: pkg/apis/core/validation/validation.go ValidateNodeUpdate
     fn validate_update(&self, node: &Value, old: &Value) -> Errors {
         let mut errors = self.validate(node);
+        let addresses = path("status.addresses");
+        for (place, (address, at)) in get::items(node, "status.addresses", &addresses).iter().enumerate() {
+            if list(node, "status.addresses")[..place].contains(address) {
+                errors.push(Error::duplicate(at, (*address).clone()));
+            }
+        }
         let had_range = !list(old, "spec.podCIDRs").is_empty();
         if had_range && at(node, "spec.podCIDRs") != at(old, "spec.podCIDRs") {
             let detail = "node updates may not change podCIDR except from \"\" to valid";
@@ -132,6 +147,24 @@ impl Strategy for Nodes {
         }
         errors
     }
+}
+
+/// Features are listed once each, in order.
+///
+/// Upstream: pkg/apis/core/validation/validation.go validateNodeDeclaredFeatures
+fn validate_features(node: &Value, path: &Path) -> Errors {
+    let features = get::items(node, "status.declaredFeatures", path);
+    let mut errors = Errors::new();
+    for pair in features.windows(2) {
+        let [(feature, _), (next, at)] = pair else { continue };
+        let (feature, next) = (feature.as_str().unwrap_or_default(), next.as_str().unwrap_or_default());
+        if feature == next {
+            errors.push(Error::duplicate(at, next));
+        } else if feature > next {
+            errors.push(Error::invalid(at, next, "list must be sorted alphabetically"));
+        }
+    }
+    errors
 }
 
 /// Upstream: pkg/apis/core/validation/validation.go validateNodeTaints, whose path says metadata

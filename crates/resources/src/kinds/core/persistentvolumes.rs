@@ -119,6 +119,13 @@ fn validate(volume: &Value) -> Errors {
             errors.extend(crate::validate::each(names::dns1123_subdomain(value), &spec.child(field), value));
         }
     }
+    if let Some(affinity) = at(volume, "spec.nodeAffinity") {
+        let at_required = spec.child("nodeAffinity").child("required");
+        match at(affinity, "required") {
+            Some(required) => errors.extend(crate::podspec::validate_node_selector(required, &at_required)),
+            None => errors.push(Error::required(&at_required, "must specify required node constraints")),
+        }
+    }
     if has(volume, "spec.local") && !has(volume, "spec.nodeAffinity") {
         errors.push(Error::required(&path("metadata.annotations"), "Local volume requires node affinity"));
     }
@@ -137,5 +144,11 @@ fn validate_update(volume: &Value, old: &Value) -> Errors {
         errors.push(Error::forbidden(&path("spec.persistentvolumesource"), detail));
     }
     errors.extend(immutable(volume, old, "spec.volumeMode"));
+    let (affinity, before) = (at(volume, "spec.nodeAffinity"), at(old, "spec.nodeAffinity"));
+    if before.is_some() && !crate::validate::same(affinity, before) {
+        let detail = "field is immutable, except for updating from beta label to GA";
+        let value = affinity.cloned().unwrap_or_default();
+        errors.push(Error::invalid(&path("nodeAffinity"), value, detail));
+    }
     errors
 }

@@ -1,0 +1,312 @@
+//! What is wrong with objects of kinds that few people write by hand, in upstream's words and all at once.
+
+use resources::{Context, ResourceDef, table};
+use serde_json::{Value, json};
+
+fn def(plural: &str) -> &'static ResourceDef {
+    let found = table().iter().find(|def| def.plural == plural && def.version == def.storage_version);
+    found.unwrap_or_else(|| panic!("{plural} is in the table"))
+}
+
+/// What is wrong with a new object.
+fn create(plural: &str, mut object: Value) -> Vec<String> {
+    let strategy = &def(plural).strategy;
+    let context = Context { now: 1_000, random: [0; 16], user: "u", uid: "", groups: &[] };
+    strategy.default(&mut object);
+    strategy.prepare_create(&context, &mut object);
+    strategy.validate(&object).iter().map(ToString::to_string).collect()
+}
+
+/// What is wrong with a change of a good object.
+fn update(plural: &str, old: &Value, changes: &[(&str, Value)]) -> Vec<String> {
+    let mut new = old.clone();
+    for (pointer, value) in changes {
+        let (parent, name) = pointer.rsplit_once('/').expect("a pointer");
+        new.pointer_mut(parent).expect("the parent is there")[name] = value.clone();
+    }
+    def(plural).strategy.validate_update(&new, old).iter().map(ToString::to_string).collect()
+}
+
+fn status(plural: &str, old: &Value, new: &Value) -> Vec<String> {
+    def(plural).strategy.validate_status_update(new, old).iter().map(ToString::to_string).collect()
+}
+
+#[track_caller]
+fn check(got: Vec<String>, wanted: &[&str]) {
+    assert_eq!(got, wanted);
+}
+
+const LABEL: &str = "a lowercase RFC 1123 label must consist of lower case alphanumeric characters or '-', and must \
+                     start and end with an alphanumeric character (e.g. 'my-name',  or '123-abc', regex used for \
+                     validation is '[a-z0-9]([-a-z0-9]*[a-z0-9])?')";
+
+#[test]
+fn claims_ask_for_devices_by_name() {
+    let good = json!({"spec": {"devices": {
+        "requests": [
+            {"name": "gpu", "exactly": {"deviceClassName": "gpu.example.com", "selectors": [
+                {"cel": {"expression": "device.attributes['gpu.example.com'].model == 'a' && device.driver != ''"}}]}},
+            {"name": "any", "firstAvailable": [{"name": "big", "deviceClassName": "c", "allocationMode": "All"}]},
+        ],
+        "constraints": [{"requests": ["gpu", "any/big"], "matchAttribute": "example.com/numa"}],
+        "config": [{"requests": ["gpu"], "opaque": {"driver": "gpu.example.com", "parameters": {"a": 1}}}],
+    }}});
+    check(create("resourceclaims", good.clone()), &[]);
+    check(create("resourceclaimtemplates", json!({"spec": good})), &[]);
+    let bad = json!({"spec": {"devices": {
+        "requests": [
+            {"name": "A", "exactly": {"selectors": [{}], "count": -1}},
+            {"name": "b"},
+            {"name": "b", "exactly": {"deviceClassName": "c", "selectors": [{"cel": {"expression": "1"}}]}},
+        ],
+        "constraints": [{"requests": ["x"]}, {"matchAttribute": "numa"}],
+        "config": [{}],
+    }}});
+    let name = format!("spec.devices.requests[0].name: Invalid value: \"A\": {LABEL}");
+    check(
+        create("resourceclaims", bad),
+        &[
+            &name,
+            "spec.devices.requests[0].exactly.deviceClassName: Required value",
+            "spec.devices.requests[0].exactly.selectors[0].cel: Required value",
+            "spec.devices.requests[0].exactly.count: Invalid value: -1: must be greater than zero",
+            "spec.devices.requests[1]: Required value: exactly one of `exactly` or `firstAvailable` is required",
+            "spec.devices.requests[2].exactly.selectors[0].cel.expression: Invalid value: \"1\": must evaluate to bool \
+             or the unknown type, not int",
+            "spec.devices.requests[2]: Duplicate value: \"b\"",
+            "spec.devices.constraints[0].requests[0]: Invalid value: \"x\": must be the name of a request in the claim \
+             or the name of a request and a subrequest separated by '/'",
+            "spec.devices.constraints[0]: Required value: exactly one of \"matchAttribute\" or \"distinctAttribute\" is \
+             required, but multiple fields are set",
+            "spec.devices.constraints[1].matchAttribute: Invalid value: \"numa\": a fully qualified name must be a \
+             domain and a name separated by a slash",
+            "spec.devices.config[0].opaque: Required value",
+        ],
+    );
+}
+
+#[test]
+fn a_claim_is_allocated_once_and_reserved_only_then() {
+    let claim = |status: Value| {
+        json!({"spec": {"devices": {"requests": [{"name": "gpu", "exactly": {"deviceClassName": "c"}}]}},
+               "status": status})
+    };
+    let result = json!({"request": "gpu", "driver": "d.example.com", "pool": "p", "device": "a"});
+    let allocation = json!({"devices": {"results": [result]}});
+    let user = json!({"resource": "pods", "name": "p", "uid": "u"});
+    let fresh = claim(json!({}));
+    let allocated = claim(json!({"allocation": allocation, "reservedFor": [user],
+                                 "devices": [{"driver": "d.example.com", "pool": "p", "device": "a"}]}));
+    check(status("resourceclaims", &fresh, &allocated), &[]);
+    check(
+        status("resourceclaims", &fresh, &claim(json!({"reservedFor": [{"name": "p"}]}))),
+        &[
+            "status.reservedFor[0].resource: Required value",
+            "status.reservedFor[0].uid: Required value",
+            "status.reservedFor: Forbidden: may not be specified when `allocated` is not set",
+        ],
+    );
+    let mut other = allocated.clone();
+    other["status"]["allocation"]["devices"]["results"][0]["device"] = json!("b");
+    other["status"]["devices"] = json!([]);
+    let errors = status("resourceclaims", &allocated, &other);
+    assert!(errors.len() == 1 && errors[0].ends_with(": field is immutable"), "{errors:?}");
+    let wrong = claim(json!({"allocation": {"devices": {"results": [
+        {"request": "x", "driver": "", "pool": "", "device": "a", "bindingFailureConditions": ["c"]}]}}}));
+    check(
+        status("resourceclaims", &fresh, &wrong),
+        &[
+            "status.allocation.devices.results[0].request: Invalid value: \"x\": must be the name of a request in the \
+             claim or the name of a request and a subrequest separated by '/'",
+            "status.allocation.devices.results[0].driver: Required value",
+            "status.allocation.devices.results[0].pool: Required value",
+            "status.allocation.devices.results[0].bindingConditions: Invalid value: []: bindingConditions are required \
+             to use bindingFailureConditions",
+        ],
+    );
+}
+
+#[test]
+fn slices_tell_of_devices() {
+    let slice = |spec: Value| json!({"spec": spec});
+    let pool = json!({"name": "node/a", "resourceSliceCount": 1});
+    let good = slice(json!({
+        "driver": "d.example.com", "pool": pool, "nodeName": "n",
+        "devices": [{"name": "a", "attributes": {"model": {"string": "x"}, "example.com/v": {"version": "1.2.3-a.1+b"}},
+                     "capacity": {"memory": {"value": "1Gi"}}, "taints": [{"key": "k", "effect": "NoExecute"}]}],
+    }));
+    check(create("resourceslices", good.clone()), &[]);
+    check(
+        update("resourceslices", &good, &[("/spec/driver", json!("e.example.com"))]),
+        &["spec.driver: Invalid value: \"e.example.com\": field is immutable"],
+    );
+    check(
+        create(
+            "resourceslices",
+            slice(json!({"pool": {}, "nodeName": "n", "allNodes": true, "devices": [
+                {"name": "a", "attributes": {"v": {"version": "1.02.3"}, "w": {}},
+                 "capacity": {"c": {"value": "1", "requestPolicy": {}}}, "allNodes": true},
+                {"name": "a"},
+            ]})),
+        ),
+        &[
+            "spec.driver: Required value",
+            "spec.pool.name: Required value",
+            "spec.pool.resourceSliceCount: Invalid value: 0: must be greater than zero",
+            "spec: Invalid value: \"{`nodeName`, `allNodes`}\": exactly one of `nodeName`, `nodeSelector`, `allNodes`, \
+             `perDeviceNodeSelection` is required, but multiple fields are set",
+            "spec.devices[0].attributes[v].version: Invalid value: \"1.02.3\": must be a string compatible with \
+             semver.org spec 2.0.0",
+            "spec.devices[0].attributes[w]: Invalid value: \"\": exactly one value must be specified",
+            "spec.devices[0].capacity[c].requestPolicy: Forbidden: allowMultipleAllocations must be true",
+            "spec.devices[0].allNodes: Invalid value: true: must not be specified when perDeviceNodeSelection is not \
+             set to true",
+            "spec.devices[1]: Duplicate value: \"a\"",
+        ],
+    );
+    check(
+        create("deviceclasses", json!({"spec": {"extendedResourceName": "cpu", "config": [{"opaque": {}}]}})),
+        &[
+            "spec.config[0].opaque.driver: Required value",
+            "spec.config[0].opaque.parameters: Required value",
+            "spec.extendedResourceName: Invalid value: \"cpu\": must be a valid extended resource name",
+        ],
+    );
+}
+
+#[test]
+fn limits_have_known_types_and_names() {
+    let range = |limit: Value| json!({"spec": {"limits": [limit]}});
+    check(create("limitranges", range(json!({"type": "Container", "max": {"cpu": "1"}}))), &[]);
+    check(
+        create("limitranges", range(json!({"type": "Thing", "max": {"cpus": "1"}}))),
+        &[
+            "spec.limits[0].type: Invalid value: \"Thing\": must be a standard limit type or fully qualified",
+            "spec.limits[0].max[cpus]: Invalid value: \"cpus\": must be a standard resource type or fully qualified",
+        ],
+    );
+    check(
+        create("limitranges", range(json!({"type": "PersistentVolumeClaim", "max": {"cpu": "1"}}))),
+        &[
+            "spec.limits[0].limits: Required value: either minimum or maximum storage value is required, but neither was \
+           provided",
+        ],
+    );
+}
+
+#[test]
+fn classes_of_runtimes_and_volumes_are_checked() {
+    let class = json!({"handler": "runc", "overhead": {"podFixed": {"cpu": "1x"}}, "scheduling": {
+        "nodeSelector": {"a": "b c"}, "tolerations": [{"key": "a", "operator": "Exists"}, {"key": "a", "operator": "Exists"}]}});
+    let errors = create("runtimeclasses", class);
+    let paths: Vec<&str> = errors.iter().map(|error| error.split(": ").next().unwrap_or_default()).collect();
+    assert!(paths.ends_with(&["scheduling.nodeSelector", "scheduling.tolerations[1]"]), "{errors:?}");
+    check(create("runtimeclasses", json!({})), &["handler: Required value"]);
+    check(
+        create("volumeattributesclasses", json!({})),
+        &[
+            "driverName: Required value",
+            "parameters: Required value: must contain at least one key/value pair",
+        ],
+    );
+    let node = json!({"spec": {"drivers": [{"name": "a.b", "nodeID": "n", "topologyKeys": ["k", "k"]}, {"name": "a.b"}]}});
+    check(
+        create("csinodes", node),
+        &[
+            "spec.drivers[0]: Duplicate value: \"k\"",
+            "spec.drivers[1].nodeID: Required value",
+            "spec.drivers[1].name: Duplicate value: \"a.b\"",
+        ],
+    );
+    let volume = json!({"spec": {"accessModes": ["ReadWriteOnce"], "capacity": {"storage": "1Gi"},
+                                 "hostPath": {"path": "/x"}, "nodeAffinity": {}}});
+    check(
+        create("persistentvolumes", volume),
+        &["spec.nodeAffinity.required: Required value: must specify required node constraints"],
+    );
+}
+
+#[test]
+fn requests_for_certificates_name_known_usages_and_signers() {
+    let request = |usages: Value, signer: &str| {
+        let pem = "LS0tLS1CRUdJTiBDRVJUSUZJQ0FURSBSRVFVRVNULS0tLS0=";
+        json!({"spec": {"request": pem, "usages": usages, "signerName": signer}})
+    };
+    check(create("certificatesigningrequests", request(json!(["client auth"]), "example.com/a")), &[]);
+    let errors = create("certificatesigningrequests", request(json!(["fly", "any", "any"]), "nowhere"));
+    assert_eq!(errors.len(), 3, "{errors:?}");
+    assert!(
+        errors[0].starts_with(
+            "spec.usages[0]: Unsupported value: \"fly\": supported values: \"any\", \"cert sign\""
+        )
+    );
+    assert_eq!(errors[1], "spec.usages[2]: Duplicate value: \"any\"");
+    assert!(
+        errors[2]
+            .ends_with("must be a fully qualified domain and path of the form 'example.com/signer-name'")
+    );
+    let approved = json!({"status": {"conditions": [{"type": "Approved", "status": "True"}]}});
+    let both = json!({"status": {"conditions": [{"type": "Approved", "status": "True"}, {"type": "Denied", "status": "False"}]}});
+    check(
+        status("certificatesigningrequests", &approved, &both),
+        &[
+            "status.conditions[1].status: Unsupported value: \"False\": supported values: \"True\"",
+            "status.conditions: Invalid value: \"Denied\": Approved and Denied conditions are mutually exclusive",
+        ],
+    );
+    check(
+        status("certificatesigningrequests", &approved, &json!({"status": {}})),
+        &["status.conditions: Forbidden: updates may not remove a condition of type \"Approved\""],
+    );
+}
+
+#[test]
+fn questions_are_about_one_thing_and_have_no_metadata() {
+    let both = json!({"metadata": {"name": "x"}, "spec": {"user": "u", "resourceAttributes": {
+        "labelSelector": {}, "fieldSelector": {"rawSelector": "a", "requirements": [{"operator": "In"}]}}}});
+    let errors = create("subjectaccessreviews", both);
+    check(
+        errors[..4].to_vec(),
+        &[
+            "spec.resourceAttributes.fieldSelector.rawSelector: Invalid value: \"a\": may not specified at the same \
+             time as requirements",
+            "spec.resourceAttributes.fieldSelector.requirements[0].key: Required value: must be specified",
+            "spec.resourceAttributes.fieldSelector.requirements[0].values: Required value: must be specified when \
+             `operator` is 'In' or 'NotIn'",
+            "spec.resourceAttributes.labelSelector.requirements: Required value: when \
+             spec.resourceAttributes.labelSelector is specified, requirements or rawSelector is required",
+        ],
+    );
+    assert!(errors[4].ends_with("must be empty"), "{errors:?}");
+    check(
+        create("selfsubjectaccessreviews", json!({"metadata": {}, "spec": {"resourceAttributes": {}}})),
+        &[],
+    );
+    let local = json!({"metadata": {"namespace": "n"}, "spec": {"user": "u", "resourceAttributes": {"namespace": "n"}}});
+    check(create("localsubjectaccessreviews", local), &[]);
+}
+
+#[test]
+fn nodes_list_their_features_and_ranges() {
+    let node = |spec: Value, status: Value| json!({"spec": spec, "status": status});
+    check(
+        create(
+            "nodes",
+            node(
+                json!({"podCIDRs": ["10.0.0.0/24", "10.0.1.0/24"]}),
+                json!({"declaredFeatures": ["B", "A", "A"]}),
+            ),
+        ),
+        &[
+            "status.declaredFeatures[1]: Invalid value: \"A\": list must be sorted alphabetically",
+            "status.declaredFeatures[2]: Duplicate value: \"A\"",
+            "spec.podCIDRs: Invalid value: [\"10.0.0.0/24\",\"10.0.1.0/24\"]: may specify no more than one CIDR for each \
+             IP family",
+        ],
+    );
+    let with_range = node(json!({"podCIDR": "10.0.0.0/24", "podCIDRs": ["10.0.0.0/24"]}), json!({}));
+    check(
+        update("nodes", &with_range, &[("/spec/podCIDRs", json!(["10.0.1.0/24"]))]),
+        &["spec.podCIDRs: Forbidden: node updates may not change podCIDR except from \"\" to valid"],
+    );
+}
