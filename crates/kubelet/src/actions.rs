@@ -11,6 +11,7 @@ use crate::pod::{
 };
 use crate::pod_state::{ContainerRecord, PodState, State};
 use crate::resize;
+use crate::restart_all::{self, Reset};
 
 /// What the probes have said of one container.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,6 +33,8 @@ pub enum KillReason {
     Other,
     Liveness,
     Startup,
+    /// All of the pod begins anew: nobody waits for anything.
+    Reset,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -52,6 +55,8 @@ pub struct Plan {
     pub sandbox_id: String,
     /// The number of the sandbox to make.
     pub attempt: u32,
+    /// Containers to remove; nothing else is done then.
+    pub reset: Vec<Reset>,
     pub kill: Vec<Kill>,
     /// Indexes into the specification's lists.
     pub start_ephemeral: Vec<usize>,
@@ -65,6 +70,14 @@ pub fn compute_pod_actions(pod: &Pod, state: &PodState, probes: &ProbeResults) -
     let (create_sandbox, attempt, sandbox_id) = sandbox_changed(pod, state);
     let mut plan =
         Plan { kill_pod: create_sandbox, create_sandbox, sandbox_id, attempt, ..Default::default() };
+    if restart_all::is_asked_for(pod, state) {
+        return Plan {
+            kill_pod: false,
+            create_sandbox: false,
+            reset: restart_all::resets(pod, state),
+            ..plan
+        };
+    }
     if create_sandbox {
         start_over(pod, state, &mut plan);
         return plan;
@@ -183,7 +196,7 @@ fn init_container_actions(pod: &Pod, state: &PodState, probes: &ProbeResults, pl
             continue;
         }
         let step = if is_sidecar(container) {
-            sidecar_step(container, record, probes)
+            sidecar_step(pod, container, record, probes)
         } else {
             init_step(pod, container, record)
         };
@@ -241,7 +254,12 @@ fn init_step(pod: &Pod, container: &Container, record: &ContainerRecord) -> Init
     }
 }
 
-fn sidecar_step(container: &Container, record: &ContainerRecord, probes: &ProbeResults) -> InitStep {
+fn sidecar_step(
+    pod: &Pod,
+    container: &Container,
+    record: &ContainerRecord,
+    probes: &ProbeResults,
+) -> InitStep {
     let kill = |what: &str, reason| {
         let message = format!("Init container {} {what}", container.name);
         Kill { id: record.id.clone(), name: container.name.clone(), message, reason }
@@ -262,7 +280,7 @@ fn sidecar_step(container: &Container, record: &ContainerRecord, probes: &ProbeR
             if changed(container, record) {
                 return InitStep::Done(Some(kill("definition changed", KillReason::Other)));
             }
-            if resize::requires_restart(container, record) {
+            if resize::requires_restart(pod, container, record) {
                 return InitStep::Done(Some(kill("resize requires restart", KillReason::Other)));
             }
             let dead = container.liveness_probe.is_some()
@@ -311,7 +329,7 @@ fn regular_container_actions(pod: &Pod, state: &PodState, probes: &ProbeResults,
             ("failed liveness probe", KillReason::Liveness)
         } else if probes.startup.get(&record.id) == Some(&ProbeResult::Failure) {
             ("failed startup probe", KillReason::Startup)
-        } else if restart && resize::requires_restart(container, record) {
+        } else if restart && resize::requires_restart(pod, container, record) {
             ("resize requires restart", KillReason::Other)
         } else {
             kept += 1;

@@ -39,6 +39,8 @@ fn words(plan: &Plan) -> String {
     if plan.create_sandbox {
         words.push(format!("sandbox#{}", plan.attempt));
     }
+    words
+        .extend(plan.reset.iter().map(|r| format!("reset[{}{}]", if r.kill { "kill " } else { "" }, r.name)));
     words.extend(plan.kill.iter().map(|k| format!("kill[{}]", k.message)));
     words.extend(plan.start_ephemeral.iter().map(|i| format!("ephemeral{i}")));
     words.extend(plan.start_init.iter().map(|i| format!("init{i}")));
@@ -161,4 +163,23 @@ fn sidecars_start_in_order_and_restart_beside_the_rest() {
         &result(ProbeResult::Failure),
         "kill[Init container s failed startup probe] init0",
     );
+}
+
+#[test]
+fn a_container_that_asks_for_it_has_all_begin_anew() {
+    let none = ProbeResults::default();
+    let mut pod = pod("Never", &["i", "s*"], &["a", "b"]);
+    let rule = serde_json::json!({"action": "RestartAllContainers", "exitCodes": {"operator": "In", "values": [42]}});
+    let container = &mut pod.spec.as_mut().unwrap().containers[1];
+    container.restart_policy = Some("Never".into());
+    container.restart_policy_rules = Some(vec![serde_json::from_value(rule).unwrap()]);
+    let all = |code| {
+        let old = record("a", State::Exited, 0);
+        let mut all = vec![record("i", State::Exited, 0), record("s", State::Running, 0)];
+        all.extend([record("a", State::Running, 0), record("b", State::Exited, code), old]);
+        with_sandbox(all)
+    };
+    check(&pod, &all(42), &none, "reset[kill a] reset[a] reset[i] reset[kill s] reset[b]");
+    check(&pod, &all(1), &none, "");
+    check(&pod, &with_sandbox(vec![]), &none, "init0");
 }

@@ -8,7 +8,7 @@ use crate::pod::{self, qos};
 use crate::status::Verdict;
 
 fn verdict(reason: &str, message: String) -> Verdict {
-    Verdict { reason: reason.into(), message, disrupted: false }
+    Verdict { reason: reason.into(), message, ..Default::default() }
 }
 
 /// The refusal, if the pod cannot live beside `others` on `node`.

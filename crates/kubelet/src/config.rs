@@ -4,11 +4,15 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use api::core::v1::Taint;
 use controller_runtime::Clock;
 
+use crate::container::config::SwapBehavior;
+use crate::log_rotation;
 use crate::pressure::{self, Threshold};
+use crate::sysctls;
 
 /// How the kubelet shows itself to the API server, and whom it answers.
 #[derive(Clone)]
@@ -38,6 +42,11 @@ const EVICTION_HARD_OF_SERVER: [(&str, &str); 5] = [
     ("imagefs.available", "500Mi"),
     ("imagefs.inodesFree", "5%"),
 ];
+
+fn hard(pairs: &[(&str, &str)]) -> pressure::Statements {
+    let hard = pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+    pressure::Statements { hard, ..Default::default() }
+}
 
 #[derive(Clone)]
 pub struct Config {
@@ -73,7 +82,15 @@ pub struct Config {
     pub image_gc_high_percent: u8,
     pub image_gc_low_percent: u8,
     /// How little may be left before pods are evicted.
-    pub eviction_hard: Vec<Threshold>,
+    pub eviction: Vec<Threshold>,
+    /// The longest time that a pod gets which goes for a soft threshold.
+    pub eviction_max_pod_grace_seconds: i64,
+    /// How long a condition is told after the last time that it held.
+    pub eviction_transition: Duration,
+    /// The sysctls that pods may set.
+    pub sysctls: sysctls::Allowed,
+    pub log_rotation: log_rotation::Policy,
+    pub swap_behavior: SwapBehavior,
     pub clock: Clock,
 }
 
@@ -103,8 +120,14 @@ impl Config {
             register: true,
             image_gc_high_percent: 85,
             image_gc_low_percent: 80,
-            eviction_hard: pressure::parse(EVICTION_HARD_OF_SERVER)
+            eviction: pressure::parse(&hard(&EVICTION_HARD_OF_SERVER))
                 .expect("the usual thresholds are well written"),
+            eviction_max_pod_grace_seconds: 0,
+            // Upstream: pkg/kubelet/apis/config/v1beta1/defaults.go EvictionPressureTransitionPeriod
+            eviction_transition: Duration::from_secs(300),
+            sysctls: sysctls::Allowed::new([]).expect("the safe sysctls are well written"),
+            log_rotation: log_rotation::Policy::default(),
+            swap_behavior: SwapBehavior::default(),
             clock,
         }
     }

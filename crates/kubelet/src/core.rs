@@ -10,11 +10,13 @@ use api::core::v1::{Node, Pod, Service};
 use client::Client;
 use client::delegated::Delegated;
 use controller_runtime::{EventRecorder, Informer, InformerFactory};
+use cri::v1 as pb;
 use tokio::sync::broadcast;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::backoff::Backoff;
+use crate::container::config::Memory;
 use crate::container::dns::{Resolver, parse_resolv_conf};
 use crate::container::downward::Surroundings;
 use crate::images::Images;
@@ -25,10 +27,12 @@ use crate::pod_state::PodState;
 use crate::pods;
 use crate::pressure::{self, Pressure};
 use crate::probe::Tools;
+use crate::probe::metrics::Metrics as ProbeMetrics;
 use crate::runtime::{self, CriRuntime, Runtime};
 use crate::status::publisher::Publisher;
+use crate::userns::Ranges;
 use crate::volumes::Volumes;
-use crate::{Config, Error, cgroup, node, server};
+use crate::{Config, Error, cgroup, log_rotation, node, server};
 
 /// Shared by all parts; nothing in here changes but behind its own lock.
 pub struct Core {
@@ -59,11 +63,26 @@ pub struct Core {
     pub pressure: Pressure,
     /// The Node as last seen in the API.
     pub node: Mutex<Option<Arc<Node>>>,
+    /// What the runtime's handlers can do, as it last said.
+    pub handlers: Mutex<Vec<pb::RuntimeHandler>>,
+    pub probe_metrics: Arc<ProbeMetrics>,
+    /// The ids of pods that have their own.
+    pub user_namespaces: Ranges,
 }
 
 impl Core {
     pub fn host_ips(&self) -> Vec<String> {
         self.config.node_ips.iter().map(ToString::to_string).collect()
+    }
+
+    /// The node's memory, as containers are to have it.
+    pub fn memory(&self) -> Memory {
+        Memory {
+            capacity: self.machine.memory,
+            swap_capacity: self.machine.swap,
+            swap_is_limited: self.machine.swap_is_limited,
+            swap_behavior: self.config.swap_behavior,
+        }
     }
 
     /// The Node as last seen in the API.
@@ -109,7 +128,20 @@ impl Core {
             runtime: self.runtime.clone(),
             recorder: self.recorder.clone(),
             clock: self.config.clock.clone(),
+            metrics: self.probe_metrics.clone(),
         }
+    }
+
+    /// Notes what the runtime says of itself.
+    pub fn learn_handlers(&self, answer: &pb::StatusResponse) {
+        *self.handlers.lock().unwrap_or_else(PoisonError::into_inner) = answer.runtime_handlers.clone();
+    }
+
+    /// Whether the runtime gives pods of this handler user namespaces.
+    pub fn supports_user_namespaces(&self, handler: &str) -> bool {
+        let handlers = self.handlers.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = handlers.iter().find(|known| known.name == handler);
+        known.and_then(|known| known.features.as_ref()).is_some_and(|f| f.user_namespaces)
     }
 }
 
@@ -149,6 +181,7 @@ pub async fn run_with(
         std::fs::create_dir_all(&dir).map_err(|source| Error::Prepare { what, source })?;
     }
     let version = runtime.version().await.map_err(Error::Runtime)?;
+    let status = runtime.status().await.map_err(Error::Runtime)?;
     let machine = Machine::read(&config.root_dir);
     cgroup::create_classes(&config.cgroup_root, machine.milli_cpu).map_err(Error::Cgroup)?;
     let clock = config.clock.clone();
@@ -177,6 +210,9 @@ pub async fn run_with(
         deferred_resizes: Mutex::default(),
         pressure: Pressure::default(),
         node: Mutex::default(),
+        handlers: Mutex::new(status.runtime_handlers),
+        probe_metrics: Arc::default(),
+        user_namespaces: Ranges::open(paths.clone(), config.max_pods),
         config,
         client,
         runtime,
@@ -207,6 +243,7 @@ pub async fn run_with(
     parts.spawn(node::run(core.clone(), informers.clone(), shutdown.clone()));
     parts.spawn(pods::run(core.clone(), informers.clone(), shutdown.clone()));
     parts.spawn(pressure::run(core.clone(), shutdown.clone()));
+    parts.spawn(log_rotation::run(core.clone(), shutdown.clone()));
     parts.spawn(container_events(core.clone(), shutdown.clone()));
     informers.start();
     let mut outcome = Ok(());

@@ -10,6 +10,7 @@ use api::core::v1::{EmptyDirVolumeSource, Pod};
 
 use crate::paths::Paths;
 use crate::pod::{self, qos};
+use crate::pressure;
 use crate::runtime::{self, CONTAINER_NAME, POD_UID, Runtime};
 use crate::status::Verdict;
 
@@ -49,7 +50,10 @@ fn size_limit(source: &EmptyDirVolumeSource) -> Option<u64> {
 /// The first limit that the pod exceeds: of a volume, of the pod as a whole, or of a container.
 // Upstream: pkg/kubelet/eviction/eviction_manager.go localStorageEviction
 pub fn verdict(pod: &Pod, used: &StorageUse) -> Option<Verdict> {
-    let evicted = |message| Some(Verdict { reason: "Evicted".into(), message, disrupted: false });
+    let evicted = |message| {
+        let grace_seconds = Some(pressure::IMMEDIATE_GRACE_SECONDS);
+        Some(Verdict { reason: "Evicted".into(), message, grace_seconds, ..Default::default() })
+    };
     for (name, source) in on_disk(pod) {
         let limit = size_limit(source);
         if limit.is_some_and(|limit| used.volumes.get(name).is_some_and(|used| *used > limit)) {

@@ -20,11 +20,14 @@ mod cgroup;
 mod config;
 mod container;
 mod core;
+mod env_file;
 mod events;
 mod evict;
+mod exposition;
 mod http_get;
 mod images;
 mod lifecycle;
+mod log_rotation;
 mod logs;
 mod node;
 mod objects;
@@ -35,15 +38,20 @@ mod pods;
 pub mod pressure;
 mod probe;
 mod resize;
+mod restart_all;
 pub mod runtime;
 mod server;
 mod static_pods;
 mod status;
+pub mod sysctls;
+mod userns;
 mod volumes;
 mod worker;
 
 pub use self::core::{run, run_with};
 pub use config::{Config, EVICTION_HARD, ServingTls};
+pub use container::config::SwapBehavior;
+pub use log_rotation::Policy as LogRotation;
 
 /// Why a kubelet cannot run at all. What goes wrong with one pod is told of that pod.
 #[derive(Debug, thiserror::Error)]

@@ -41,6 +41,11 @@ impl Paths {
         self.pod(uid).join("etc-hosts")
     }
 
+    /// Which ids of the machine are the pod's.
+    pub fn user_namespace(&self, uid: &str) -> PathBuf {
+        self.pod(uid).join("userns")
+    }
+
     pub fn seccomp(&self) -> PathBuf {
         self.root.join("seccomp")
     }

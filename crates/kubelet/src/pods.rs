@@ -172,6 +172,9 @@ impl Workers {
         if let Some(refusal) = self.core.pressure.refusal(pod) {
             return Some(refusal);
         }
+        if let Some(refusal) = self.core.config.sysctls.refusal(pod) {
+            return Some(refusal);
+        }
         let node = self.core.node()?;
         let rejected: BTreeSet<String> = self
             .running

@@ -107,18 +107,17 @@ pub fn obstacle(pod: &Pod, others: &[&Pod], node: &Node) -> Option<Pending> {
 }
 
 /// The limits that the kernel is to hold a container to; zero where there is none.
-fn limits(container: &Container) -> [i64; 3] {
-    let of = &container.resources;
-    let request = qos::request(of, "cpu").or(qos::limit(of, "cpu")).unwrap_or(0);
-    let quota = qos::limit(of, "cpu").map_or(0, qos::cpu_quota);
-    [qos::cpu_shares(request), quota, qos::limit(of, "memory").unwrap_or(0)]
+pub fn limits(pod: &Pod, container: &Container) -> [i64; 3] {
+    let limit = |resource| qos::container_limit(pod, container, resource);
+    let request = qos::request(&container.resources, "cpu").or(limit("cpu")).unwrap_or(0);
+    [qos::cpu_shares(request), limit("cpu").map_or(0, qos::cpu_quota), limit("memory").unwrap_or(0)]
 }
 
 /// Which resources of a running container are not as they should be: `cpu` and `memory`. What the runtime does
 /// not tell is taken to be right.
-fn differences(container: &Container, record: &ContainerRecord) -> [bool; 2] {
+fn differences(pod: &Pod, container: &Container, record: &ContainerRecord) -> [bool; 2] {
     let Some(actual) = record.resources.as_ref().filter(|r| r.cpu_shares > 0) else { return [false; 2] };
-    let [shares, quota, memory] = limits(container);
+    let [shares, quota, memory] = limits(pod, container);
     let asked = qos::request(&container.resources, "memory").unwrap_or(0);
     let cpu = shares != actual.cpu_shares || quota != actual.cpu_quota.max(0);
     let memory = memory != actual.memory_limit_in_bytes.max(0);
@@ -135,21 +134,21 @@ fn restarts_for(container: &Container, resource: &str) -> bool {
 
 /// Whether the running container can only be given its resources by a restart.
 // Upstream: pkg/kubelet/kuberuntime/kuberuntime_manager.go computePodResizeAction
-pub fn requires_restart(container: &Container, record: &ContainerRecord) -> bool {
-    let differs = differences(container, record);
+pub fn requires_restart(pod: &Pod, container: &Container, record: &ContainerRecord) -> bool {
+    let differs = differences(pod, container, record);
     RESIZABLE.iter().zip(differs).any(|(name, differs)| differs && restarts_for(container, name))
 }
 
 /// The running containers whose limits are to be changed where they run.
 pub fn updates<'a>(pod: &'a Pod, state: &'a PodState) -> Vec<(&'a Container, &'a ContainerRecord)> {
     running(pod, state)
-        .filter(|(c, r)| differences(c, r).contains(&true) && !requires_restart(c, r))
+        .filter(|(c, r)| differences(pod, c, r).contains(&true) && !requires_restart(pod, c, r))
         .collect()
 }
 
 /// Whether every running container has the resources that it should have.
 pub fn is_done(pod: &Pod, state: &PodState) -> bool {
-    running(pod, state).all(|(container, record)| differences(container, record) == [false; 2])
+    running(pod, state).all(|(container, record)| differences(pod, container, record) == [false; 2])
 }
 
 fn running<'a>(
@@ -161,8 +160,8 @@ fn running<'a>(
 }
 
 /// An update to what the container should have; what has no limit is freed of the one it had.
-pub fn update_of(container: &Container) -> pb::LinuxContainerResources {
-    let [shares, quota, memory] = limits(container);
+pub fn update_of(pod: &Pod, container: &Container) -> pb::LinuxContainerResources {
+    let [shares, quota, memory] = limits(pod, container);
     let free = |value: i64| if value > 0 { value } else { -1 };
     pb::LinuxContainerResources {
         cpu_shares: shares,
@@ -230,7 +229,7 @@ mod tests {
         let record = ContainerRecord {
             name: "c".into(),
             state: State::Running,
-            resources: Some(update_of(container)),
+            resources: Some(update_of(pod, container)),
             ..Default::default()
         };
         PodState { containers: vec![record], ..Default::default() }
@@ -250,7 +249,7 @@ mod tests {
         for (wanted, updated, restarted) in cases {
             let container = &pod::containers(&wanted)[0];
             assert_eq!(!updates(&wanted, &state).is_empty(), updated, "{wanted:?}");
-            assert_eq!(requires_restart(container, &state.containers[0]), restarted, "{wanted:?}");
+            assert_eq!(requires_restart(&wanted, container, &state.containers[0]), restarted, "{wanted:?}");
             assert_eq!(is_done(&wanted, &state), !updated && !restarted, "{wanted:?}");
         }
     }

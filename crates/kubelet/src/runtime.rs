@@ -62,6 +62,7 @@ pub trait Runtime: Send + Sync + 'static {
         command: &[String],
         timeout_seconds: i64,
     ) -> Result<pb::ExecSyncResponse>;
+    async fn reopen_log(&self, id: &str) -> Result<()>;
     async fn exec_url(&self, request: pb::ExecRequest) -> Result<String>;
     async fn attach_url(&self, request: pb::AttachRequest) -> Result<String>;
     async fn port_forward_url(&self, request: pb::PortForwardRequest) -> Result<String>;
@@ -219,6 +220,11 @@ impl Runtime for CriRuntime {
             timeout: timeout_seconds,
         };
         Ok(self.runtime.clone().exec_sync(request).await?.into_inner())
+    }
+
+    async fn reopen_log(&self, id: &str) -> Result<()> {
+        let request = pb::ReopenContainerLogRequest { container_id: id.to_owned() };
+        self.runtime.clone().reopen_container_log(request).await.map(drop)
     }
 
     async fn exec_url(&self, request: pb::ExecRequest) -> Result<String> {

@@ -26,6 +26,12 @@ pub fn version() -> Version {
     if Path::new(MOUNT).join("cgroup.controllers").exists() { Version::V2 } else { Version::V1 }
 }
 
+/// Whether the kernel limits swap by the files of version 2, which its root alone does not have.
+pub fn limits_swap() -> bool {
+    let below_root = || fs::read_dir(MOUNT).into_iter().flatten().flatten();
+    version() == Version::V2 && below_root().any(|entry| entry.path().join("memory.swap.max").exists())
+}
+
 /// One cgroup in every hierarchy.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Cgroup {

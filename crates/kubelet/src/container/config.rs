@@ -11,7 +11,9 @@ use super::expansion::expand;
 use super::security::{self, ImageUser};
 use crate::pod::{self, qos};
 use crate::pod_state::annotations;
+use crate::pressure::is_critical;
 use crate::runtime::{CONTAINER_NAME, POD_NAME, POD_NAMESPACE, POD_UID};
+use crate::{resize, sysctls};
 
 /// What a sandbox is made from, beside the pod.
 pub struct SandboxFacts<'a> {
@@ -20,7 +22,7 @@ pub struct SandboxFacts<'a> {
     pub log_directory: &'a str,
     pub resolver: &'a Resolver,
     pub cgroup_parent: &'a str,
-    pub seccomp_root: &'a str,
+    pub users: &'a pb::UserNamespace,
 }
 
 // Upstream: pkg/kubelet/kuberuntime/kuberuntime_sandbox.go generatePodSandboxConfig
@@ -32,7 +34,7 @@ pub fn sandbox(pod: &Pod, facts: &SandboxFacts) -> pb::PodSandboxConfig {
     let port_mappings = if pod::host_network(pod) { Vec::new() } else { port_mappings(pod) };
     let context = spec.security_context.unwrap_or_default();
     let sysctls =
-        context.sysctls.unwrap_or_default().into_iter().map(|s| (s.name.replace('/', "."), s.value));
+        context.sysctls.unwrap_or_default().into_iter().map(|s| (sysctls::normalize(&s.name), s.value));
     pb::PodSandboxConfig {
         metadata: Some(pb::PodSandboxMetadata {
             name: pod.name().to_owned(),
@@ -52,10 +54,10 @@ pub fn sandbox(pod: &Pod, facts: &SandboxFacts) -> pb::PodSandboxConfig {
         annotations: pod.metadata.annotations.clone().unwrap_or_default().into_iter().collect(),
         linux: Some(pb::LinuxPodSandboxConfig {
             cgroup_parent: facts.cgroup_parent.to_owned(),
-            security_context: Some(security::of_sandbox(pod, facts.seccomp_root)),
+            security_context: Some(security::of_sandbox(pod, facts.users)),
             sysctls: sysctls.collect(),
             resources: Some(pod_resources(pod)),
-            overhead: None,
+            overhead: Some(overhead(pod)),
         }),
         windows: None,
     }
@@ -101,22 +103,77 @@ pub fn pod_resources(pod: &Pod) -> pb::LinuxContainerResources {
     }
 }
 
-/// The limits of a container. Requests that are missing are as large as the limits.
-pub fn container_resources(
-    pod: &Pod,
-    container: &Container,
-    memory_capacity: i64,
-) -> pb::LinuxContainerResources {
-    let of = &container.resources;
-    let request = qos::request(of, "cpu").or(qos::limit(of, "cpu")).unwrap_or(0);
-    let quota = qos::limit(of, "cpu").map_or(0, qos::cpu_quota);
+/// What the sandbox itself takes beside its containers.
+// Upstream: pkg/kubelet/kuberuntime/kuberuntime_sandbox_linux.go convertOverheadToLinuxResources
+fn overhead(pod: &Pod) -> pb::LinuxContainerResources {
+    let of = |name: &str| {
+        let list = pod.spec.as_ref()?.overhead.as_ref()?;
+        list.get(name).map(|quantity| qos::amount(name, quantity))
+    };
+    let Some(cpu) = of("cpu").or(of("memory").map(|_| 0)) else { return Default::default() };
     pb::LinuxContainerResources {
-        cpu_shares: qos::cpu_shares(request),
-        cpu_quota: quota,
+        cpu_shares: qos::cpu_shares(cpu),
+        cpu_quota: qos::cpu_quota(cpu),
         cpu_period: qos::CPU_PERIOD,
-        memory_limit_in_bytes: qos::limit(of, "memory").unwrap_or(0),
-        oom_score_adj: qos::oom_score_adj(pod, container, memory_capacity),
+        memory_limit_in_bytes: of("memory").unwrap_or(0),
         ..Default::default()
+    }
+}
+
+/// The limits of a container. Requests that are missing are as large as the limits.
+// Upstream: pkg/kubelet/kuberuntime/kuberuntime_container_linux.go generateLinuxContainerResources
+pub fn container_resources(pod: &Pod, container: &Container, memory: &Memory) -> pb::LinuxContainerResources {
+    let [cpu_shares, cpu_quota, memory_limit_in_bytes] = resize::limits(pod, container);
+    pb::LinuxContainerResources {
+        cpu_shares,
+        cpu_quota,
+        cpu_period: qos::CPU_PERIOD,
+        memory_limit_in_bytes,
+        oom_score_adj: qos::oom_score_adj(pod, container, memory.capacity),
+        unified: memory.swap_limit(pod, container).into_iter().collect(),
+        ..Default::default()
+    }
+}
+
+/// The node's memory, as far as containers are told what they may have of it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Memory {
+    pub capacity: i64,
+    /// What there is to swap to.
+    pub swap_capacity: i64,
+    /// Whether the kernel limits swap, by the files of cgroups of version 2.
+    pub swap_is_limited: bool,
+    pub swap_behavior: SwapBehavior,
+}
+
+/// Who may use swap.
+// Upstream: pkg/kubelet/types/constants.go SwapBehavior
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum SwapBehavior {
+    #[default]
+    NoSwap,
+    /// Burstable pods, in proportion to what they request of the memory.
+    LimitedSwap,
+}
+
+impl Memory {
+    /// The file that limits the container's swap, and what goes into it. Upstream bounds swap with memory on
+    /// cgroups of version 1; those cannot forbid it.
+    // Upstream: pkg/kubelet/kuberuntime/kuberuntime_container_linux.go configureContainerSwapResources
+    fn swap_limit(&self, pod: &Pod, container: &Container) -> Option<(String, String)> {
+        if !self.swap_is_limited {
+            return None;
+        }
+        let request = qos::request(&container.resources, "memory").unwrap_or(0);
+        let limit = qos::limit(&container.resources, "memory").unwrap_or(0);
+        let swaps = self.swap_behavior == SwapBehavior::LimitedSwap
+            && !is_critical(pod)
+            && qos::class(pod) == qos::Qos::Burstable
+            && request != limit
+            && request <= self.capacity;
+        let part = i128::from(request) * i128::from(self.swap_capacity) / i128::from(self.capacity.max(1));
+        let bytes = if swaps { part } else { 0 };
+        Some(("memory.swap.max".to_owned(), bytes.to_string()))
     }
 }
 
@@ -129,24 +186,30 @@ pub struct ContainerFacts<'a> {
     pub mounts: Vec<pb::Mount>,
     /// The container whose processes an ephemeral one is to see, by id.
     pub target: Option<&'a str>,
-    pub memory_capacity: i64,
+    pub memory: &'a Memory,
+    pub users: &'a pb::UserNamespace,
     pub seccomp_root: &'a str,
 }
 
 // Upstream: pkg/kubelet/kuberuntime/kuberuntime_container.go generateContainerConfig
-pub fn container(pod: &Pod, container: &Container, facts: ContainerFacts) -> pb::ContainerConfig {
+pub fn container(pod: &Pod, container: &Container, mut facts: ContainerFacts) -> pb::ContainerConfig {
+    for mount in &mut facts.mounts {
+        mount.uid_mappings.clone_from(&facts.users.uids);
+        mount.gid_mappings.clone_from(&facts.users.gids);
+    }
     let expanded = |list: &Option<Vec<String>>| -> Vec<String> {
         list.iter().flatten().map(|text| expand(text, |name| facts.environment.get(name).cloned())).collect()
     };
     let mut labels: HashMap<String, String> = identity(pod).into();
     labels.insert(CONTAINER_NAME.to_owned(), container.name.clone());
     let linux = pb::LinuxContainerConfig {
-        resources: Some(container_resources(pod, container, facts.memory_capacity)),
+        resources: Some(container_resources(pod, container, facts.memory)),
         security_context: Some(security::of_container(
             pod,
             container,
             facts.image_user,
             facts.target,
+            facts.users,
             facts.seccomp_root,
         )),
     };
@@ -240,7 +303,7 @@ mod tests {
             log_directory: "/logs",
             resolver: &Resolver::default(),
             cgroup_parent: "/kubepods/podu",
-            seccomp_root: "",
+            users: &pb::UserNamespace::default(),
         };
         let config = sandbox(&pod, &facts);
         assert_eq!(config.port_mappings[0].host_port, 8080);
@@ -256,7 +319,8 @@ mod tests {
             environment: &environment,
             mounts: Vec::new(),
             target: None,
-            memory_capacity: 1 << 30,
+            memory: &Memory { capacity: 1 << 30, ..Default::default() },
+            users: &pb::UserNamespace::default(),
             seccomp_root: "",
         };
         let config = container(&pod, &pod.spec.as_ref().unwrap().containers[0], facts);
@@ -265,5 +329,27 @@ mod tests {
         assert_eq!(config.annotations[annotations::RESTART_COUNT], "2");
         let resources = config.linux.unwrap().resources.unwrap();
         assert_eq!((resources.cpu_shares, resources.cpu_quota, resources.oom_score_adj), (512, 50_000, -997));
+    }
+
+    #[test]
+    fn swap_is_for_burstable_containers_that_may_have_it() {
+        let check = |behavior, requests: &str, limits: &str, want: Option<&str>| {
+            let resources = json!({"requests": {"memory": requests}, "limits": {"memory": limits}});
+            let object = json!({"spec": {"containers": [{"name": "c", "resources": resources}]}});
+            let pod: Pod = serde_json::from_value(object).unwrap();
+            let memory = Memory {
+                capacity: 1 << 30,
+                swap_capacity: 1 << 20,
+                swap_is_limited: want.is_some(),
+                swap_behavior: behavior,
+            };
+            let limit = memory.swap_limit(&pod, &pod.spec.as_ref().unwrap().containers[0]);
+            assert_eq!(limit.as_ref().map(|(_, bytes)| bytes.as_str()), want);
+        };
+        check(SwapBehavior::LimitedSwap, "256Mi", "512Mi", None);
+        check(SwapBehavior::NoSwap, "256Mi", "512Mi", Some("0"));
+        check(SwapBehavior::LimitedSwap, "256Mi", "512Mi", Some("262144"));
+        check(SwapBehavior::LimitedSwap, "512Mi", "512Mi", Some("0"));
+        check(SwapBehavior::LimitedSwap, "0", "0", Some("0"));
     }
 }

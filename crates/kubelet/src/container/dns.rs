@@ -166,6 +166,25 @@ pub fn hostname(pod: &Pod, cluster_domain: &str) -> (String, String) {
     (short(name), domain)
 }
 
+/// The hostname that the kernel is told: with the pod's domain if the pod asks for that.
+// Upstream: pkg/kubelet/util/util_unix.go GetNodenameForKernel
+pub fn kernel_hostname(pod: &Pod, cluster_domain: &str) -> Result<String, String> {
+    let (hostname, domain) = hostname(pod, cluster_domain);
+    if pod.spec.as_ref().and_then(|s| s.set_hostname_as_fqdn) != Some(true) || domain.is_empty() {
+        return Ok(hostname);
+    }
+    let whole = format!("{hostname}.{domain}");
+    const MAX_FQDN: usize = 64;
+    if whole.len() > MAX_FQDN {
+        return Err(format!(
+            "failed to construct FQDN from pod hostname and cluster domain, FQDN {whole} is too long ({MAX_FQDN} \
+             characters is the max, {} characters requested)",
+            whole.len()
+        ));
+    }
+    Ok(whole)
+}
+
 /// The hosts file of a pod with a network of its own.
 // Upstream: pkg/kubelet/kubelet_pods.go managedHostsFileContent
 pub fn hosts_file(pod_ips: &[String], hostname: &str, domain: &str, aliases: &[HostAlias]) -> String {
@@ -272,5 +291,20 @@ mod tests {
         let mut pod = Pod::default();
         pod.metadata.name = Some(format!("{}-x", "a".repeat(62)));
         assert_eq!(hostname(&pod, "d").0, "a".repeat(62));
+    }
+
+    #[test]
+    fn the_kernel_is_told_the_whole_name_when_asked() {
+        let check = |fqdn: bool, subdomain: &str, want: Result<&str, &str>| {
+            let spec = json!({"setHostnameAsFQDN": fqdn, "subdomain": subdomain, "containers": []});
+            let object = json!({"metadata": {"name": "p", "namespace": "n"}, "spec": spec});
+            let pod: Pod = serde_json::from_value(object).unwrap();
+            let name = kernel_hostname(&pod, "cluster.local");
+            assert_eq!(name.as_deref().map_err(|why| &why[..21]), want);
+        };
+        check(false, "sub", Ok("p"));
+        check(true, "", Ok("p"));
+        check(true, "sub", Ok("p.sub.n.svc.cluster.local"));
+        check(true, &"s".repeat(60), Err("failed to construct F"));
     }
 }

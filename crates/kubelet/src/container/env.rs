@@ -7,6 +7,7 @@ use api::core::v1::{ConfigMap, Container, EnvVarSource, Pod, Secret, Service};
 
 use super::downward::{self, Surroundings};
 use super::expansion::expand;
+use crate::env_file;
 
 /// The ConfigMaps and Secrets that the pod's variables name, as far as they exist.
 #[derive(Clone, Debug, Default)]
@@ -42,6 +43,7 @@ pub fn environment(
     container: &Container,
     services: &BTreeMap<String, String>,
     sources: &Sources,
+    files: Files<'_>,
     around: &Surroundings,
 ) -> Result<BTreeMap<String, String>, String> {
     let mut env = BTreeMap::new();
@@ -76,7 +78,7 @@ pub fn environment(
             (Some(text), _) => {
                 Some(expand(text, |name| env.get(name).or_else(|| services.get(name)).cloned()))
             }
-            (None, Some(source)) => from_source(source, pod, container, namespace, sources, around)?,
+            (None, Some(source)) => from_source(source, pod, container, namespace, sources, files, around)?,
             (None, None) => Some(String::new()),
         };
         if let Some(value) = value {
@@ -96,6 +98,7 @@ fn from_source(
     container: &Container,
     namespace: &str,
     sources: &Sources,
+    files: Files<'_>,
     around: &Surroundings,
 ) -> Result<Option<String>, String> {
     if let Some(field) = &source.field_ref {
@@ -126,8 +129,31 @@ fn from_source(
             None => Err(format!("couldn't find key {} in Secret {namespace}/{}", key.key, key.name)),
         };
     }
+    if let Some(selector) = &source.file_key_ref {
+        let text = files(&selector.volume_name, &selector.path)?;
+        let value = env_file::value(&text, &selector.key)
+            .map_err(|why| {
+                tracing::warn!(
+                    pod = pod.name(),
+                    file = selector.path,
+                    why,
+                    "a pod's environment file is not valid"
+                );
+                "couldn't parse env file".to_owned()
+            })?
+            .filter(|value| !value.is_empty());
+        let (key, path) = (&selector.key, &selector.path);
+        return match value {
+            Some(value) => Ok(Some(value)),
+            None if selector.optional == Some(true) => Ok(None),
+            None => Err(format!("environment variable key {key:?} not found in file {path:?}")),
+        };
+    }
     Ok(Some(String::new()))
 }
+
+/// Reads a file of one of the pod's volumes, by the volume's name and the path in it.
+pub type Files<'a> = &'a dyn Fn(&str, &str) -> Result<String, String>;
 
 /// The variables that tell a pod of services: those of its namespace if it wants links, and the API server's
 /// always.
@@ -206,7 +232,11 @@ mod tests {
             secrets: BTreeMap::from([("s".into(), secret)]),
         };
         let services = BTreeMap::from([("WEB_SERVICE_HOST".to_owned(), "10.0.0.1".to_owned())]);
-        let env = environment(&pod, &container, &services, &sources, &Surroundings::default());
+        let files = |volume: &str, path: &str| match (volume, path) {
+            ("v", "f") => Ok("X='from a file'\n".to_owned()),
+            _ => Err(format!("no {path} in {volume}")),
+        };
+        let env = environment(&pod, &container, &services, &sources, &files, &Surroundings::default());
         let words = env.map(|env| {
             let pairs = env.iter().filter(|(k, _)| !k.starts_with("WEB")).map(|(k, v)| format!("{k}={v}"));
             pairs.collect::<Vec<_>>().join(" ")
@@ -244,6 +274,17 @@ mod tests {
             json!({"name": "c", "env": [{"name": "N", "valueFrom": {"secretKeyRef": {"name": "none", "key": "k", "optional": true}}}]}),
             Ok(""),
         );
+    }
+
+    #[test]
+    fn files_of_volumes() {
+        let from = |key: &str, optional: bool| {
+            json!({"name": "c", "env": [{"name": "A", "valueFrom": {"fileKeyRef": {
+                "volumeName": "v", "path": "f", "key": key, "optional": optional}}}]})
+        };
+        check(from("X", false), Ok("A=from a file"));
+        check(from("Y", true), Ok(""));
+        check(from("Y", false), Err("environment variable key \"Y\" not found in file \"f\""));
     }
 
     #[test]

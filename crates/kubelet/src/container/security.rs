@@ -43,7 +43,8 @@ fn seccomp(profile: Option<&SeccompProfile>, privileged: bool, profile_root: &st
 }
 
 /// The namespaces of the pod. `target` is the container whose processes an ephemeral one sees.
-pub fn namespaces(pod: &Pod, target: Option<&str>) -> pb::NamespaceOption {
+// Upstream: pkg/kubelet/kuberuntime/util/util.go NamespacesForPod
+pub fn namespaces(pod: &Pod, target: Option<&str>, users: &pb::UserNamespace) -> pb::NamespaceOption {
     let spec = pod.spec.clone().unwrap_or_default();
     let node_if = |host: Option<bool>| {
         if host == Some(true) { pb::NamespaceMode::Node } else { pb::NamespaceMode::Pod }
@@ -59,7 +60,7 @@ pub fn namespaces(pod: &Pod, target: Option<&str>) -> pb::NamespaceOption {
         pid: pid as i32,
         ipc: node_if(spec.host_ipc) as i32,
         target_id: target.unwrap_or_default().to_owned(),
-        userns_options: None,
+        userns_options: Some(users.clone()),
     }
 }
 
@@ -79,11 +80,11 @@ fn groups_policy(context: &PodSecurityContext) -> i32 {
 }
 
 /// The security context of the sandbox: privileged if any container is.
-pub fn of_sandbox(pod: &Pod, profile_root: &str) -> pb::LinuxSandboxSecurityContext {
+pub fn of_sandbox(pod: &Pod, users: &pb::UserNamespace) -> pb::LinuxSandboxSecurityContext {
     let context = of_pod(pod);
     let privileged = |c: &Container| c.security_context.as_ref().and_then(|s| s.privileged).unwrap_or(false);
     pb::LinuxSandboxSecurityContext {
-        namespace_options: Some(namespaces(pod, None)),
+        namespace_options: Some(namespaces(pod, None, users)),
         run_as_user: context.run_as_user.map(int),
         run_as_group: context.run_as_user.and(context.run_as_group).map(int),
         supplemental_groups: groups(&context),
@@ -91,9 +92,8 @@ pub fn of_sandbox(pod: &Pod, profile_root: &str) -> pb::LinuxSandboxSecurityCont
         privileged: pod::init_containers(pod).iter().chain(pod::containers(pod)).any(privileged),
         seccomp: Some(pb::SecurityProfile {
             profile_type: pb::security_profile::ProfileType::RuntimeDefault as i32,
-            localhost_ref: profile_root.to_owned(),
-        })
-        .map(|p| pb::SecurityProfile { localhost_ref: String::new(), ..p }),
+            localhost_ref: String::new(),
+        }),
         ..Default::default()
     }
 }
@@ -140,6 +140,7 @@ pub fn of_container(
     container: &Container,
     image: &ImageUser,
     target: Option<&str>,
+    users: &pb::UserNamespace,
     profile_root: &str,
 ) -> pb::LinuxContainerSecurityContext {
     let (context, own) = (of_pod(pod), container.security_context.clone().unwrap_or_default());
@@ -158,7 +159,7 @@ pub fn of_container(
     pb::LinuxContainerSecurityContext {
         capabilities: capabilities.or_else(|| Some(pb::Capability::default())),
         privileged,
-        namespace_options: Some(namespaces(pod, target)),
+        namespace_options: Some(namespaces(pod, target, users)),
         run_as_user: user.map(int),
         run_as_group: own.run_as_group.or(context.run_as_group).map(int),
         run_as_username: if user.is_none() { image.username.clone() } else { String::new() },
@@ -203,7 +204,14 @@ mod tests {
         ];
         for (pod_context, own, user, group) in cases {
             let (pod, container) = objects(pod_context, own);
-            let context = of_container(&pod, &container, &ImageUser::default(), None, "");
+            let context = of_container(
+                &pod,
+                &container,
+                &ImageUser::default(),
+                None,
+                &pb::UserNamespace::default(),
+                "",
+            );
             assert_eq!(context.run_as_user.map(|u| u.value), user);
             assert_eq!(context.run_as_group.map(|g| g.value), group);
         }
@@ -232,13 +240,15 @@ mod tests {
     fn privilege_lifts_masks_and_seccomp() {
         let (pod, container) =
             objects(json!({}), json!({"privileged": true, "allowPrivilegeEscalation": false}));
-        let context = of_container(&pod, &container, &ImageUser::default(), None, "");
+        let context =
+            of_container(&pod, &container, &ImageUser::default(), None, &pb::UserNamespace::default(), "");
         assert!(context.privileged && context.masked_paths.is_empty() && !context.no_new_privs);
         let (pod, container) = objects(
             json!({"seccompProfile": {"type": "RuntimeDefault"}}),
             json!({"allowPrivilegeEscalation": false}),
         );
-        let context = of_container(&pod, &container, &ImageUser::default(), None, "");
+        let context =
+            of_container(&pod, &container, &ImageUser::default(), None, &pb::UserNamespace::default(), "");
         assert!(context.no_new_privs && context.masked_paths.len() == 11);
         assert_eq!(context.seccomp.unwrap().profile_type, 0);
     }

@@ -8,6 +8,10 @@ pub struct Machine {
     pub milli_cpu: i64,
     pub memory: i64,
     pub ephemeral_storage: i64,
+    /// What there is to swap to, in bytes.
+    pub swap: i64,
+    /// Whether cgroups limit swap, as those of version 2 do where the kernel can.
+    pub swap_is_limited: bool,
     pub machine_id: String,
     pub system_uuid: String,
     pub boot_id: String,
@@ -25,7 +29,9 @@ impl Machine {
         let uuid = text("/sys/class/dmi/id/product_uuid");
         Machine {
             milli_cpu: i64::try_from(cpus).unwrap_or(1) * 1000,
-            memory: memory_total(&text("/proc/meminfo")),
+            memory: field(&text("/proc/meminfo"), "MemTotal:"),
+            swap: field(&text("/proc/meminfo"), "SwapTotal:"),
+            swap_is_limited: linux::cgroups::limits_swap(),
             ephemeral_storage: i64::try_from(disk).unwrap_or(i64::MAX),
             system_uuid: if uuid.is_empty() { machine_id.clone() } else { uuid },
             machine_id,
@@ -36,8 +42,8 @@ impl Machine {
     }
 }
 
-fn memory_total(meminfo: &str) -> i64 {
-    let line = meminfo.lines().find_map(|l| l.strip_prefix("MemTotal:")).unwrap_or_default();
+fn field(meminfo: &str, name: &str) -> i64 {
+    let line = meminfo.lines().find_map(|l| l.strip_prefix(name)).unwrap_or_default();
     line.trim().trim_end_matches("kB").trim().parse::<i64>().unwrap_or(0) * 1024
 }
 
@@ -62,8 +68,8 @@ mod tests {
 
     #[test]
     fn files_of_the_kernel() {
-        assert_eq!(memory_total("MemTotal:       16384 kB\nMemFree: 1 kB"), 16384 * 1024);
-        assert_eq!(memory_total("garbage"), 0);
+        assert_eq!(field("MemTotal:       16384 kB\nMemFree: 1 kB", "MemTotal:"), 16384 * 1024);
+        assert_eq!(field("garbage", "MemTotal:"), 0);
         assert_eq!(pretty_name("NAME=x\nPRETTY_NAME=\"Debian 12\"\n"), "Debian 12");
     }
 }

@@ -163,6 +163,9 @@ impl Keeper {
         }
         let health = self.core.runtime.status().await;
         let problems = object::problems(&health);
+        if let Ok(answer) = &health {
+            self.core.learn_handlers(answer);
+        }
         let network = !problems.iter().any(|p| p.contains("NetworkReady")) && health.is_ok();
         let before = self.core.network_ready.swap(network, Ordering::Relaxed);
         if network && !before {

@@ -3,7 +3,7 @@
 pub mod qos;
 
 use api::Object;
-use api::core::v1::{Container, ContainerStatus, Pod, PodStatus};
+use api::core::v1::{Container, ContainerRestartRule, ContainerStatus, Pod, PodStatus};
 
 /// The annotation that says where a pod came from; absent means the API.
 pub const CONFIG_SOURCE: &str = "kubernetes.io/config.source";
@@ -95,19 +95,24 @@ pub fn should_restart(pod: &Pod, container: &Container, exit_code: i32) -> bool 
     let Some(own_policy) = container.restart_policy.as_deref() else {
         return by_policy(restart_policy(pod));
     };
-    for rule in container.restart_policy_rules.iter().flatten() {
-        let Some(codes) = &rule.exit_codes else { continue };
+    match restart_rule(container, exit_code).map(|rule| rule.action.as_str()) {
+        Some("Restart" | "RestartAllContainers") => true,
+        _ => by_policy(own_policy),
+    }
+}
+
+/// The first of the container's own rules that is about this exit code.
+// Upstream: pkg/api/v1/pod/util.go FindMatchingContainerRestartRule
+pub fn restart_rule(container: &Container, exit_code: i32) -> Option<&ContainerRestartRule> {
+    container.restart_policy_rules.iter().flatten().find(|rule| {
+        let Some(codes) = &rule.exit_codes else { return false };
         let listed = codes.values.iter().flatten().any(|v| *v == exit_code);
-        let matches = match codes.operator.as_str() {
+        match codes.operator.as_str() {
             "In" => listed,
             "NotIn" => !listed,
             _ => false,
-        };
-        if matches {
-            return rule.action != "Terminate";
         }
-    }
-    by_policy(own_policy)
+    })
 }
 
 /// `name_namespace(uid)`: how upstream's messages name a pod.

@@ -116,6 +116,14 @@ fn pod_total(
     (regular + sidecars).max(largest_init) + overhead
 }
 
+/// What the container is held to: its own limit, or else the whole pod's.
+// Upstream: pkg/kubelet/kuberuntime/kuberuntime_container_linux.go getCPULimit, getMemoryLimit
+pub fn container_limit(pod: &Pod, container: &Container, resource: &str) -> Option<i64> {
+    let positive = |value: Option<i64>| value.filter(|v| *v > 0);
+    let of_pod = || pod.spec.as_ref().and_then(|s| limit(&s.resources, resource));
+    positive(limit(&container.resources, resource)).or_else(|| positive(of_pod()))
+}
+
 /// The least shares the kernel takes.
 pub const MIN_SHARES: i64 = 2;
 const MAX_SHARES: i64 = 262_144;
@@ -137,17 +145,37 @@ pub fn cpu_quota(milli_cpu: i64) -> i64 {
 /// How willingly the kernel kills the container when memory runs out.
 // Upstream: pkg/kubelet/qos/policy.go GetContainerOOMScoreAdjust
 pub fn oom_score_adj(pod: &Pod, container: &Container, memory_capacity: i64) -> i64 {
-    let critical = pod.spec.as_ref().and_then(|s| s.priority).is_some_and(|p| p >= 2_000_000_000);
+    const LEAST: i64 = -997;
+    let critical =
+        pod.spec.as_ref().is_some_and(|s| s.priority_class_name.as_deref() == Some("system-node-critical"));
     let class = class(pod);
     if critical || class == Qos::Guaranteed {
-        return -997;
+        return LEAST;
     }
     if class == Qos::BestEffort {
         return 1000;
     }
-    let request = request(&container.resources, "memory").unwrap_or(0);
-    let score = 1000 - (1000 * request) / memory_capacity.max(1);
-    score.clamp(1000 + -997, 999)
+    let of = |c: &Container| request(&c.resources, "memory").unwrap_or(0);
+    let unassigned = unassigned_memory(pod);
+    let score = |requested: i64| 1000 - (1000 * (requested + unassigned)) / memory_capacity.max(1);
+    let mut own = score(of(container));
+    if init_containers(pod).iter().any(|c| c.name == container.name && is_sidecar(c)) {
+        // A sidecar is not killed before those that it serves.
+        own = own.min(score(containers(pod).iter().map(of).min().unwrap_or(0)));
+    }
+    own.clamp(1000 + LEAST, 999)
+}
+
+/// Each container's part of the memory that the pod requests as a whole and no container does.
+// Upstream: pkg/kubelet/qos/helpers.go remainingPodMemReqPerContainer
+fn unassigned_memory(pod: &Pod) -> i64 {
+    let Some(whole) = pod.spec.as_ref().and_then(|s| request(&s.resources, "memory")) else { return 0 };
+    let mut bare = pod.clone();
+    if let Some(spec) = &mut bare.spec {
+        (spec.resources, spec.overhead) = (None, None);
+    }
+    let count = containers(pod).len() + init_containers(pod).len();
+    (whole - pod_request(&bare, "memory")) / i64::try_from(count.max(1)).unwrap_or(1)
 }
 
 #[cfg(test)]
@@ -203,5 +231,24 @@ mod tests {
         assert_eq!([cpu_quota(0), cpu_quota(1), cpu_quota(500)], [0, 1000, 50_000]);
         let burstable = pod(vec![], vec![container(&[("memory", "256Mi")], &[])]);
         assert_eq!(oom_score_adj(&burstable, &containers(&burstable)[0], 1 << 30), 750);
+        let mut whole = burstable.clone();
+        let requests = BTreeMap::from([("memory".to_owned(), Quantity("512Mi".into()))]);
+        whole.spec.as_mut().unwrap().resources =
+            Some(ResourceRequirements { requests: Some(requests), ..Default::default() });
+        assert_eq!(oom_score_adj(&whole, &containers(&whole)[0], 1 << 30), 500);
+        let mut sidecar = container(&[], &[]);
+        (sidecar.name, sidecar.restart_policy) = ("s".into(), Some("Always".into()));
+        let served = pod(vec![sidecar], containers(&burstable).to_vec());
+        assert_eq!(oom_score_adj(&served, &init_containers(&served)[0], 1 << 30), 750);
+    }
+
+    #[test]
+    fn a_container_without_a_limit_is_held_to_the_pods() {
+        let mut pod = pod(vec![], vec![container(&[], &[("cpu", "1")])]);
+        let limits = [("cpu", "2"), ("memory", "1Gi")].map(|(k, v)| (k.to_owned(), Quantity(v.into())));
+        pod.spec.as_mut().unwrap().resources =
+            Some(ResourceRequirements { limits: Some(limits.into()), ..Default::default() });
+        let of = |resource| container_limit(&pod, &containers(&pod)[0], resource);
+        assert_eq!([of("cpu"), of("memory"), of("pods")], [Some(1000), Some(1 << 30), None]);
     }
 }

@@ -25,13 +25,14 @@ use crate::pod::{self, qos};
 use crate::status::Verdict;
 use crate::{Error, cgroup, evict, node};
 use rank::Candidate;
-pub use thresholds::{Condition, Threshold, parse};
+pub use rank::is_critical;
+use thresholds::Watched;
+pub use thresholds::{Condition, Statements, Threshold, parse};
 
 /// Upstream: pkg/kubelet/kubelet.go evictionMonitoringPeriod
 const LOOK: Duration = Duration::from_secs(10);
-/// How long a condition is told after the last time that it held.
-// Upstream: pkg/kubelet/apis/config/v1beta1/defaults.go EvictionPressureTransitionPeriod
-const TRANSITION: Duration = Duration::from_secs(300);
+/// Upstream: pkg/kubelet/eviction/eviction_manager.go immediateEvictionGracePeriodSeconds
+pub const IMMEDIATE_GRACE_SECONDS: i64 = 1;
 /// How long to wait for an evicted pod to end before another one goes.
 // Upstream: pkg/kubelet/eviction/eviction_manager.go podCleanupTimeout
 const CLEANUP: Duration = Duration::from_secs(30);
@@ -61,8 +62,9 @@ impl Pressure {
     }
 
     /// Has the pod's worker end it.
-    pub fn evict(&self, pod_uid: &str, message: String) {
-        let verdict = Verdict { reason: "Evicted".into(), message, disrupted: true };
+    pub fn evict(&self, pod_uid: &str, message: String, grace_seconds: i64) {
+        let grace_seconds = Some(grace_seconds);
+        let verdict = Verdict { reason: "Evicted".into(), message, disrupted: true, grace_seconds };
         self.verdicts.lock().unwrap_or_else(PoisonError::into_inner).insert(pod_uid.to_owned(), verdict);
     }
 
@@ -87,7 +89,7 @@ impl Pressure {
         }
         let names: Vec<&str> = conditions.into_iter().map(Condition::name).collect();
         let message = format!("The node had condition: [{}]. ", names.join(" "));
-        Some(Verdict { reason: "Evicted".into(), message, disrupted: false })
+        Some(Verdict { reason: "Evicted".into(), message, ..Default::default() })
     }
 }
 
@@ -108,7 +110,8 @@ fn tolerates_memory_pressure(pod: &Pod) -> bool {
 pub async fn run(core: Arc<Core>, shutdown: CancellationToken) -> Result<(), Error> {
     let mut every = tokio::time::interval(LOOK);
     every.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    let mut watch = Watch { core, seen: BTreeMap::new(), leaving: None };
+    let watched = Watched::default();
+    let mut watch = Watch { core, watched, seen: BTreeMap::new(), leaving: None };
     loop {
         tokio::select! {
             () = shutdown.cancelled() => return Ok(()),
@@ -119,6 +122,7 @@ pub async fn run(core: Arc<Core>, shutdown: CancellationToken) -> Result<(), Err
 
 struct Watch {
     core: Arc<Core>,
+    watched: Watched,
     /// When each condition held last.
     seen: BTreeMap<Condition, Instant>,
     /// The pod that was evicted last, and until when to wait for its end.
@@ -130,12 +134,12 @@ impl Watch {
     async fn look(&mut self) {
         let core = self.core.clone();
         let observed = observe::all(&core).await;
-        let met = thresholds::met(&core.config.eviction_hard, &observed);
         let now = Instant::now();
+        let (met, due) = self.watched.look(&core.config.eviction, &observed, now);
         self.seen.extend(met.iter().map(|threshold| (threshold.signal.condition(), now)));
-        self.seen.retain(|_, at| now.duration_since(*at) < TRANSITION);
+        self.seen.retain(|_, at| now.duration_since(*at) < core.config.eviction_transition);
         core.pressure.set(self.seen.keys().copied().collect());
-        let Some(first) = met.first().copied() else { return };
+        let Some(first) = due.first() else { return };
         if self.is_leaving(now) {
             return;
         }
@@ -145,7 +149,7 @@ impl Watch {
         if first.signal.condition() == Condition::Disk {
             node::free_images(&core).await;
             let observed = observe::all(&core).await;
-            if !thresholds::met(&core.config.eviction_hard, &observed).contains(&first) {
+            if !first.is_met(&observed, true) {
                 return;
             }
         }
@@ -174,7 +178,11 @@ impl Watch {
         let message = thresholds::message(threshold, observed, &chosen.pod, chosen.used);
         let events = PodEvents { recorder: &core.recorder, pod: &chosen.pod };
         events.warning("", "Evicted", &message);
-        core.pressure.evict(&uid, message);
+        let grace = match threshold.is_hard() {
+            true => IMMEDIATE_GRACE_SECONDS,
+            false => pod::grace_period_seconds(&chosen.pod).min(core.config.eviction_max_pod_grace_seconds),
+        };
+        core.pressure.evict(&uid, message, grace);
         core.wakers.wake(&uid);
         self.leaving = Some((uid, Instant::now() + CLEANUP));
     }

@@ -1,9 +1,11 @@
 //! How little may be left of what, and which of it is reached.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use api::core::v1::Pod;
 use apimachinery::quantity::Quantity;
+use tokio::time::Instant;
 
 use super::rank;
 use crate::pod::{self, qos};
@@ -67,6 +69,10 @@ impl Signal {
 pub struct Threshold {
     pub signal: Signal,
     limit: Limit,
+    /// How long it must have been reached before anybody goes; at once when it is hard.
+    grace: Duration,
+    /// How much more than the limit must be left before all is well again.
+    reclaim: Option<Limit>,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -76,12 +82,25 @@ enum Limit {
     Part(f64),
 }
 
-impl Threshold {
+impl Limit {
     fn amount(&self, capacity: u64) -> u64 {
-        match self.limit {
-            Limit::Amount(amount) => amount,
+        match self {
+            Limit::Amount(amount) => *amount,
             Limit::Part(part) => (capacity as f64 * part) as u64,
         }
+    }
+}
+
+impl Threshold {
+    pub fn is_hard(&self) -> bool {
+        self.grace.is_zero()
+    }
+
+    /// Whether it is reached; with `reclaimed`, whether there is still less than there should be after that.
+    pub fn is_met(&self, observed: &Observations, reclaimed: bool) -> bool {
+        let Some(seen) = observed.get(&self.signal) else { return false };
+        let more = self.reclaim.as_ref().filter(|_| reclaimed).map_or(0, |r| r.amount(seen.capacity));
+        seen.available < self.limit.amount(seen.capacity).saturating_add(more)
     }
 }
 
@@ -94,48 +113,101 @@ pub struct Observation {
 
 pub type Observations = BTreeMap<Signal, Observation>;
 
-/// Reads thresholds as the kubelet's configuration writes them: `memory.available` to `100Mi` or `10%`.
-// Upstream: pkg/kubelet/eviction/helpers.go parseThresholdStatement
-pub fn parse<'a>(map: impl IntoIterator<Item = (&'a str, &'a str)>) -> Result<Vec<Threshold>, String> {
+type Pairs = BTreeMap<String, String>;
+
+/// Thresholds as the kubelet's configuration writes them: `memory.available` to `100Mi` or `10%`.
+#[derive(Clone, Debug, Default)]
+pub struct Statements {
+    pub hard: Pairs,
+    pub soft: Pairs,
+    /// By signal, how long a soft one must have been reached.
+    pub soft_grace: BTreeMap<String, Duration>,
+    pub minimum_reclaim: Pairs,
+}
+
+fn signal(name: &str) -> Result<Signal, String> {
+    let row = SIGNALS.iter().find(|row| row.1 == name);
+    row.map(|row| row.0).ok_or_else(|| format!("unsupported eviction signal {name}"))
+}
+
+fn limit(name: &str, value: &str) -> Result<Limit, String> {
+    if let Some(percent) = value.strip_suffix('%') {
+        let percent: f64 = percent.parse().map_err(|_| format!("invalid percentage {value:?} of {name}"))?;
+        if !(0.0..=100.0).contains(&percent) {
+            return Err(format!("eviction percentage threshold {name} must be between 0% and 100%: {value}"));
+        }
+        return Ok(Limit::Part(percent / 100.0));
+    }
+    Quantity::parse(value).map_err(|_| format!("invalid quantity {value:?} of {name}"))?;
+    let amount = u64::try_from(qos::amount("memory", &api::Quantity(value.to_owned())));
+    amount.map(Limit::Amount).map_err(|_| format!("eviction threshold {name} must be positive: {value}"))
+}
+
+/// Reads them.
+// Upstream: pkg/kubelet/eviction/helpers.go ParseThresholdConfig
+pub fn parse(statements: &Statements) -> Result<Vec<Threshold>, String> {
+    for name in statements.soft_grace.keys() {
+        signal(name)?;
+    }
+    let reclaims = statements.minimum_reclaim.iter().map(|(name, value)| {
+        let reclaim = limit(name, value)?;
+        Ok((signal(name)?, reclaim))
+    });
+    let reclaims: BTreeMap<Signal, Limit> = reclaims.collect::<Result<_, String>>()?;
     let mut all = Vec::new();
-    for (name, value) in map {
-        let row = SIGNALS.iter().find(|row| row.1 == name);
-        let signal = row.ok_or_else(|| format!("unsupported eviction signal {name}"))?.0;
-        let limit = match value.strip_suffix('%') {
-            Some(percent) => {
-                let percent: f64 =
-                    percent.parse().map_err(|_| format!("invalid percentage {value:?} of {name}"))?;
-                if !(0.0..=100.0).contains(&percent) {
-                    return Err(format!(
-                        "eviction percentage threshold {name} must be between 0% and 100%: {value}"
-                    ));
-                }
-                Limit::Part(percent / 100.0)
-            }
-            None => {
-                Quantity::parse(value).map_err(|_| format!("invalid quantity {value:?} of {name}"))?;
-                let amount = qos::amount("memory", &api::Quantity(value.to_owned()));
-                let amount = u64::try_from(amount);
-                Limit::Amount(
-                    amount.map_err(|_| format!("eviction threshold {name} must be positive: {value}"))?,
-                )
+    let hard = statements.hard.iter().map(|pair| (pair, true));
+    for ((name, value), is_hard) in hard.chain(statements.soft.iter().map(|pair| (pair, false))) {
+        let signal = signal(name)?;
+        let limit = limit(name, value)?;
+        let grace = match (is_hard, statements.soft_grace.get(name)) {
+            (true, _) => Duration::ZERO,
+            (false, Some(grace)) => *grace,
+            (false, None) => {
+                return Err(format!("grace period must be specified for the soft eviction threshold {name}"));
             }
         };
         // Nothing left at all is no threshold.
         if limit != Limit::Amount(0) && limit != Limit::Part(0.0) {
-            all.push(Threshold { signal, limit });
+            all.push(Threshold { signal, limit, grace, reclaim: reclaims.get(&signal).cloned() });
         }
     }
     all.sort_by_key(|threshold| threshold.signal);
     Ok(all)
 }
 
-/// The thresholds that are reached, memory first.
-pub fn met<'a>(thresholds: &'a [Threshold], observed: &Observations) -> Vec<&'a Threshold> {
-    let is_met = |threshold: &&Threshold| {
-        observed.get(&threshold.signal).is_some_and(|seen| seen.available < threshold.amount(seen.capacity))
-    };
-    thresholds.iter().filter(is_met).collect()
+/// What was seen of thresholds until now.
+#[derive(Debug, Default)]
+pub struct Watched {
+    /// Those that are reached, and since when.
+    since: Vec<(Threshold, Instant)>,
+    /// Those because of which somebody had to go, until enough is left again.
+    due: Vec<Threshold>,
+}
+
+impl Watched {
+    /// The thresholds that are reached, memory first, and those of them that were for long enough.
+    pub fn look(
+        &mut self,
+        thresholds: &[Threshold],
+        observed: &Observations,
+        now: Instant,
+    ) -> (Vec<Threshold>, Vec<Threshold>) {
+        let is_met =
+            |t: &&Threshold| t.is_met(observed, false) || (self.due.contains(t) && t.is_met(observed, true));
+        let met: Vec<Threshold> = thresholds.iter().filter(is_met).cloned().collect();
+        self.since.retain(|(threshold, _)| met.contains(threshold));
+        for threshold in &met {
+            if !self.since.iter().any(|(known, _)| known == threshold) {
+                self.since.push((threshold.clone(), now));
+            }
+        }
+        let long_enough = |threshold: &&Threshold| {
+            let since = self.since.iter().find(|(known, _)| known == *threshold).map(|(_, since)| *since);
+            since.is_some_and(|since| now.duration_since(since) >= threshold.grace)
+        };
+        self.due = met.iter().filter(long_enough).cloned().collect();
+        (met, self.due.clone())
+    }
 }
 
 /// Bytes as upstream prints quantities.
@@ -155,7 +227,7 @@ pub fn message(threshold: &Threshold, observed: &Observations, pod: &Pod, used: 
     let resource = threshold.signal.resource();
     let mut text = format!("The node was low on resource: {resource}. ");
     if let Some(seen) = observed.get(&threshold.signal) {
-        let limit = quantity(threshold.amount(seen.capacity));
+        let limit = quantity(threshold.limit.amount(seen.capacity));
         text.push_str(&format!(
             "Threshold quantity: {limit}, available: {}. ",
             quantity(seen.available / 1024 * 1024)
@@ -179,26 +251,35 @@ pub fn message(threshold: &Threshold, observed: &Observations, pod: &Pod, used: 
 mod tests {
     use super::*;
 
-    #[test]
-    fn thresholds_are_read_and_reached() {
-        let all = parse([("nodefs.available", "10%"), ("memory.available", "100Mi"), ("pid.available", "0")])
+    fn pairs(pairs: &[(&str, &str)]) -> Pairs {
+        pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
+    }
+
+    fn hard(hard: &[(&str, &str)]) -> Result<Vec<Threshold>, String> {
+        parse(&Statements { hard: pairs(hard), ..Default::default() })
+    }
+
+    fn observed(memory: u64, disk: u64) -> Observations {
+        BTreeMap::from([
+            (Signal::MemoryAvailable, Observation { available: memory << 20, capacity: 1 << 30 }),
+            (Signal::NodefsAvailable, Observation { available: disk, capacity: 1000 }),
+        ])
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn thresholds_are_read_and_reached() {
+        let all = hard(&[("nodefs.available", "10%"), ("memory.available", "100Mi"), ("pid.available", "0")])
             .unwrap();
         assert_eq!(all.len(), 2, "nothing left is no threshold");
-        let observed = |memory: u64, disk: u64| {
-            BTreeMap::from([
-                (Signal::MemoryAvailable, Observation { available: memory << 20, capacity: 1 << 30 }),
-                (Signal::NodefsAvailable, Observation { available: disk, capacity: 1000 }),
-            ])
-        };
         for (memory, disk, want) in [
             (100, 100, vec![]),
             (99, 100, vec![Condition::Memory]),
             (100, 99, vec![Condition::Disk]),
             (0, 0, vec![Condition::Memory, Condition::Disk]),
         ] {
-            let got: Vec<_> =
-                met(&all, &observed(memory, disk)).iter().map(|t| t.signal.condition()).collect();
-            assert_eq!(got, want, "{memory} {disk}");
+            let (met, due) = Watched::default().look(&all, &observed(memory, disk), Instant::now());
+            let got: Vec<_> = met.iter().map(|t| t.signal.condition()).collect();
+            assert_eq!((got, met == due), (want, true), "{memory} {disk}");
         }
         let pod: Pod =
             serde_json::from_value(serde_json::json!({"spec": {"containers": [{"name": "c"}]}})).unwrap();
@@ -208,7 +289,35 @@ mod tests {
              3Mi, request is 0, has larger consumption of memory. "
         );
         for (name, value) in [("memory.free", "1"), ("memory.available", "x"), ("nodefs.available", "101%")] {
-            assert!(parse([(name, value)]).is_err(), "{name} {value}");
+            assert!(hard(&[(name, value)]).is_err(), "{name} {value}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_soft_threshold_has_patience_and_then_wants_more_than_its_limit() {
+        let mut statements =
+            Statements { soft: pairs(&[("memory.available", "100Mi")]), ..Default::default() };
+        assert!(parse(&statements).unwrap_err().contains("grace period must be specified"));
+        statements.soft_grace.insert("memory.available".into(), Duration::from_secs(30));
+        statements.minimum_reclaim = pairs(&[("memory.available", "50Mi")]);
+        let all = parse(&statements).unwrap();
+        let mut watched = Watched::default();
+        let start = Instant::now();
+        // When, what is left, and whether the threshold is reached and somebody has to go.
+        for (second, memory, want) in [
+            (0, 99, (true, false)),
+            (20, 99, (true, false)),
+            (25, 100, (false, false)),
+            (30, 99, (true, false)),
+            (59, 99, (true, false)),
+            (60, 99, (true, true)),
+            (70, 149, (true, true)),
+            (80, 150, (false, false)),
+            (90, 149, (false, false)),
+        ] {
+            let now = start + Duration::from_secs(second);
+            let (met, due) = watched.look(&all, &observed(memory, 1000), now);
+            assert_eq!((!met.is_empty(), !due.is_empty()), want, "{second}");
         }
     }
 }

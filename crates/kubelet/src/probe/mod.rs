@@ -1,12 +1,13 @@
-//! Probes: [`state`] decides what outcomes mean, [`run`] makes one attempt, and [`Probes`] keeps a task for each
-//! probe of a pod's running containers.
+//! Probes: [`state`] decides what outcomes mean, [`run`] makes one attempt, [`task`] makes one after the other, and
+//! [`Probes`] keeps a task for each probe of a pod's running containers. [`metrics`] counts them all.
 
+pub mod metrics;
 pub mod run;
 pub mod state;
+mod task;
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
 
 use api::core::v1::{Container, Pod, Probe};
 use controller_runtime::{Clock, EventRecorder};
@@ -14,10 +15,9 @@ use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use self::run::{Attempt, Outcome};
-use self::state::ProbeState;
+use self::metrics::Metrics;
+use self::task::Task;
 use crate::actions::{ProbeResult, ProbeResults};
-use crate::events::PodEvents;
 use crate::pod::{self, is_sidecar};
 use crate::pod_state::{ContainerRecord, PodState};
 use crate::runtime::Runtime;
@@ -51,7 +51,38 @@ impl ProbeKind {
 }
 
 type Key = (String, ProbeKind);
-type Board = Arc<Mutex<HashMap<Key, ProbeResult>>>;
+
+/// The results so far, and who waits for one.
+#[derive(Default)]
+struct Board {
+    results: Mutex<HashMap<Key, ProbeResult>>,
+    changed: Notify,
+}
+
+impl Board {
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<Key, ProbeResult>> {
+        self.results.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn set(&self, key: &Key, result: ProbeResult) {
+        self.lock().insert(key.clone(), result);
+        self.changed.notify_waiters();
+    }
+
+    /// Waits until the container has started, as its startup probe says.
+    async fn started(&self, container_id: &str) {
+        let key = (container_id.to_owned(), ProbeKind::Startup);
+        loop {
+            let changed = self.changed.notified();
+            tokio::pin!(changed);
+            changed.as_mut().enable();
+            if self.lock().get(&key) == Some(&ProbeResult::Success) {
+                return;
+            }
+            changed.await;
+        }
+    }
+}
 
 /// What probes need beside their pod.
 #[derive(Clone)]
@@ -59,13 +90,14 @@ pub struct Tools {
     pub runtime: Arc<dyn Runtime>,
     pub recorder: EventRecorder,
     pub clock: Clock,
+    pub metrics: Arc<Metrics>,
 }
 
 /// The probes of one pod.
 pub struct Probes {
     tools: Tools,
     waker: Arc<Notify>,
-    board: Board,
+    board: Arc<Board>,
     tasks: JoinSet<()>,
     running: HashMap<Key, CancellationToken>,
     /// Containers that were ready before this kubelet began: they stay so until a probe says otherwise.
@@ -77,7 +109,7 @@ impl Probes {
         Probes {
             tools,
             waker,
-            board: Board::default(),
+            board: Arc::default(),
             tasks: JoinSet::new(),
             running: HashMap::new(),
             ready_before: BTreeSet::new(),
@@ -118,7 +150,7 @@ impl Probes {
             if let Some(token) = self.running.remove(&key) {
                 token.cancel();
             }
-            self.lock().remove(&key);
+            self.board.lock().remove(&key);
         }
     }
 
@@ -138,7 +170,7 @@ impl Probes {
             ProbeKind::Readiness => Some(ProbeResult::Failure),
         };
         if let Some(result) = initial {
-            self.lock().insert(key.clone(), result);
+            self.board.set(&key, result);
         }
         let token = CancellationToken::new();
         let task = Task {
@@ -154,6 +186,7 @@ impl Probes {
                 .or_else(|| pod.status.as_ref().and_then(|s| s.host_ip.clone()))
                 .unwrap_or_default(),
             started_at: record.started_at,
+            adopted: self.ready_before.contains(&record.id),
             initial,
         };
         let stop = token.clone();
@@ -166,14 +199,10 @@ impl Probes {
         self.running.insert(key, token);
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<Key, ProbeResult>> {
-        self.board.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// The results that make containers restart.
     pub fn results(&self) -> ProbeResults {
         let mut results = ProbeResults::default();
-        for ((id, kind), result) in self.lock().iter() {
+        for ((id, kind), result) in self.board.lock().iter() {
             match kind {
                 ProbeKind::Liveness => results.liveness.insert(id.clone(), *result),
                 ProbeKind::Startup => results.startup.insert(id.clone(), *result),
@@ -185,7 +214,7 @@ impl Probes {
 
     /// Which of the running containers have started and are ready, as far as probes decide it.
     pub fn readiness(&self, pod: &Pod, state: &PodState) -> Readiness {
-        let board = self.lock();
+        let board = self.board.lock();
         let passed = |id: &str, kind| board.get(&(id.to_owned(), kind)) == Some(&ProbeResult::Success);
         let mut readiness = Readiness::default();
         for container in pod::containers(pod).iter().chain(pod::init_containers(pod)) {
@@ -198,101 +227,5 @@ impl Probes {
             }
         }
         readiness
-    }
-}
-
-/// One probe of one container.
-struct Task {
-    tools: Tools,
-    waker: Arc<Notify>,
-    board: Board,
-    key: Key,
-    waits_for_start: bool,
-    pod: Arc<Pod>,
-    container: Container,
-    probe: Probe,
-    pod_ip: String,
-    started_at: i64,
-    initial: Option<ProbeResult>,
-}
-
-impl Task {
-    // Upstream: pkg/kubelet/prober/worker.go doProbe
-    async fn run(self) {
-        let seconds = |s: Option<i32>, or: u64| {
-            Duration::from_secs(s.and_then(|s| u64::try_from(s).ok()).unwrap_or(or))
-        };
-        let period = seconds(self.probe.period_seconds, 10).max(Duration::from_secs(1));
-        let initial_delay = seconds(self.probe.initial_delay_seconds, 0);
-        let alive = self.tools.clock.now().as_nanosecond() - i128::from(self.started_at);
-        let alive = Duration::from_nanos(u64::try_from(alive).unwrap_or(0));
-        tokio::time::sleep(initial_delay.saturating_sub(alive)).await;
-        let mut state = ProbeState::new(
-            self.initial,
-            self.probe.success_threshold.unwrap_or(1).max(1) as u32,
-            self.probe.failure_threshold.unwrap_or(3).max(1) as u32,
-        );
-        let mut ticks = tokio::time::interval(period);
-        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        loop {
-            ticks.tick().await;
-            if self.waits_for_start && !self.started() {
-                continue;
-            }
-            let success = self.attempt(seconds(self.probe.timeout_seconds, 1)).await;
-            let Some(success) = success else { continue };
-            if let Some(result) = state.observe(success) {
-                self.board.lock().unwrap_or_else(PoisonError::into_inner).insert(self.key.clone(), result);
-                self.waker.notify_one();
-                let decided = match self.key.1 {
-                    // The container restarts, or has started: either way this probe is over.
-                    ProbeKind::Startup => true,
-                    ProbeKind::Liveness => result == ProbeResult::Failure,
-                    ProbeKind::Readiness => false,
-                };
-                if decided {
-                    return std::future::pending().await;
-                }
-            }
-        }
-    }
-
-    fn started(&self) -> bool {
-        let key = (self.key.0.clone(), ProbeKind::Startup);
-        self.board.lock().unwrap_or_else(PoisonError::into_inner).get(&key) == Some(&ProbeResult::Success)
-    }
-
-    /// One attempt; `None` when nothing can be said.
-    async fn attempt(&self, timeout: Duration) -> Option<bool> {
-        let attempt = Attempt {
-            runtime: self.tools.runtime.as_ref(),
-            container_id: &self.key.0,
-            container: &self.container,
-            probe: &self.probe,
-            pod_ip: &self.pod_ip,
-            timeout,
-        };
-        let events = PodEvents { recorder: &self.tools.recorder, pod: &self.pod };
-        let name = self.key.1.name();
-        match attempt.run().await {
-            Outcome::Success => Some(true),
-            Outcome::Warning(text) => {
-                events.warning(
-                    &self.container.name,
-                    "ProbeWarning",
-                    &format!("{name} probe warning: {text}"),
-                );
-                Some(true)
-            }
-            Outcome::Failure(text) => {
-                events.warning(&self.container.name, "Unhealthy", &format!("{name} probe failed: {text}"));
-                Some(false)
-            }
-            Outcome::Unknown(text) => {
-                let message = format!("{name} probe errored and resulted in unknown state: {text}");
-                events.warning(&self.container.name, "Unhealthy", &message);
-                None
-            }
-        }
     }
 }

@@ -1,7 +1,6 @@
-//! `/stats/summary`, `/metrics` and `/configz`: what the node uses.
+//! `/stats/summary`, `/metrics`, those below it, and `/configz`: what the node uses.
 
 use std::collections::BTreeMap;
-use std::fmt::Write;
 use std::path::Path;
 use std::sync::{Arc, PoisonError};
 
@@ -12,9 +11,10 @@ use http::StatusCode;
 use serde_json::{Value, json};
 
 use super::{Answer, json as answer_json, text};
-use crate::cgroup;
 use crate::core::Core;
+use crate::exposition::{self, Family, Kind, LabelSet};
 use crate::runtime::{CONTAINER_NAME, POD_NAME, POD_NAMESPACE, POD_UID, describe};
+use crate::{cgroup, pod};
 
 fn number(value: Option<&pb::UInt64Value>) -> Option<u64> {
     value.map(|v| v.value)
@@ -129,87 +129,266 @@ fn pod_cgroups(core: &Core) -> Vec<(String, linux::cgroups::Cgroup)> {
     pods.values().map(|pod| (pod.uid().to_owned(), group(pod))).collect()
 }
 
-/// A line of the text format.
-fn line(out: &mut String, name: &str, labels: &[(&str, &str)], value: f64) {
-    let labels: Vec<String> =
-        labels.iter().map(|(k, v)| format!("{k}={}", crate::container::downward::quote(v))).collect();
-    let labels = if labels.is_empty() { String::new() } else { format!("{{{}}}", labels.join(",")) };
-    writeln!(out, "{name}{labels} {value}").expect("writing to a String cannot fail");
-}
-
-/// One metric: its name, its type, and each value with its labels.
-type Family<'a> = (&'a str, &'a str, Vec<(Vec<(&'a str, String)>, f64)>);
-
-/// What metrics-server reads.
+/// The containers' and pods' own values, and the node's.
 // Upstream: pkg/kubelet/metrics/collectors/resource_metrics.go
 pub async fn resource(core: &Core) -> Answer {
-    let (stats, containers) =
-        match (core.runtime.container_stats().await, core.runtime.containers(None).await) {
-            (Ok(stats), Ok(containers)) => (stats, containers),
-            (Err(error), _) | (_, Err(error)) => {
-                return text(StatusCode::INTERNAL_SERVER_ERROR, describe(&error));
-            }
-        };
+    let known = match Known::read(core).await {
+        Ok(known) => known,
+        Err(refusal) => return *refusal,
+    };
+    let stable = |name, help, kind| Family::new(name, help, kind);
+    let mut cpu = stable(
+        "container_cpu_usage_seconds_total",
+        "[STABLE] Cumulative cpu time consumed by the container in core-seconds",
+        Kind::Counter,
+    );
+    let mut memory = stable(
+        "container_memory_working_set_bytes",
+        "[STABLE] Current working set of the container in bytes",
+        Kind::Gauge,
+    );
+    let mut swap = stable(
+        "container_swap_usage_bytes",
+        "[ALPHA] Current amount of the container swap usage in bytes. Reported only on non-windows systems",
+        Kind::Gauge,
+    );
+    let mut started = stable(
+        "container_start_time_seconds",
+        "[STABLE] Start time of the container since unix epoch in seconds",
+        Kind::Gauge,
+    );
+    for container in &known.containers {
+        cpu.push(container.short_labels(), container.cpu_seconds());
+        memory.push(container.short_labels(), container.memory(|m| m.working_set_bytes.as_ref()));
+        started.push(container.short_labels(), container.started_seconds);
+        let used = container.stats.swap.as_ref().and_then(|s| number(s.swap_usage_bytes.as_ref()));
+        if let Some(used) = used {
+            swap.push(container.short_labels(), used as f64);
+        }
+    }
+    let mut pod_cpu = stable(
+        "pod_cpu_usage_seconds_total",
+        "[STABLE] Cumulative cpu time consumed by the pod in core-seconds",
+        Kind::Counter,
+    );
+    let mut pod_memory = stable(
+        "pod_memory_working_set_bytes",
+        "[STABLE] Current working set of the pod in bytes",
+        Kind::Gauge,
+    );
+    for (pod, usage) in &known.pods {
+        let labels = || vec![("namespace", pod.namespace().to_owned()), ("pod", pod.name().to_owned())];
+        pod_cpu.push(labels(), usage.cpu_nanos as f64 / 1e9);
+        pod_memory.push(labels(), usage.memory_working_set_bytes as f64);
+    }
     let node = linux::cgroups::Cgroup::new(Path::new("/")).usage();
-    let (mut cpu, mut memory, mut started) = (Vec::new(), Vec::new(), Vec::new());
-    for container in &stats {
-        let attributes = container.attributes.clone().unwrap_or_default();
-        let label = |key: &str| attributes.labels.get(key).cloned().unwrap_or_default();
-        let names = vec![
-            ("container", label(CONTAINER_NAME)),
-            ("namespace", label(POD_NAMESPACE)),
-            ("pod", label(POD_NAME)),
-        ];
-        let nanos = container.cpu.as_ref().and_then(|c| number(c.usage_core_nano_seconds.as_ref()));
-        cpu.push((names.clone(), nanos.unwrap_or(0) as f64 / 1e9));
-        let bytes = container.memory.as_ref().and_then(|m| number(m.working_set_bytes.as_ref()));
-        memory.push((names.clone(), bytes.unwrap_or(0) as f64));
-        if let Some(known) = containers.iter().find(|known| known.id == attributes.id) {
-            started.push((names, known.created_at as f64 / 1e9));
-        }
+    let node_cpu = Family::single(
+        "node_cpu_usage_seconds_total",
+        "[STABLE] Cumulative cpu time consumed by the node in core-seconds",
+        Kind::Counter,
+        node.cpu_nanos as f64 / 1e9,
+    );
+    let node_memory = Family::single(
+        "node_memory_working_set_bytes",
+        "[STABLE] Current working set of the node in bytes",
+        Kind::Gauge,
+        node.memory_working_set_bytes as f64,
+    );
+    let scraped = Family::single(
+        "resource_scrape_error",
+        "[STABLE] 1 if there was an error while getting container metrics, 0 otherwise",
+        Kind::Gauge,
+        0.0,
+    );
+    let all = [cpu, memory, started, swap, node_cpu, node_memory, pod_cpu, pod_memory, scraped];
+    text(StatusCode::OK, exposition::text(&all))
+}
+
+/// A container with its numbers.
+struct Measured {
+    stats: pb::ContainerStats,
+    listed: pb::Container,
+    started_seconds: f64,
+}
+
+impl Measured {
+    fn label(&self, key: &str) -> String {
+        self.listed.labels.get(key).cloned().unwrap_or_default()
     }
-    let (mut pod_cpu, mut pod_memory) = (Vec::new(), Vec::new());
-    let pods: Vec<Arc<Pod>> =
-        core.pods.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect();
-    for pod in pods {
-        let group = linux::cgroups::Cgroup::new(&cgroup::path(&core.config.cgroup_root, &pod));
-        if !group.exists() {
-            continue;
-        }
-        let usage = group.usage();
-        let names = vec![("namespace", pod.namespace().to_owned()), ("pod", pod.name().to_owned())];
-        pod_cpu.push((names.clone(), usage.cpu_nanos as f64 / 1e9));
-        pod_memory.push((names, usage.memory_working_set_bytes as f64));
+
+    fn short_labels(&self) -> LabelSet {
+        vec![
+            ("container", self.label(CONTAINER_NAME)),
+            ("namespace", self.label(POD_NAMESPACE)),
+            ("pod", self.label(POD_NAME)),
+        ]
     }
-    let one = |value: f64| vec![(Vec::new(), value)];
-    let families: [Family; 8] = [
-        ("container_cpu_usage_seconds_total", "counter", cpu),
-        ("container_memory_working_set_bytes", "gauge", memory),
-        ("container_start_time_seconds", "gauge", started),
-        ("node_cpu_usage_seconds_total", "counter", one(node.cpu_nanos as f64 / 1e9)),
-        ("node_memory_working_set_bytes", "gauge", one(node.memory_working_set_bytes as f64)),
-        ("pod_cpu_usage_seconds_total", "counter", pod_cpu),
-        ("pod_memory_working_set_bytes", "gauge", pod_memory),
-        ("resource_scrape_error", "gauge", one(0.0)),
+
+    /// With what cAdvisor knows besides.
+    fn long_labels(&self) -> LabelSet {
+        let mut labels = self.short_labels();
+        labels.push(("id", self.listed.id.clone()));
+        labels.push(("image", self.listed.image_ref.clone()));
+        labels.push(("name", self.listed.id.clone()));
+        labels
+    }
+
+    fn cpu_seconds(&self) -> f64 {
+        let used = self.stats.cpu.as_ref().and_then(|c| number(c.usage_core_nano_seconds.as_ref()));
+        used.unwrap_or(0) as f64 / 1e9
+    }
+
+    fn memory(&self, field: impl Fn(&pb::MemoryUsage) -> Option<&pb::UInt64Value>) -> f64 {
+        self.stats.memory.as_ref().and_then(|m| number(field(m))).unwrap_or(0) as f64
+    }
+}
+
+/// What is measured of containers and pods.
+struct Known {
+    containers: Vec<Measured>,
+    pods: Vec<(Arc<Pod>, linux::cgroups::Usage)>,
+}
+
+impl Known {
+    async fn read(core: &Core) -> Result<Self, Box<Answer>> {
+        let failed =
+            |error: tonic::Status| Box::new(text(StatusCode::INTERNAL_SERVER_ERROR, describe(&error)));
+        let stats = core.runtime.container_stats().await.map_err(failed)?;
+        let listed = core.runtime.containers(None).await.map_err(failed)?;
+        let of = |stats: pb::ContainerStats| {
+            let id = &stats.attributes.as_ref()?.id;
+            let listed = listed.iter().find(|known| known.id == *id)?.clone();
+            let started_seconds = listed.created_at as f64 / 1e9;
+            Some(Measured { stats, listed, started_seconds })
+        };
+        let pods: Vec<Arc<Pod>> =
+            core.pods.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect();
+        let with_usage = |pod: Arc<Pod>| {
+            let group = linux::cgroups::Cgroup::new(&cgroup::path(&core.config.cgroup_root, &pod));
+            group.exists().then(|| (pod, group.usage()))
+        };
+        Ok(Known {
+            containers: stats.into_iter().filter_map(of).collect(),
+            pods: pods.into_iter().filter_map(with_usage).collect(),
+        })
+    }
+}
+
+/// What dashboards read: the part of cAdvisor's metrics that CRI has numbers for.
+// Upstream: github.com/google/cadvisor/metrics/prometheus.go
+pub async fn cadvisor(core: &Core) -> Answer {
+    let known = match Known::read(core).await {
+        Ok(known) => known,
+        Err(refusal) => return *refusal,
+    };
+    type Value = fn(&Measured) -> f64;
+    let rows: [(&str, &str, Kind, Value); 6] = [
+        (
+            "container_cpu_usage_seconds_total",
+            "Cumulative cpu time consumed in seconds.",
+            Kind::Counter,
+            Measured::cpu_seconds,
+        ),
+        ("container_memory_working_set_bytes", "Current working set in bytes.", Kind::Gauge, |c| {
+            c.memory(|m| m.working_set_bytes.as_ref())
+        }),
+        (
+            "container_memory_usage_bytes",
+            "Current memory usage in bytes, including all memory regardless of when it was accessed",
+            Kind::Gauge,
+            |c| c.memory(|m| m.usage_bytes.as_ref()),
+        ),
+        ("container_memory_rss", "Size of RSS in bytes.", Kind::Gauge, |c| {
+            c.memory(|m| m.rss_bytes.as_ref())
+        }),
+        (
+            "container_start_time_seconds",
+            "Start time of the container since unix epoch in seconds.",
+            Kind::Gauge,
+            |c| c.started_seconds,
+        ),
+        (
+            "container_fs_usage_bytes",
+            "Number of bytes that are consumed by the container on this filesystem.",
+            Kind::Gauge,
+            |c| {
+                let used = c.stats.writable_layer.as_ref().and_then(|l| number(l.used_bytes.as_ref()));
+                used.unwrap_or(0) as f64
+            },
+        ),
     ];
-    let mut out = String::new();
-    for (name, kind, values) in families.into_iter().filter(|(.., values)| !values.is_empty()) {
-        writeln!(out, "# TYPE {name} {kind}").expect("writing to a String cannot fail");
-        for (labels, value) in values {
-            let labels: Vec<(&str, &str)> = labels.iter().map(|(k, v)| (*k, v.as_str())).collect();
-            line(&mut out, name, &labels, value);
-        }
-    }
-    text(StatusCode::OK, out)
+    let mut all: Vec<Family> = rows
+        .into_iter()
+        .map(|(name, help, kind, value)| {
+            let mut family = Family::new(name, help, kind);
+            known.containers.iter().for_each(|c| family.push(c.long_labels(), value(c)));
+            family
+        })
+        .collect();
+    all.push(Family::single(
+        "machine_cpu_cores",
+        "Number of logical CPU cores.",
+        Kind::Gauge,
+        core.machine.milli_cpu as f64 / 1e3,
+    ));
+    all.push(Family::single(
+        "machine_memory_bytes",
+        "Amount of memory installed on the machine.",
+        Kind::Gauge,
+        core.machine.memory as f64,
+    ));
+    text(StatusCode::OK, exposition::text(&all))
 }
 
 /// What the kubelet says of itself.
-pub fn own(core: &Core) -> Answer {
-    let pods = core.pods.lock().unwrap_or_else(PoisonError::into_inner).len();
-    let mut out = String::new();
-    line(&mut out, "kubelet_node_name", &[("node", &core.config.node_name)], 1.0);
-    line(&mut out, "kubelet_desired_pods", &[], pods as f64);
-    text(StatusCode::OK, out)
+// Upstream: pkg/kubelet/metrics/metrics.go
+pub async fn own(core: &Core) -> Answer {
+    let containers = core.runtime.containers(None).await.unwrap_or_default();
+    let mut running: BTreeMap<&str, usize> = BTreeMap::new();
+    let mut pods_running = std::collections::BTreeSet::new();
+    for container in &containers {
+        let state = match container.state() {
+            pb::ContainerState::ContainerCreated => "created",
+            pb::ContainerState::ContainerRunning => "running",
+            pb::ContainerState::ContainerExited => "exited",
+            pb::ContainerState::ContainerUnknown => "unknown",
+        };
+        *running.entry(state).or_default() += 1;
+        if state == "running" {
+            pods_running.insert(container.pod_sandbox_id.as_str());
+        }
+    }
+    let mut of_containers = Family::new(
+        "kubelet_running_containers",
+        "[ALPHA] Number of containers currently running",
+        Kind::Gauge,
+    );
+    for (state, count) in running {
+        of_containers.push(vec![("container_state", state.to_owned())], count as f64);
+    }
+    let mut desired: BTreeMap<bool, usize> = BTreeMap::new();
+    for pod in core.pods.lock().unwrap_or_else(PoisonError::into_inner).values() {
+        *desired.entry(pod::is_static(pod)).or_default() += 1;
+    }
+    let mut of_pods = Family::new(
+        "kubelet_desired_pods",
+        "[ALPHA] The number of pods the kubelet is being instructed to run. static is true if the pod is not from \
+         the apiserver.",
+        Kind::Gauge,
+    );
+    for (is_static, count) in desired {
+        of_pods.push(vec![("static", is_static.to_string())], count as f64);
+    }
+    let mut name =
+        Family::new("kubelet_node_name", "[ALPHA] The node's name. The count is always 1.", Kind::Gauge);
+    name.push(vec![("node", core.config.node_name.clone())], 1.0);
+    let sandboxes = Family::single(
+        "kubelet_running_pods",
+        "[ALPHA] Number of pods that have a running pod sandbox",
+        Kind::Gauge,
+        pods_running.len() as f64,
+    );
+    text(StatusCode::OK, exposition::text(&[name, sandboxes, of_containers, of_pods]))
 }
 
 pub fn configz(core: &Core) -> Answer {

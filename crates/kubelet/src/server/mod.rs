@@ -145,9 +145,10 @@ async fn route(
             run_command(&core, namespace, pod, container, &query).await
         }
         (&Method::GET, ["stats", "summary"]) => metrics::summary(&core).await,
-        (&Method::GET, ["metrics"]) => metrics::own(&core),
+        (&Method::GET, ["metrics"]) => metrics::own(&core).await,
         (&Method::GET, ["metrics", "resource"]) => metrics::resource(&core).await,
-        (&Method::GET, ["metrics", "cadvisor" | "probes"]) => text(StatusCode::OK, ""),
+        (&Method::GET, ["metrics", "probes"]) => text(StatusCode::OK, core.probe_metrics.text()),
+        (&Method::GET, ["metrics", "cadvisor"]) => metrics::cadvisor(&core).await,
         (&Method::GET, ["configz"]) => metrics::configz(&core),
         _ => text(StatusCode::NOT_FOUND, "404 page not found"),
     }

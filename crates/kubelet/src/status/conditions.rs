@@ -6,8 +6,9 @@ use api::meta::Time;
 use super::Facts;
 use crate::actions::sandbox_changed;
 use crate::pod::{containers, init_containers, is_sidecar, phase};
+use crate::restart_all;
 
-const OWNED: [&str; 7] = [
+const OWNED: [&str; 8] = [
     "PodReadyToStartContainers",
     "Initialized",
     "Ready",
@@ -15,6 +16,7 @@ const OWNED: [&str; 7] = [
     "PodScheduled",
     "PodResizePending",
     "PodResizeInProgress",
+    restart_all::CONDITION,
 ];
 
 /// All conditions: others' as they stand, then ours, with the time of the last change kept where nothing changed.
@@ -31,13 +33,16 @@ pub fn all(facts: &Facts, status: &PodStatus) -> Vec<PodCondition> {
     let (needs_sandbox, ..) = sandbox_changed(facts.pod, facts.state);
     let containers_ready = containers_ready(facts, &statuses, phase_now);
     let ready = ready(facts, &all, &containers_ready);
-    let ours = [
+    let mut ours = vec![
         condition("PodReadyToStartContainers", !needs_sandbox, "", String::new()),
         initialized(facts, &statuses, phase_now),
         ready,
         containers_ready,
         condition("PodScheduled", true, "", String::new()),
     ];
+    if restart_all::is_possible(facts.pod) {
+        ours.push(all_restarting(facts, phase_now));
+    }
     all.extend(
         ours.into_iter().map(|c| PodCondition { observed_generation: facts.pod.metadata.generation, ..c }),
     );
@@ -75,6 +80,23 @@ fn condition(kind: &str, is_true: bool, reason: &str, message: String) -> PodCon
         message: Some(message).filter(|m| !m.is_empty()),
         ..Default::default()
     }
+}
+
+// Upstream: pkg/kubelet/status/generate.go GenerateAllContainersRestartingCondition
+fn all_restarting(facts: &Facts, phase_now: &str) -> PodCondition {
+    let over = match phase_now {
+        "Succeeded" => Some("PodCompleted"),
+        "Failed" => Some("PodFailed"),
+        _ => None,
+    };
+    if let Some(reason) = over {
+        return condition(restart_all::CONDITION, false, reason, String::new());
+    }
+    if !facts.restarts_all() || restart_all::is_cleaned_up(facts.pod, facts.state) {
+        return condition(restart_all::CONDITION, false, "", String::new());
+    }
+    let message = "container exited with restart policy rule".to_owned();
+    condition(restart_all::CONDITION, true, "RestartAllContainersStarted", message)
 }
 
 /// `containers with unready status: [a b]`, as Go prints a list.

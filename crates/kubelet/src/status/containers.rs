@@ -13,6 +13,7 @@ use super::Facts;
 use crate::actions::{any_regular_created, should_be_started};
 use crate::pod::{self, ContainerKind, ephemeral_containers, init_containers, is_sidecar};
 use crate::pod_state::{ContainerRecord, State};
+use crate::restart_all;
 
 pub fn init(facts: &Facts) -> Option<Vec<ContainerStatus>> {
     let list: Vec<(Container, ContainerKind)> = init_containers(facts.pod)
@@ -169,6 +170,13 @@ fn unknown(
     status.state = Some(waiting_state(reason, ""));
     let Some(old) = old else { return status };
     let old_state = old.state.clone().unwrap_or_default();
+    if kind != ContainerKind::Ephemeral && old_state.waiting.is_none() && facts.restarts_all() {
+        status.state = Some(waiting_state(restart_all::REASON, restart_all::MESSAGE));
+        status.last_state =
+            Some(ContainerState { terminated: Some(restart_all::ended()), ..Default::default() });
+        status.restart_count = old.restart_count + 1;
+        return status;
+    }
     if old_state.terminated.is_some() {
         return old.clone();
     }

@@ -14,6 +14,7 @@ use jiff::Timestamp;
 
 use crate::pod::{self, qos};
 use crate::pod_state::PodState;
+use crate::restart_all;
 
 /// Why a container waits: the reason and message of its waiting state.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -30,12 +31,14 @@ pub struct Readiness {
 }
 
 /// A verdict on the whole pod that does not come from its containers: rejection, eviction, a deadline.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Verdict {
     pub reason: String,
     pub message: String,
     /// The pod is the victim of somebody else's need, and its owner should not count this as its failure.
     pub disrupted: bool,
+    /// The longest time that its containers get to end, when that is less than their own.
+    pub grace_seconds: Option<i64>,
 }
 
 /// All that a status is made of.
@@ -55,6 +58,13 @@ pub struct Facts<'a> {
     pub runtime_name: &'a str,
     pub host_ips: &'a [String],
     pub now: Timestamp,
+}
+
+impl Facts<'_> {
+    /// Whether the containers are being restarted all together.
+    fn restarts_all(&self) -> bool {
+        restart_all::is_going_on(self.pod, self.state, self.old) && !self.terminal
+    }
 }
 
 /// The status that the facts amount to.

@@ -4,6 +4,7 @@ use api::core::v1::{Container, ContainerStatus, Pod, PodStatus};
 
 use crate::pod::{self, containers, init_containers, is_sidecar, should_restart};
 use crate::pod_state::{PodState, State};
+use crate::restart_all;
 
 #[derive(Default)]
 struct Count {
@@ -24,6 +25,8 @@ enum Stage {
     Exited(i32),
     /// It waits to run again, after this exit.
     Restarting(i32),
+    /// It was removed to begin anew with all others.
+    Resetting,
     Waiting,
     Unknown,
 }
@@ -38,6 +41,9 @@ fn stage(status: &ContainerStatus) -> Stage {
     }
     if state.waiting.is_none() {
         return Stage::Unknown;
+    }
+    if restart_all::waits(status) {
+        return Stage::Resetting;
     }
     match status.last_state.as_ref().and_then(|l| l.terminated.as_ref()) {
         Some(last) => Stage::Restarting(last.exit_code),
@@ -117,7 +123,7 @@ fn count_sidecar(status: Option<&ContainerStatus>, count: &mut Count) {
                 count.pending_sidecars += 1;
             }
         }
-        Stage::Exited(_) | Stage::Restarting(_) => {}
+        Stage::Exited(_) | Stage::Restarting(_) | Stage::Resetting => {}
         Stage::Waiting => {
             count.pending_sidecars += 1;
             count.waiting += 1;
@@ -141,6 +147,7 @@ fn count_regular(pod: &Pod, container: &Container, status: Option<&ContainerStat
             count.stopped += 1;
             count.stopped_for_good += usize::from(!should_restart(pod, container, code));
         }
+        Some(Stage::Resetting) => count.stopped += 1,
         Some(Stage::Waiting) => count.waiting += 1,
         Some(Stage::Unknown) | None => count.unknown += 1,
     }

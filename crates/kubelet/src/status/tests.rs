@@ -193,7 +193,8 @@ fn gates_probes_and_verdicts() {
           not Ready: ReadinessGatesNotReady corresponding condition of pod readiness gate "g" does not exist.
     "#]]);
     case.readiness.ready.insert("id-a".into(), false);
-    case.verdict = Some(Verdict { reason: "DeadlineExceeded".into(), message: "m".into(), disrupted: false });
+    case.verdict =
+        Some(Verdict { reason: "DeadlineExceeded".into(), message: "m".into(), ..Default::default() });
     case.check(expect![[r#"
         Failed DeadlineExceeded
           a ready=false restarts=0 running | -
@@ -205,7 +206,12 @@ fn gates_probes_and_verdicts() {
         conditions.into_iter().find(|c| c.type_ == "DisruptionTarget").and_then(|c| c.reason)
     };
     assert_eq!(target(&case), None);
-    case.verdict = Some(Verdict { reason: "Evicted".into(), message: "m".into(), disrupted: true });
+    case.verdict = Some(Verdict {
+        reason: "Evicted".into(),
+        message: "m".into(),
+        disrupted: true,
+        ..Default::default()
+    });
     assert_eq!(target(&case).as_deref(), Some("TerminationByKubelet"));
 }
 

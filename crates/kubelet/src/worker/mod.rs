@@ -19,7 +19,7 @@ use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::actions::{Plan, compute_pod_actions};
+use crate::actions::{KillReason, Plan, compute_pod_actions};
 use crate::core::Core;
 use crate::events::PodEvents;
 use crate::evict;
@@ -255,8 +255,11 @@ impl Worker {
         }
         let message = "Pod was active on the node longer than the specified deadline";
         self.event(false, "DeadlineExceeded", message);
-        self.verdict =
-            Some(Verdict { reason: "DeadlineExceeded".into(), message: message.into(), disrupted: false });
+        self.verdict = Some(Verdict {
+            reason: "DeadlineExceeded".into(),
+            message: message.into(),
+            ..Default::default()
+        });
     }
 
     /// Looks from time to time whether the pod uses more of the disk than it may: the kernel tells nobody.
@@ -315,8 +318,28 @@ impl Worker {
         self.core.restarts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Removes containers that are to begin anew. Their logs stay.
+    async fn reset(&self, plan: &Plan, state: &PodState) -> Result<bool, ()> {
+        for reset in &plan.reset {
+            if let Some(record) = state.containers.iter().find(|c| c.id == reset.id && reset.kill) {
+                self.kill(record, "killing", KillReason::Reset, None).await.map_err(drop)?;
+            }
+            match self.core.runtime.remove_container(&reset.id).await {
+                Err(error) if !crate::runtime::is_not_found(&error) => {
+                    tracing::warn!(pod = self.pod.name(), error = %describe(&error), "cannot remove a container");
+                    return Err(());
+                }
+                _ => {}
+            }
+        }
+        Ok(true)
+    }
+
     /// Carries the plan out. `Ok(true)` when anything was done, `Err` when it has to be tried again.
     async fn carry_out(&mut self, plan: &Plan, state: &PodState) -> Result<bool, ()> {
+        if !plan.reset.is_empty() {
+            return self.reset(plan, state).await;
+        }
         let refreshed = self.prepare(state).await?;
         if plan.kill_pod {
             self.leave_sandbox(plan, state).await?;

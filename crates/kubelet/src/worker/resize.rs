@@ -112,7 +112,7 @@ impl Worker {
         let roomy = self.resize.of_cgroup.take().map_or_else(Default::default, |now| larger(&now, &wanted));
         self.set_pod_limits(&roomy)?;
         for (container, record) in resize::updates(&pod, state) {
-            let update = resize::update_of(container);
+            let update = resize::update_of(&pod, container);
             if let Err(error) = self.core.runtime.update_resources(&record.id, update).await {
                 self.resize_failed(&format!(
                     "failed to resize container {}: {}",

@@ -23,7 +23,7 @@ use crate::pod_state::{self, ContainerRecord, PodState, State};
 use crate::runtime::describe;
 use crate::status::Waiting;
 use crate::volumes::Mounted;
-use crate::{cgroup, lifecycle};
+use crate::{cgroup, lifecycle, restart_all};
 
 pub type MountedVolumes = BTreeMap<String, Mounted>;
 
@@ -103,11 +103,17 @@ impl Worker {
             self.event(true, "NetworkNotReady", message);
             return Err(());
         }
-        let sandbox_config = self.sandbox_config(plan.attempt);
+        let failed = |why: String| {
+            self.event(true, "FailedCreatePodSandBox", &format!("Failed to create pod sandbox: {why}"));
+        };
+        let handler = self.runtime_handler().await.map_err(failed)?;
+        let supported = self.core.supports_user_namespaces(&handler);
+        let users = self.core.user_namespaces.of(&pod, &handler, supported).map_err(failed)?;
+        let sandbox_config = self.sandbox_config(plan.attempt, &users).map_err(failed)?;
         let mut sandbox_id = plan.sandbox_id.clone();
         let mut present = state.clone();
         if plan.create_sandbox {
-            sandbox_id = self.create_sandbox(sandbox_config.clone()).await?;
+            sandbox_id = self.create_sandbox(sandbox_config.clone(), &handler).await?;
             present = pod_state::read(self.core.runtime.as_ref(), pod.uid()).await.map_err(drop)?;
             self.report(&present, false);
             self.publish(false);
@@ -133,6 +139,7 @@ impl Worker {
                 state: &present,
                 volumes: &volumes,
                 secrets: &secrets,
+                users: &users,
             };
             match self.start(start).await {
                 Ok(()) => {
@@ -153,7 +160,11 @@ impl Worker {
         result
     }
 
-    fn sandbox_config(&self, attempt: u32) -> pb::PodSandboxConfig {
+    fn sandbox_config(
+        &self,
+        attempt: u32,
+        users: &pb::UserNamespace,
+    ) -> Result<pb::PodSandboxConfig, String> {
         let core = &self.core;
         let cluster = dns::Cluster {
             servers: &core.config.cluster_dns,
@@ -165,12 +176,8 @@ impl Worker {
             let reason = if warning.starts_with("pod:") { "MissingClusterDNS" } else { "DNSConfigForming" };
             self.event(true, reason, &warning);
         }
-        let (mut hostname, domain) = dns::hostname(&self.pod, &core.config.cluster_domain);
-        let fqdn = self.pod.spec.as_ref().and_then(|s| s.set_hostname_as_fqdn) == Some(true);
-        if fqdn && !domain.is_empty() && hostname.len() + domain.len() < 64 {
-            hostname = format!("{hostname}.{domain}");
-        }
-        config::sandbox(
+        let hostname = dns::kernel_hostname(&self.pod, &core.config.cluster_domain)?;
+        Ok(config::sandbox(
             &self.pod,
             &SandboxFacts {
                 attempt,
@@ -178,34 +185,31 @@ impl Worker {
                 log_directory: &core.paths.pod_logs(&self.pod).to_string_lossy(),
                 resolver: &resolver,
                 cgroup_parent: &cgroup::path(&core.config.cgroup_root, &self.pod).to_string_lossy(),
-                seccomp_root: &core.paths.seccomp().to_string_lossy(),
+                users,
             },
-        )
+        ))
     }
 
-    async fn create_sandbox(&mut self, config: pb::PodSandboxConfig) -> Result<String, ()> {
-        let handler = match self.runtime_handler().await {
-            Ok(handler) => handler,
-            Err(why) => {
-                self.event(true, "FailedCreatePodSandBox", &format!("Failed to create pod sandbox: {why}"));
-                return Err(());
-            }
-        };
-        self.core.runtime.run_sandbox(config, &handler).await.map_err(|error| {
+    async fn create_sandbox(&mut self, config: pb::PodSandboxConfig, handler: &str) -> Result<String, ()> {
+        self.core.runtime.run_sandbox(config, handler).await.map_err(|error| {
             let why = describe(&error);
             self.event(true, "FailedCreatePodSandBox", &format!("Failed to create pod sandbox: {why}"));
         })
     }
 
     /// What the pod's RuntimeClass names to the runtime; empty for the default.
+    // Upstream: pkg/kubelet/runtimeclass/runtimeclass_manager.go LookupRuntimeHandler
     async fn runtime_handler(&self) -> Result<String, String> {
         let class =
             self.pod.spec.as_ref().and_then(|s| s.runtime_class_name.as_deref()).filter(|n| !n.is_empty());
         let Some(class) = class else { return Ok(String::new()) };
-        let found = self.core.client.get::<api::node::v1::RuntimeClass>("", class).await;
-        found
-            .map(|c| c.handler)
-            .map_err(|e| format!("failed to get sandbox runtime: no runtime for {class:?}: {e}"))
+        match self.core.client.get::<api::node::v1::RuntimeClass>("", class).await {
+            Ok(found) => Ok(found.handler),
+            Err(error) if error.is_not_found() => {
+                Err(format!("runtimeclass.node.k8s.io {class:?} not found"))
+            }
+            Err(error) => Err(format!("failed to lookup RuntimeClass {class}: {error}")),
+        }
     }
 
     async fn pull_secrets(&self) -> Vec<Arc<Secret>> {
@@ -244,7 +248,7 @@ impl Worker {
         let config_error = |message| refuse("CreateContainerConfigError", message);
         security::verify_non_root(&pod, container, &image.user).map_err(config_error)?;
         let around = self.core.surroundings(&pod, start.state);
-        let environment = self.environment(container, &around).await.map_err(config_error)?;
+        let environment = self.environment(container, start.volumes, &around).await.map_err(config_error)?;
         let restart_count = self.restart_count(container, start.state);
         let volumes = Ready { volumes: start.volumes, images: &image_volumes };
         let mounts = self.mounts(container, restart_count, &volumes, &environment, start.state);
@@ -257,7 +261,8 @@ impl Worker {
             environment: &environment,
             mounts,
             target: start.target.as_deref(),
-            memory_capacity: self.core.machine.memory,
+            memory: &self.core.memory(),
+            users: start.users,
             seccomp_root: &seccomp_root.to_string_lossy(),
         };
         let config = config::container(&pod, container, facts);
@@ -374,6 +379,7 @@ impl Worker {
     async fn environment(
         &self,
         container: &Container,
+        volumes: &MountedVolumes,
         around: &crate::container::downward::Surroundings,
     ) -> Result<BTreeMap<String, String>, String> {
         let pod = &self.pod;
@@ -393,15 +399,21 @@ impl Worker {
         let links = pod.spec.as_ref().and_then(|s| s.enable_service_links).unwrap_or(true);
         let services = self.core.services.list();
         let services = env::service_variables(services.iter().map(AsRef::as_ref), pod.namespace(), links);
-        env::environment(pod, container, &services, &sources, around)
+        let files = |volume: &str, path: &str| read_from_volume(volumes, volume, path);
+        env::environment(pod, container, &services, &sources, &files, around)
     }
 
     /// One more than the last, which the runtime or else the status remembers.
     fn restart_count(&self, container: &Container, state: &PodState) -> i32 {
         let of_runtime = state.container(&container.name).map(|r| r.restart_count + 1);
         let known = pod::all_statuses(&self.status).find(|s| s.name == container.name);
-        let ran = known.filter(|s| s.container_id.as_ref().is_some_and(|id| !id.is_empty()));
-        of_runtime.or_else(|| ran.map(|s| s.restart_count + 1)).unwrap_or(0)
+        let of_status = known.and_then(|s| {
+            let ran = s.container_id.as_ref().is_some_and(|id| !id.is_empty());
+            // Where all begin anew, the status has counted already.
+            let counted = restart_all::waits(s).then_some(s.restart_count);
+            ran.then_some(s.restart_count + 1).or(counted)
+        });
+        of_runtime.or(of_status).unwrap_or(0)
     }
 
     async fn post_start(
@@ -433,6 +445,23 @@ impl Worker {
     }
 }
 
+/// The largest environment file that is read.
+const MAX_ENV_FILE: u64 = 1 << 20;
+
+/// A file of a volume, which the pod's own containers may have made: links in it lead nowhere else.
+fn read_from_volume(volumes: &MountedVolumes, volume: &str, path: &str) -> Result<String, String> {
+    use std::io::Read;
+    let mounted = volumes.get(volume);
+    let mounted =
+        mounted.ok_or_else(|| format!("cannot find the volume {volume:?} referenced by FileKeyRef"))?;
+    let failed = |why: String| format!("couldn't parse env file: {why}");
+    let root = linux::beneath::Root::open(&mounted.path).map_err(|e| failed(e.to_string()))?;
+    let file = root.read_file(std::path::Path::new(path)).map_err(|e| failed(e.to_string()))?;
+    let mut text = String::new();
+    file.take(MAX_ENV_FILE).read_to_string(&mut text).map_err(|e| failed(e.to_string()))?;
+    Ok(text)
+}
+
 /// What a container may mount.
 pub struct Ready<'a> {
     pub volumes: &'a MountedVolumes,
@@ -449,6 +478,7 @@ struct Start<'a> {
     state: &'a PodState,
     volumes: &'a MountedVolumes,
     secrets: &'a [Arc<Secret>],
+    users: &'a pb::UserNamespace,
 }
 
 /// An error and what caused it, in one line.

@@ -18,9 +18,6 @@ use crate::status;
 
 /// Containers always get this long, so that none is killed for want of a moment.
 const MIN_GRACE_SECONDS: i64 = 2;
-/// Who is evicted at once gets this.
-// Upstream: pkg/kubelet/eviction/eviction_manager.go immediateEvictionGracePeriodSeconds
-const EVICTION_GRACE_SECONDS: i64 = 1;
 
 impl Worker {
     /// Stops everything and reports the end. Sets `finished` when nothing is left running.
@@ -75,11 +72,11 @@ impl Worker {
     async fn kill_all(&mut self, state: &PodState) -> runtime::Result<()> {
         let mut desired = self.desired.clone();
         let mut pod = desired.borrow_and_update().pod.clone();
-        if self.verdict.as_ref().is_some_and(|v| v.reason == "Evicted") {
-            let mut evicted = (*pod).clone();
-            let grace = &mut evicted.metadata.deletion_grace_period_seconds;
-            *grace = Some(grace.unwrap_or(EVICTION_GRACE_SECONDS).min(EVICTION_GRACE_SECONDS));
-            pod = std::sync::Arc::new(evicted);
+        if let Some(most) = self.verdict.as_ref().and_then(|v| v.grace_seconds) {
+            let mut hurried = (*pod).clone();
+            let grace = pod::grace_period_seconds(&hurried).min(most);
+            hurried.metadata.deletion_grace_period_seconds = Some(grace);
+            pod = std::sync::Arc::new(hurried);
         }
         loop {
             let grace = pod::grace_period_seconds(&pod);
@@ -131,10 +128,13 @@ impl Worker {
             KillReason::Startup => {
                 spec.startup_probe.as_ref().and_then(|p| p.termination_grace_period_seconds)
             }
-            KillReason::Other => None,
+            KillReason::Other | KillReason::Reset => None,
         };
         let deleted = self.pod.metadata.deletion_grace_period_seconds;
         let mut grace = deleted.or(of_probe).unwrap_or_else(|| pod::grace_period_seconds(&self.pod));
+        if reason == KillReason::Reset {
+            grace = 0;
+        }
         let events = PodEvents { recorder: &self.core.recorder, pod: &self.pod };
         let default = format!("Stopping container {}", record.name);
         events.normal(&record.name, "Killing", if message.is_empty() { &default } else { message });
@@ -157,7 +157,9 @@ impl Worker {
             }
         }
         let used = i64::try_from(begun.elapsed().as_secs()).unwrap_or(grace);
-        grace = (grace - used).max(MIN_GRACE_SECONDS);
+        if reason != KillReason::Reset {
+            grace = (grace - used).max(MIN_GRACE_SECONDS);
+        }
         match self.core.runtime.stop_container(&record.id, grace).await {
             Err(error) if !runtime::is_not_found(&error) => Err(error),
             _ => Ok(()),
@@ -217,6 +219,7 @@ async fn remove(core: &crate::core::Core, uid: &str) -> Result<(), String> {
     }
     core.volumes.teardown(uid).map_err(|e| e.to_string())?;
     linux::mounts::remove_tree(&core.paths.pod(uid)).map_err(|e| with_causes(&e))?;
+    core.user_namespaces.release(uid);
     cgroup::remove(&core.config.cgroup_root, uid).map_err(|e| with_causes(&e))
 }
 

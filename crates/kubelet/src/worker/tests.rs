@@ -202,6 +202,9 @@ impl Runtime for FakeRuntime {
         self.world().calls.push(format!("exec {id} {}", command.join(" ")));
         Ok(pb::ExecSyncResponse::default())
     }
+    async fn reopen_log(&self, _: &str) -> Result<()> {
+        unused()
+    }
     async fn exec_url(&self, _: pb::ExecRequest) -> Result<String> {
         unused()
     }
@@ -344,6 +347,9 @@ impl Bench {
             deferred_resizes: Mutex::default(),
             pressure: Default::default(),
             node: Mutex::default(),
+            handlers: Mutex::default(),
+            probe_metrics: Arc::default(),
+            user_namespaces: crate::userns::Ranges::open(paths.clone(), 110),
             machine: Machine { memory: 1 << 30, milli_cpu: 1000, ..Default::default() },
             config,
             client,

@@ -3,13 +3,14 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::Context;
 use api::core::v1::Taint;
 use clap::Args;
 use tokio_util::sync::CancellationToken;
 
-use super::kubelet_config::KubeletConfiguration;
+use super::kubelet_config::{Eviction, KubeletConfiguration};
 use super::{client_of, say_ready};
 use crate::certificates::{Current, Files, read};
 use crate::host;
@@ -65,6 +66,30 @@ pub struct Kubelet {
     /// memory.available<100Mi,nodefs.available<10%,nodefs.inodesFree<5%,imagefs.available<15%,imagefs.inodesFree<5%]
     #[arg(long, value_name = "SIGNAL<QUANTITY,…")]
     pub eviction_hard: Option<String>,
+    /// How little may be left of what for how long before pods are evicted
+    #[arg(long, value_name = "SIGNAL<QUANTITY,…")]
+    pub eviction_soft: Option<String>,
+    /// How long a soft threshold must have been reached
+    #[arg(long, value_name = "SIGNAL=DURATION,…")]
+    pub eviction_soft_grace_period: Option<String>,
+    /// The longest time in seconds that a pod gets which goes for a soft threshold [default: 0]
+    #[arg(long, value_name = "SECONDS")]
+    pub eviction_max_pod_grace_period: Option<i64>,
+    /// How much more than a threshold must be left before all is well again
+    #[arg(long, value_name = "SIGNAL=QUANTITY,…")]
+    pub eviction_minimum_reclaim: Option<String>,
+    /// How long a condition is told after the last time that it held [default: 5m]
+    #[arg(long, value_name = "DURATION", value_parser = super::duration)]
+    pub eviction_pressure_transition_period: Option<Duration>,
+    /// Sysctls beside the safe ones that pods may set; a star at the end stands for any
+    #[arg(long, value_name = "SYSCTL", value_delimiter = ',')]
+    pub allowed_unsafe_sysctls: Vec<String>,
+    /// How large a container's log grows before it is rotated [default: 10Mi]
+    #[arg(long, value_name = "QUANTITY")]
+    pub container_log_max_size: Option<String>,
+    /// How many files of logs a container has [default: 5]
+    #[arg(long, value_name = "COUNT")]
+    pub container_log_max_files: Option<usize>,
     /// Make the Node object [default: true]
     #[arg(long, num_args = 0..=1, default_missing_value = "true", require_equals = true)]
     pub register_node: Option<bool>,
@@ -172,15 +197,28 @@ impl Kubelet {
             image_gc_high_percent: file
                 .image_gc_high_threshold_percent
                 .unwrap_or(usual.image_gc_high_percent),
-            eviction_hard: match (&self.eviction_hard, &file.eviction_hard) {
-                (Some(flag), _) => thresholds(flag)?,
-                (None, Some(map)) => {
-                    let pairs = map.iter().map(|(name, value)| (name.as_str(), value.as_str()));
-                    kubelet::pressure::parse(pairs).map_err(anyhow::Error::msg)?
-                }
-                (None, None) => {
-                    kubelet::pressure::parse(kubelet::EVICTION_HARD).map_err(anyhow::Error::msg)?
-                }
+            eviction: self.eviction(&file.eviction)?,
+            eviction_max_pod_grace_seconds: self
+                .eviction_max_pod_grace_period
+                .or(file.eviction.max_pod_grace_period)
+                .unwrap_or(usual.eviction_max_pod_grace_seconds),
+            eviction_transition: match &file.eviction.pressure_transition_period {
+                _ if self.eviction_pressure_transition_period.is_some() => None,
+                Some(text) => Some(duration("evictionPressureTransitionPeriod", text)?),
+                None => None,
+            }
+            .or(self.eviction_pressure_transition_period)
+            .filter(|period| !period.is_zero())
+            .unwrap_or(usual.eviction_transition),
+            sysctls: self.sysctls(&file.allowed_unsafe_sysctls)?,
+            log_rotation: log_rotation(
+                self.container_log_max_size.as_deref().or(file.container_log_max_size.as_deref()),
+                self.container_log_max_files.or(file.container_log_max_files),
+            )?,
+            swap_behavior: match file.memory_swap.swap_behavior.as_str() {
+                "" | "NoSwap" => kubelet::SwapBehavior::NoSwap,
+                "LimitedSwap" => kubelet::SwapBehavior::LimitedSwap,
+                other => anyhow::bail!("memorySwap.swapBehavior is NoSwap or LimitedSwap, not {other:?}"),
             },
             image_gc_low_percent: file.image_gc_low_threshold_percent.unwrap_or(usual.image_gc_low_percent),
             tls: Some(tls),
@@ -190,6 +228,35 @@ impl Kubelet {
         })
     }
 
+    /// Of each of the four the flag counts more than the file.
+    fn eviction(&self, file: &Eviction) -> anyhow::Result<Vec<kubelet::pressure::Threshold>> {
+        let of =
+            |flag: &str, text: &Option<String>, sign, field: &Option<BTreeMap<String, String>>| match text {
+                Some(text) => pairs(flag, text, sign).map(Some),
+                None => Ok(field.clone()),
+            };
+        let usual = || kubelet::EVICTION_HARD.map(|(name, value)| (name.to_owned(), value.to_owned())).into();
+        let hard = of("--eviction-hard", &self.eviction_hard, '<', &file.hard)?.unwrap_or_else(usual);
+        let soft = of("--eviction-soft", &self.eviction_soft, '<', &file.soft)?.unwrap_or_default();
+        let grace = &self.eviction_soft_grace_period;
+        let grace = of("--eviction-soft-grace-period", grace, '=', &file.soft_grace_period)?;
+        let soft_grace = grace
+            .unwrap_or_default()
+            .into_iter()
+            .map(|(name, text)| Ok((name, duration("the grace period of a soft threshold", &text)?)))
+            .collect::<anyhow::Result<_>>()?;
+        let reclaim = &self.eviction_minimum_reclaim;
+        let minimum_reclaim = of("--eviction-minimum-reclaim", reclaim, '=', &file.minimum_reclaim)?;
+        let minimum_reclaim = minimum_reclaim.unwrap_or_default();
+        let statements = kubelet::pressure::Statements { hard, soft, soft_grace, minimum_reclaim };
+        kubelet::pressure::parse(&statements).map_err(|why| anyhow::anyhow!("eviction thresholds: {why}"))
+    }
+
+    fn sysctls(&self, file: &[String]) -> anyhow::Result<kubelet::sysctls::Allowed> {
+        let named = if self.allowed_unsafe_sysctls.is_empty() { file } else { &self.allowed_unsafe_sysctls };
+        kubelet::sysctls::Allowed::new(named.iter().map(String::as_str)).map_err(anyhow::Error::msg)
+    }
+
     fn node(&self) -> anyhow::Result<(String, Vec<IpAddr>)> {
         let name = self.hostname_override.clone().map_or_else(host::hostname, Ok)?;
         let ips = some(&self.node_ip).map_or_else(|| Ok(vec![host::node_ip()?]), anyhow::Ok)?;
@@ -197,16 +264,36 @@ impl Kubelet {
     }
 }
 
-/// `memory.available<100Mi,nodefs.available<10%`
-fn thresholds(flag: &str) -> anyhow::Result<Vec<kubelet::pressure::Threshold>> {
-    let statements = flag.split(',').filter(|statement| !statement.is_empty());
-    let pairs = statements.map(|statement| {
-        statement
-            .split_once('<')
-            .with_context(|| format!("--eviction-hard: {statement:?} is not of the form signal<quantity"))
-    });
-    let pairs = pairs.collect::<anyhow::Result<Vec<_>>>()?;
-    kubelet::pressure::parse(pairs).map_err(|why| anyhow::anyhow!("--eviction-hard: {why}"))
+/// `memory.available<100Mi,nodefs.available<10%`, or with another sign between name and value.
+fn pairs(flag: &str, text: &str, sign: char) -> anyhow::Result<BTreeMap<String, String>> {
+    let statements = text.split(',').filter(|statement| !statement.is_empty());
+    let pair = |statement: &str| {
+        let (name, value) = statement
+            .split_once(sign)
+            .with_context(|| format!("{flag}: {statement:?} is not of the form signal{sign}quantity"))?;
+        Ok((name.to_owned(), value.to_owned()))
+    };
+    statements.map(pair).collect()
+}
+
+fn duration(field: &str, text: &str) -> anyhow::Result<Duration> {
+    super::duration(text).map_err(|why| anyhow::anyhow!("{field}: {why}"))
+}
+
+fn log_rotation(max_size: Option<&str>, max_files: Option<usize>) -> anyhow::Result<kubelet::LogRotation> {
+    let usual = kubelet::LogRotation::default();
+    let max_files = max_files.unwrap_or(usual.max_files);
+    anyhow::ensure!(max_files > 1, "invalid MaxFiles {max_files}, must be > 1");
+    let max_bytes = match max_size {
+        Some(text) => {
+            let size = apimachinery::quantity::Quantity::parse(text)
+                .with_context(|| format!("failed to parse container log max size {text:?}"))?;
+            // A negative size turns rotation off.
+            u64::try_from(size.value()).unwrap_or(u64::MAX)
+        }
+        None => usual.max_bytes,
+    };
+    Ok(kubelet::LogRotation { max_bytes, max_files })
 }
 
 fn some<T: Clone>(values: &[T]) -> Option<Vec<T>> {

@@ -1,5 +1,6 @@
 //! A KubeletConfiguration, as kubeadm and people write it.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
@@ -38,7 +39,12 @@ pub struct KubeletConfiguration {
     pub image_gc_high_threshold_percent: Option<u8>,
     #[serde(rename = "imageGCLowThresholdPercent")]
     pub image_gc_low_threshold_percent: Option<u8>,
-    pub eviction_hard: Option<std::collections::BTreeMap<String, String>>,
+    #[serde(flatten)]
+    pub eviction: Eviction,
+    pub allowed_unsafe_sysctls: Vec<String>,
+    pub container_log_max_size: Option<String>,
+    pub container_log_max_files: Option<usize>,
+    pub memory_swap: MemorySwap,
     pub max_pods: Option<u32>,
     pub resolv_conf: Option<PathBuf>,
     pub cgroup_root: Option<String>,
@@ -50,6 +56,30 @@ pub struct KubeletConfiguration {
     pub container_runtime_endpoint: Option<String>,
     #[serde(flatten)]
     others: Map<String, Value>,
+}
+
+/// When pods are evicted.
+#[derive(Default, Deserialize)]
+#[serde(default)]
+pub struct Eviction {
+    #[serde(rename = "evictionHard")]
+    pub hard: Option<BTreeMap<String, String>>,
+    #[serde(rename = "evictionSoft")]
+    pub soft: Option<BTreeMap<String, String>>,
+    #[serde(rename = "evictionSoftGracePeriod")]
+    pub soft_grace_period: Option<BTreeMap<String, String>>,
+    #[serde(rename = "evictionMinimumReclaim")]
+    pub minimum_reclaim: Option<BTreeMap<String, String>>,
+    #[serde(rename = "evictionMaxPodGracePeriod")]
+    pub max_pod_grace_period: Option<i64>,
+    #[serde(rename = "evictionPressureTransitionPeriod")]
+    pub pressure_transition_period: Option<String>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct MemorySwap {
+    pub swap_behavior: String,
 }
 
 #[derive(Default, Deserialize)]
@@ -158,9 +188,15 @@ registerWithTaints: [{key: a, effect: NoSchedule}]
 rotateCertificates: true
 staticPodPath: /etc/kubernetes/manifests
 syncFrequency: 0s
+evictionSoft: {memory.available: 1Gi}
+evictionSoftGracePeriod: {memory.available: 1m30s}
+evictionPressureTransitionPeriod: 0s
+allowedUnsafeSysctls: [\"kernel.msg*\"]
 ",
         )
         .unwrap();
+        assert_eq!(config.eviction.soft_grace_period.unwrap()["memory.available"], "1m30s");
+        assert_eq!(config.allowed_unsafe_sysctls, ["kernel.msg*"]);
         assert_eq!(config.cluster_dns.unwrap(), ["10.96.0.10".parse::<IpAddr>().unwrap()]);
         assert_eq!(config.register_with_taints.unwrap()[0].key, "a");
         assert_eq!(
