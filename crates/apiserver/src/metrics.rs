@@ -107,6 +107,17 @@ pub struct Metrics {
     requests: Arc<Mutex<HashMap<Key, Times>>>,
     in_flight: Arc<InFlight>,
     watches: Arc<AtomicI64>,
+    others: Others,
+}
+
+/// What else of the same process is told with the server's own.
+#[derive(Clone, Default)]
+struct Others(Arc<Mutex<Vec<Box<dyn Fn(&mut MetricsRegistry) + Send + Sync>>>>);
+
+impl std::fmt::Debug for Others {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Others").finish_non_exhaustive()
+    }
 }
 
 /// Counts an open watch for as long as it lives.
@@ -169,6 +180,11 @@ impl Metrics {
         Open(self.watches.clone())
     }
 
+    /// Has something else of the process told of, too: what `register` adds to the registry of each scrape.
+    pub fn also(&self, register: impl Fn(&mut MetricsRegistry) + Send + Sync + 'static) {
+        self.others.0.lock().unwrap_or_else(PoisonError::into_inner).push(Box::new(register));
+    }
+
     /// Everything, for one scrape.
     pub fn text(&self, server: &ApiServer) -> String {
         let mut registry = MetricsRegistry::default();
@@ -196,6 +212,9 @@ impl Metrics {
         registry.register("apiserver_storage_objects", "Stored objects, by resource", objects);
         server.flow_control.register(&mut registry);
         server.config.admit.register(&mut registry);
+        for register in &*self.others.0.lock().unwrap_or_else(PoisonError::into_inner) {
+            register(&mut registry);
+        }
         let mut text = String::new();
         encode(&mut text, &registry).expect("writing to a String cannot fail");
         text

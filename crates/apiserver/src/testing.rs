@@ -98,6 +98,27 @@ pub async fn server() -> Arc<ApiServer> {
     server_with(Arc::new(storage::memory::Memory::new()), config()).await
 }
 
+/// A server over memory storage as a cluster has it: with upstream's admission, and what a cluster starts with.
+pub async fn cluster(config: Config) -> Arc<ApiServer> {
+    let shutdown = CancellationToken::new();
+    let registry = Registry::new(Arc::new(storage::memory::Memory::new()), resources::table().to_vec()).await;
+    let registry = registry.expect("memory storage can be read");
+    let authorizer = Arc::new(crate::authz::Authorizer::new(registry.clone()));
+    let chain = Arc::new(crate::admission::Chain::new(registry.clone(), authorizer, config.random.clone()));
+    let server =
+        ApiServer::new(registry.clone(), Config { admit: chain.clone(), ..config }, shutdown.clone());
+    server.tasks.spawn(async move {
+        if let Err(error) = registry.run(shutdown).await {
+            tracing::error!(error = &error as &dyn std::error::Error, "the caches are no longer fed");
+        }
+    });
+    let user = crate::bootstrap::loopback_user();
+    let own = client::Client::new(server.in_process(user), "apiserver");
+    chain.client().set(own).unwrap_or_else(|_| unreachable!("the chain is new"));
+    server.bootstrap(crate::authz::bootstrap_objects()).await.expect("an empty cluster can be filled");
+    server
+}
+
 pub async fn server_with(store: Arc<dyn storage::Store>, config: Config) -> Arc<ApiServer> {
     let shutdown = CancellationToken::new();
     let table = resources::table().to_vec();

@@ -1,13 +1,16 @@
 //! [`WorkQueue`]: keys that await work, each once.
 
 use std::cmp::Reverse;
-use std::collections::{BinaryHeap, HashMap, HashSet, VecDeque};
+use std::collections::hash_map::Entry;
+use std::collections::{BinaryHeap, HashMap, VecDeque};
 use std::hash::Hash;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use tokio::sync::Notify;
 use tokio::time::Instant;
+
+use crate::metrics::{QueueMetrics, Seen, Times, Watched};
 
 /// Upstream: client-go/util/workqueue/default_rate_limiters.go DefaultTypedControllerRateLimiter
 const FIRST_DELAY: Duration = Duration::from_millis(5);
@@ -42,25 +45,48 @@ impl<K> Ord for Delayed<K> {
 
 struct State<K> {
     ready: VecDeque<K>,
-    /// Keys in `ready`, and keys that came while they were worked on.
-    dirty: HashSet<K>,
-    processing: HashSet<K>,
+    /// Keys in `ready`, and keys that came while they were worked on, with when they came.
+    dirty: HashMap<K, Instant>,
+    /// With when the work began.
+    processing: HashMap<K, Instant>,
     delayed: BinaryHeap<Reverse<Delayed<K>>>,
     /// The earliest time each delayed key waits for: later entries of the heap are stale.
     due: HashMap<K, Instant>,
     failures: HashMap<K, u32>,
     order: u64,
     closed: bool,
+    adds: u64,
+    retries: u64,
+    waited: Times,
+    worked: Times,
 }
 
 impl<K: Clone + Eq + Hash> State<K> {
     /// True when the key became ready now.
     fn add(&mut self, key: K) -> bool {
-        if self.closed || !self.dirty.insert(key.clone()) || self.processing.contains(&key) {
+        if self.closed {
+            return false;
+        }
+        match self.dirty.entry(key.clone()) {
+            Entry::Occupied(_) => return false,
+            Entry::Vacant(entry) => entry.insert(Instant::now()),
+        };
+        self.adds += 1;
+        if self.processing.contains_key(&key) {
             return false;
         }
         self.ready.push_back(key);
         true
+    }
+
+    /// Takes the next ready key into work.
+    fn begin(&mut self, now: Instant) -> Option<K> {
+        let key = self.ready.pop_front()?;
+        if let Some(since) = self.dirty.remove(&key) {
+            self.waited.observe(now - since);
+        }
+        self.processing.insert(key.clone(), now);
+        Some(key)
     }
 
     /// Moves the keys whose time has come, and says when the next one's comes.
@@ -103,13 +129,17 @@ impl<K: Clone + Eq + Hash> WorkQueue<K> {
     pub fn new() -> Self {
         let state = State {
             ready: VecDeque::new(),
-            dirty: HashSet::new(),
-            processing: HashSet::new(),
+            dirty: HashMap::new(),
+            processing: HashMap::new(),
             delayed: BinaryHeap::new(),
             due: HashMap::new(),
             failures: HashMap::new(),
             order: 0,
             closed: false,
+            adds: 0,
+            retries: 0,
+            waited: Times::default(),
+            worked: Times::default(),
         };
         WorkQueue { shared: Arc::new((Mutex::new(state), Notify::new())) }
     }
@@ -146,6 +176,7 @@ impl<K: Clone + Eq + Hash> WorkQueue<K> {
     pub fn add_rate_limited(&self, key: K) {
         let failures = {
             let mut state = self.lock();
+            state.retries += 1;
             let failures = state.failures.entry(key.clone()).or_default();
             *failures += 1;
             *failures - 1
@@ -181,10 +212,9 @@ impl<K: Clone + Eq + Hash> WorkQueue<K> {
                 if state.closed {
                     return None;
                 }
-                let due = state.promote(Instant::now());
-                if let Some(key) = state.ready.pop_front() {
-                    state.dirty.remove(&key);
-                    state.processing.insert(key.clone());
+                let now = Instant::now();
+                let due = state.promote(now);
+                if let Some(key) = state.begin(now) {
                     if !state.ready.is_empty() || due.is_some() {
                         // Another worker takes over the rest and the timer.
                         self.shared.1.notify_one();
@@ -206,8 +236,10 @@ impl<K: Clone + Eq + Hash> WorkQueue<K> {
     /// The work on a key has ended, well or not.
     pub fn done(&self, key: &K) {
         let mut state = self.lock();
-        state.processing.remove(key);
-        if state.dirty.contains(key) {
+        if let Some(since) = state.processing.remove(key) {
+            state.worked.observe(since.elapsed());
+        }
+        if state.dirty.contains_key(key) {
             state.ready.push_back(key.clone());
             drop(state);
             self.shared.1.notify_one();
@@ -222,6 +254,35 @@ impl<K: Clone + Eq + Hash> WorkQueue<K> {
         state.delayed.clear();
         drop(state);
         self.shared.1.notify_waiters();
+    }
+}
+
+impl<K: Clone + Eq + Hash + Send + Sync + 'static> WorkQueue<K> {
+    /// Lets the queue be counted for as long as it lives.
+    pub fn watch(&self, name: &'static str, metrics: &QueueMetrics) {
+        let queue: Weak<dyn Watched> = Arc::downgrade(&(self.shared.clone() as Arc<dyn Watched>));
+        metrics.watch(name, queue);
+    }
+}
+
+impl<K: Clone + Eq + Hash + Send + Sync> Watched for (Mutex<State<K>>, Notify) {
+    fn seen(&self) -> Seen {
+        let state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let (now, mut unfinished, mut longest) = (Instant::now(), 0.0, 0.0_f64);
+        for since in state.processing.values() {
+            let seconds = (now - *since).as_secs_f64();
+            unfinished += seconds;
+            longest = longest.max(seconds);
+        }
+        Seen {
+            depth: state.ready.len() as u64,
+            adds: state.adds,
+            retries: state.retries,
+            waited: state.waited,
+            worked: state.worked,
+            unfinished,
+            longest,
+        }
     }
 }
 

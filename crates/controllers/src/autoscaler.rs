@@ -15,28 +15,23 @@ mod tests;
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
 
 use api::Object;
 use api::autoscaling::v2::{HorizontalPodAutoscaler, MetricStatus};
 use api::core::v1::Pod;
-use client::Resource;
-use controller_runtime::{Event, EventRecorder, Informer, WorkQueue, run_workers};
-use http::Method;
+use controller_runtime::{Event, EventRecorder, Informer, WorkQueue};
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use crate::Error;
 use crate::context::Context;
+use crate::options::Autoscaling;
+use crate::scale::{self, Missing, Scale};
 use behavior::{History, Limited};
 use status::set_condition;
 
 const COMPONENT: &str = "horizontal-pod-autoscaler";
 const WORKERS: usize = 5;
-/// Upstream: pkg/controller/podautoscaler/config/v1alpha1/defaults.go, all three.
-const PERIOD: Duration = Duration::from_secs(15);
-const TOLERANCE: f64 = 0.1;
-const DOWNSCALE_WINDOW_SECONDS: i32 = 300;
 
 /// What is remembered of an autoscaler between looks.
 #[derive(Default)]
@@ -53,30 +48,6 @@ struct Controller {
     pods: Informer<Pod>,
     queue: WorkQueue<String>,
     memories: Mutex<BTreeMap<String, Memory>>,
-}
-
-/// The target of an autoscaler: how many replicas it has and shall have, and which pods are its.
-struct Scale {
-    resource: Resource,
-    object: Value,
-}
-
-impl Scale {
-    fn wanted(&self) -> i32 {
-        count(&self.object["spec"]["replicas"])
-    }
-
-    fn running(&self) -> i32 {
-        count(&self.object["status"]["replicas"])
-    }
-
-    fn selector(&self) -> &str {
-        self.object["status"]["selector"].as_str().unwrap_or_default()
-    }
-}
-
-fn count(value: &Value) -> i32 {
-    value.as_i64().and_then(|number| i32::try_from(number).ok()).unwrap_or(0)
 }
 
 /// Runs the controller until the shutdown.
@@ -108,21 +79,22 @@ pub(crate) async fn run(context: Context) {
     if synced.contains(&false) {
         return;
     }
-    let (queue, shutdown) = (controller.queue.clone(), controller.context.shutdown.clone());
-    run_workers("horizontal-pod-autoscaler-controller", &queue, WORKERS, &shutdown, move |key: String| {
-        let controller = controller.clone();
-        async move {
-            let Some(autoscaler) = controller.autoscalers.get(&key) else { return Ok(()) };
-            let outcome = controller.reconcile(&key, &autoscaler).await;
-            if let Err(error) = &outcome {
-                tracing::debug!(%key, %error, "an autoscaler cannot do its work");
+    let (queue, context) = (controller.queue.clone(), controller.context.clone());
+    context
+        .run_workers(&queue, WORKERS, move |key: String| {
+            let controller = controller.clone();
+            async move {
+                let Some(autoscaler) = controller.autoscalers.get(&key) else { return Ok(()) };
+                let outcome = controller.reconcile(&key, &autoscaler).await;
+                if let Err(error) = &outcome {
+                    tracing::debug!(%key, %error, "an autoscaler cannot do its work");
+                }
+                // What fails is tried again with the next measurements, not sooner.
+                controller.queue.add_after(key, controller.options().sync_period);
+                Ok::<_, Error>(())
             }
-            // What fails is tried again with the next measurements, not sooner.
-            controller.queue.add_after(key, PERIOD);
-            Ok::<_, Error>(())
-        }
-    })
-    .await;
+        })
+        .await;
 }
 
 /// What a look at an autoscaler ends with.
@@ -133,6 +105,10 @@ struct Outcome {
 }
 
 impl Controller {
+    fn options(&self) -> &Autoscaling {
+        &self.context.config.options.autoscaling
+    }
+
     fn forget(&self, key: &str) {
         self.memories.lock().unwrap_or_else(PoisonError::into_inner).remove(key);
     }
@@ -223,7 +199,7 @@ impl Controller {
             replicas if replicas < current => "All metrics below target".to_owned(),
             _ => String::new(),
         };
-        let rules = behavior::Rules::of(autoscaler);
+        let rules = behavior::Rules::of(autoscaler, self.options());
         let (stable, limited) = self.with_memory(key, |memory| {
             memory.history.normalize(current, proposed.replicas, (min, max), &rules, now)
         });
@@ -234,30 +210,21 @@ impl Controller {
         Ok(Outcome { replicas, reason, metrics: proposed.statuses })
     }
 
-    fn path(scale: &Resource, namespace: &str, name: &str) -> String {
-        let gvr = &scale.gvr;
-        let prefix = match &*gvr.group {
-            "" => format!("/api/{}", gvr.version),
-            group => format!("/apis/{group}/{}", gvr.version),
-        };
-        format!("{prefix}/namespaces/{namespace}/{}/{name}/scale", gvr.resource)
-    }
-
     async fn scale(&self, autoscaler: &HorizontalPodAutoscaler) -> Result<Scale, String> {
         let target = &autoscaler.spec.scale_target_ref;
         let version = target.api_version.as_deref().unwrap_or_default();
         if version.matches('/').count() > 1 {
             return Err(format!("unexpected GroupVersion string: {version}"));
         }
-        let found = self.context.universe.resource_of(version, &target.kind).ok_or_else(|| {
-            let group = version.split_once('/').map_or("", |(group, _)| group);
-            format!("no matches for kind {:?} in group {group:?}", target.kind)
-        })?;
-        let resource = found.resource.clone();
-        let path = Self::path(&resource, autoscaler.namespace(), &target.name);
-        let body = self.context.client.raw(Method::GET, &path, None).await.map_err(|e| e.to_string())?;
-        let object = serde_json::from_slice(&body).map_err(|error| error.to_string())?;
-        Ok(Scale { resource, object })
+        let reference = (version, target.kind.as_str(), target.name.as_str());
+        let found = scale::of(&self.context, autoscaler.namespace(), reference).await;
+        found.map_err(|missing| match missing {
+            Missing::NoKind => {
+                let group = version.split_once('/').map_or("", |(group, _)| group);
+                format!("no matches for kind {:?} in group {group:?}", target.kind)
+            }
+            Missing::Refused(_, error) => error.to_string(),
+        })
     }
 
     /// What was read may be old by now: then it is read again.
@@ -274,10 +241,7 @@ impl Controller {
             match written {
                 Err(error) if error.is_conflict() && left > 0 => {
                     left -= 1;
-                    let path = Self::path(&scale.resource, &namespace, &name);
-                    let body = client.raw(Method::GET, &path, None).await?;
-                    scale.object =
-                        serde_json::from_slice(&body).map_err(|e| client::Error::Decode(e.into()))?;
+                    scale.read_again(client).await?;
                 }
                 outcome => return outcome.map(drop),
             }

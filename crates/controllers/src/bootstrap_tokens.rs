@@ -9,7 +9,7 @@ use api::Object;
 use api::core::v1::{ConfigMap, Secret};
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use controller_runtime::{Filter, Informer, WorkQueue, run_workers};
+use controller_runtime::{Filter, Informer, WorkQueue};
 use jiff::Timestamp;
 use ring::hmac;
 use serde_json::json;
@@ -99,20 +99,21 @@ pub(crate) async fn run_signer(context: Context) {
     if !(tokens.synced().await && infos.synced().await) {
         return;
     }
-    let shutdown = context.shutdown.clone();
-    run_workers("bootstrap-signer-controller", &queue, 1, &shutdown, move |()| {
-        let (context, tokens, infos) = (context.clone(), tokens.clone(), infos.clone());
-        async move {
-            let Some(info) = infos.get_in(PUBLIC, CLUSTER_INFO) else { return Ok(()) };
-            let now = context.clock().now();
-            let Some(signed) = decide(&info, &tokens.list(), now) else { return Ok(()) };
-            match infos.update(&signed).await {
-                Err(error) if error.is_not_found() => Ok(()),
-                outcome => outcome.map(drop).map_err(Error::from),
+    let worker = context.clone();
+    worker
+        .run_workers(&queue, 1, move |()| {
+            let (context, tokens, infos) = (context.clone(), tokens.clone(), infos.clone());
+            async move {
+                let Some(info) = infos.get_in(PUBLIC, CLUSTER_INFO) else { return Ok(()) };
+                let now = context.clock().now();
+                let Some(signed) = decide(&info, &tokens.list(), now) else { return Ok(()) };
+                match infos.update(&signed).await {
+                    Err(error) if error.is_not_found() => Ok(()),
+                    outcome => outcome.map(drop).map_err(Error::from),
+                }
             }
-        }
-    })
-    .await;
+        })
+        .await;
 }
 
 /// Removes tokens that are over until the shutdown.
@@ -124,21 +125,22 @@ pub(crate) async fn run_cleaner(context: Context) {
     if !tokens.synced().await {
         return;
     }
-    let (shutdown, delayed) = (context.shutdown.clone(), queue.clone());
-    run_workers("token-cleaner-controller", &queue, 1, &shutdown, move |key: String| {
-        let (context, tokens, delayed) = (context.clone(), tokens.clone(), delayed.clone());
-        async move {
-            let Some(token) = tokens.get(&key) else { return Ok(()) };
-            let Some(end) = expiration(&token) else { return Ok(()) };
-            let left = until(end, context.clock().now());
-            if left.is_zero() {
-                return context.delete(&*token).await.map_err(Error::from);
+    let (worker, delayed) = (context.clone(), queue.clone());
+    worker
+        .run_workers(&queue, 1, move |key: String| {
+            let (context, tokens, delayed) = (context.clone(), tokens.clone(), delayed.clone());
+            async move {
+                let Some(token) = tokens.get(&key) else { return Ok(()) };
+                let Some(end) = expiration(&token) else { return Ok(()) };
+                let left = until(end, context.clock().now());
+                if left.is_zero() {
+                    return context.delete(&*token).await.map_err(Error::from);
+                }
+                delayed.add_after(key, left);
+                Ok(())
             }
-            delayed.add_after(key, left);
-            Ok(())
-        }
-    })
-    .await;
+        })
+        .await;
 }
 
 #[cfg(test)]

@@ -15,7 +15,7 @@ use std::sync::Arc;
 use api::Object;
 use api::certificates::v1::{CertificateSigningRequest, CertificateSigningRequestCondition};
 use client::Resource;
-use controller_runtime::{Informer, WorkQueue, run_workers};
+use controller_runtime::{Informer, WorkQueue};
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
@@ -209,15 +209,11 @@ fn serial() -> [u8; 16] {
 
 /// Approves what kubelets ask for, until the shutdown.
 pub(crate) async fn run_approver(context: Context) {
-    let shutdown = context.shutdown.clone();
-    let (controller, queue) = Controller::new(context);
+    let (controller, queue) = Controller::new(context.clone());
     if !controller.requests.synced().await {
         return;
     }
-    run_workers("certificatesigningrequest-approving-controller", &queue, WORKERS, &shutdown, move |name| {
-        controller.clone().approve(name)
-    })
-    .await;
+    context.run_workers(&queue, WORKERS, move |name| controller.clone().approve(name)).await;
 }
 
 /// Signs what is approved, until the shutdown.
@@ -230,15 +226,11 @@ pub(crate) async fn run_signer(context: Context) {
             return;
         }
     };
-    let shutdown = context.shutdown.clone();
-    let (controller, queue) = Controller::new(context);
+    let (controller, queue) = Controller::new(context.clone());
     if !controller.requests.synced().await {
         return;
     }
-    run_workers("certificatesigningrequest-signing-controller", &queue, WORKERS, &shutdown, move |name| {
-        controller.clone().sign(authority.clone(), name)
-    })
-    .await;
+    context.run_workers(&queue, WORKERS, move |name| controller.clone().sign(authority.clone(), name)).await;
 }
 
 /// When something that happened at `since` is older than `seconds`.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use api::Object;
 use api::rbac::v1::{ClusterRole, PolicyRule};
 use client::PatchType;
-use controller_runtime::{Informer, WorkQueue, run_workers};
+use controller_runtime::{Informer, WorkQueue};
 use serde_json::json;
 
 use crate::Error;
@@ -46,11 +46,12 @@ pub(crate) async fn run(context: Context) {
         let aggregated = all.list().into_iter().filter(|role| role.aggregation_rule.is_some());
         aggregated.for_each(|role| keys.add(role.name().to_owned()));
     });
-    run_workers("clusterrole-aggregation-controller", &queue, WORKERS, &context.shutdown, move |name| {
-        let roles = roles.clone();
-        async move { reconcile(&roles, &name).await }
-    })
-    .await;
+    context
+        .run_workers(&queue, WORKERS, move |name| {
+            let roles = roles.clone();
+            async move { reconcile(&roles, &name).await }
+        })
+        .await;
 }
 
 async fn reconcile(roles: &Informer<ClusterRole>, name: &str) -> Result<(), Error> {

@@ -1,19 +1,23 @@
 //! What every controller is given.
 
+use std::fmt::Debug;
+use std::hash::Hash;
 use std::sync::Arc;
 
 use api::Object;
 use client::{Client, DeleteOptions};
-use controller_runtime::{Clock, EventRecorder, InformerFactory};
+use controller_runtime::{Clock, EventRecorder, InformerFactory, WorkQueue, run_workers};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::Config;
 use crate::universe::Universe;
+use crate::{Config, Error, table};
 
 /// The world as a controller sees it. Clones share everything.
 #[derive(Clone)]
 pub(crate) struct Context {
+    /// The controller's, as the table has it.
+    pub name: &'static str,
     pub client: Client,
     pub informers: InformerFactory,
     /// The metadata of everything.
@@ -36,6 +40,22 @@ impl Context {
             Err(error) if !error.is_not_found() && !error.is_conflict() => Err(error),
             _ => Ok(()),
         }
+    }
+
+    /// Works on the queue's keys until the shutdown, `workers` at a time unless the options say otherwise.
+    pub async fn run_workers<K, Reconcile, Work>(
+        &self,
+        queue: &WorkQueue<K>,
+        workers: usize,
+        reconcile: Reconcile,
+    ) where
+        K: Clone + Eq + Hash + Debug + Send + Sync + 'static,
+        Reconcile: Fn(K) -> Work + Send + Sync + 'static,
+        Work: Future<Output = Result<(), Error>> + Send,
+    {
+        let workers = self.config.options.workers.get(self.name).copied().unwrap_or(workers);
+        queue.watch(table::queue_name(self.name), &self.config.metrics);
+        run_workers(self.name, queue, workers, &self.shutdown, reconcile).await;
     }
 
     /// A recorder of events under the name that upstream's controller uses.

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use api::Object;
 use api::batch::v1::{CronJob, CronJobStatus, Job};
 use client::{DeleteOptions, Propagation};
-use controller_runtime::{Event, EventRecorder, Informer, WorkQueue, run_workers};
+use controller_runtime::{Event, EventRecorder, Informer, WorkQueue};
 
 use crate::Error;
 use crate::context::Context;
@@ -44,12 +44,13 @@ pub(crate) async fn run(context: Context) {
     if !(controller.cron_jobs.synced().await && controller.jobs.synced().await) {
         return;
     }
-    let (queue, shutdown) = (controller.queue.clone(), controller.context.shutdown.clone());
-    run_workers(COMPONENT, &queue, WORKERS, &shutdown, move |key| {
-        let controller = controller.clone();
-        async move { controller.reconcile(&key).await }
-    })
-    .await;
+    let (queue, context) = (controller.queue.clone(), controller.context.clone());
+    context
+        .run_workers(&queue, WORKERS, move |key| {
+            let controller = controller.clone();
+            async move { controller.reconcile(&key).await }
+        })
+        .await;
 }
 
 impl CronJobs {
@@ -63,7 +64,8 @@ impl CronJobs {
 
     async fn reconcile(&self, key: &str) -> Result<(), Error> {
         let Some(cron_job) = self.cron_jobs.get(key) else { return Ok(()) };
-        let jobs = controlled(&self.jobs, cron_job.uid());
+        let mut jobs = controlled(&self.jobs, cron_job.uid());
+        jobs.extend(self.unseen(&cron_job, &jobs).await?);
         let plan = decide(&cron_job, &jobs, self.context.clock().now());
         let again = plan.again;
         self.execute(&cron_job, plan).await?;
@@ -71,6 +73,25 @@ impl CronJobs {
             self.queue.add_after(key.to_owned(), delay);
         }
         Ok(())
+    }
+
+    /// The active Jobs that the cache does not show yet: one that is only unseen still keeps others from starting.
+    async fn unseen(&self, cron_job: &CronJob, seen: &[Arc<Job>]) -> Result<Vec<Arc<Job>>, client::Error> {
+        let active = cron_job.status.iter().flat_map(|status| status.active.iter().flatten());
+        let mut found = Vec::new();
+        for reference in active {
+            let uid = reference.uid.as_deref().unwrap_or_default();
+            if seen.iter().any(|job| job.uid() == uid) {
+                continue;
+            }
+            let name = reference.name.as_deref().unwrap_or_default();
+            match self.context.client.get::<Job>(cron_job.namespace(), name).await {
+                Ok(job) if job.uid() == uid => found.push(self.jobs.assume(job)),
+                Err(error) if !error.is_not_found() => return Err(error),
+                _ => {}
+            }
+        }
+        Ok(found)
     }
 
     async fn execute(&self, cron_job: &CronJob, plan: Plan) -> Result<(), client::Error> {

@@ -10,14 +10,14 @@ use api::apps::v1::{ControllerRevision, DaemonSet, DaemonSetStatus};
 use api::core::v1::{Node, Pod};
 use api::meta::LabelSelector;
 use client::PatchType;
-use controller_runtime::{Event, Informer, WorkQueue, run_workers, slow_start};
+use controller_runtime::{Event, Informer, WorkQueue, slow_start};
 use serde_json::json;
 
 use crate::Error;
 use crate::context::Context;
 use crate::history::{History, data_of, label_values, outlived, sort_out};
-use crate::objects::{controller_of, is_deleting, label, pod_from_template};
-use crate::ownership::{add_index, candidates, claim_all};
+use crate::objects::{is_deleting, label, pod_from_template};
+use crate::ownership::{add_index, candidates, claim_all, concerned};
 use crate::pod_control::PodControl;
 use crate::selector;
 use decision::{Backoff, HASH_LABEL, Observed, Plan, decide, same, status};
@@ -72,12 +72,13 @@ pub(crate) async fn run(context: Context) {
     if !synced {
         return;
     }
-    let (queue, shutdown) = (controller.queue.clone(), controller.context.shutdown.clone());
-    run_workers(COMPONENT, &queue, WORKERS, &shutdown, move |key| {
-        let controller = controller.clone();
-        async move { controller.reconcile(&key).await }
-    })
-    .await;
+    let (queue, context) = (controller.queue.clone(), controller.context.clone());
+    context
+        .run_workers(&queue, WORKERS, move |key| {
+            let controller = controller.clone();
+            async move { controller.reconcile(&key).await }
+        })
+        .await;
 }
 
 fn selector_of(set: &DaemonSet) -> LabelSelector {
@@ -87,22 +88,7 @@ fn selector_of(set: &DaemonSet) -> LabelSelector {
 impl DaemonSets {
     /// A pod or a revision has changed: its owner is looked at, or who may adopt it.
     fn enqueue_owner<T: Object>(&self, event: &Event<T>) {
-        for object in event.old().into_iter().chain([event.object()]) {
-            match controller_of(object.metadata()) {
-                Some(owner) if owner.kind == DaemonSet::KIND => {
-                    self.queue.add(format!("{}/{}", object.namespace(), owner.name));
-                }
-                Some(_) => {}
-                None if matches!(event, Event::Deleted(_)) => {}
-                None => {
-                    for set in self.sets.by_namespace(object.namespace()) {
-                        if selector::matches(&selector_of(&set), object.metadata().labels.as_ref()) {
-                            self.queue.add(set.key());
-                        }
-                    }
-                }
-            }
-        }
+        concerned(event, &self.sets, selector_of).into_iter().for_each(|key| self.queue.add(key));
     }
 
     /// Heartbeats change nothing here: only labels and taints decide where daemons run.

@@ -9,7 +9,7 @@ use api::core::v1::{Pod, PodTemplateSpec};
 use api::meta::ObjectMeta;
 use api::{IntOrString, Object};
 use client::DeleteOptions;
-use controller_runtime::{Event, EventRecorder, Informer, WorkQueue, run_workers};
+use controller_runtime::{Event, EventRecorder, Informer, WorkQueue};
 use jiff::Timestamp;
 
 use crate::Error;
@@ -19,7 +19,7 @@ use crate::objects::{
     annotation, controller_of, controller_reference, created, is_controlled_by, is_deleting, is_terminal,
     namespace_is_terminating, scaled, short_hash,
 };
-use crate::ownership::{add_index, candidates, claim_all, controlled};
+use crate::ownership::{add_index, candidates, claim_all, concerned, controlled};
 use crate::selector;
 
 const COMPONENT: &str = "deployment-controller";
@@ -578,32 +578,21 @@ pub(crate) async fn run(context: Context) {
     if synced.contains(&false) {
         return;
     }
-    let (queue, shutdown) = (controller.queue.clone(), controller.context.shutdown.clone());
-    run_workers(COMPONENT, &queue, WORKERS, &shutdown, move |key| {
-        let controller = controller.clone();
-        async move { controller.reconcile(&key).await }
-    })
-    .await;
+    let (queue, context) = (controller.queue.clone(), controller.context.clone());
+    context
+        .run_workers(&queue, WORKERS, move |key| {
+            let controller = controller.clone();
+            async move { controller.reconcile(&key).await }
+        })
+        .await;
 }
 
 impl Controller {
     fn set_event(&self, event: &Event<ReplicaSet>) {
-        for set in event.old().into_iter().chain([event.object()]) {
-            match controller_of(&set.metadata) {
-                Some(owner) if owner.kind == Deployment::KIND => {
-                    self.queue.add(format!("{}/{}", set.namespace(), owner.name));
-                }
-                Some(_) => {}
-                None => {
-                    for deployment in self.deployments.by_namespace(set.namespace()) {
-                        let selector = deployment.spec.as_ref().map(|spec| &spec.selector);
-                        if selector.is_some_and(|s| selector::matches(s, set.metadata.labels.as_ref())) {
-                            self.queue.add(Object::key(&*deployment));
-                        }
-                    }
-                }
-            }
-        }
+        let selector = |deployment: &Deployment| {
+            deployment.spec.as_ref().map(|spec| spec.selector.clone()).unwrap_or_default()
+        };
+        concerned(event, &self.deployments, selector).into_iter().for_each(|key| self.queue.add(key));
     }
 
     /// A pod that ended may be the last one that a Recreate waits for.

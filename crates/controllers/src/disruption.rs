@@ -6,15 +6,16 @@ use std::time::Duration;
 
 use api::Object;
 use api::apps::v1::{Deployment, ReplicaSet, StatefulSet};
-use api::core::v1::{Pod, ReplicationController};
-use api::meta::{Condition, Time};
+use api::core::v1::{Pod, PodCondition, ReplicationController};
+use api::meta::{Condition, OwnerReference, Time};
 use api::policy::v1::{PodDisruptionBudget, PodDisruptionBudgetStatus};
-use controller_runtime::{Event, EventRecorder, Informer, WorkQueue, run_workers};
+use controller_runtime::{Event, EventRecorder, Informer, WorkQueue};
 use jiff::Timestamp;
 
 use crate::Error;
 use crate::context::Context;
-use crate::objects::{controller_of, is_active, is_deleting, is_ready, scaled};
+use crate::objects::{condition, controller_of, is_active, is_deleting, is_ready, is_terminal, scaled};
+use crate::scale::{self, Missing};
 use crate::selector;
 
 const WORKERS: usize = 4;
@@ -22,6 +23,11 @@ const WORKERS: usize = 4;
 ///
 /// Upstream: pkg/controller/disruption/disruption.go DeletionTimeout
 const DELETION_TIMEOUT: Duration = Duration::from_secs(120);
+/// How long somebody may mean to evict a pod before that is forgotten.
+///
+/// Upstream: pkg/controller/disruption/disruption.go stalePodDisruptionTimeout
+const STALE: Duration = Duration::from_secs(120);
+const DISRUPTED: &str = "DisruptionTarget";
 
 /// What is known of the pods that a budget selects.
 pub(crate) struct Selected {
@@ -89,6 +95,37 @@ fn expectations(budget: &PodDisruptionBudget, selected: &Selected) -> Result<(i3
     }
 }
 
+/// Whether the budget is about what the pods' controllers want.
+fn counts_controllers(budget: &PodDisruptionBudget) -> bool {
+    let spec = budget.spec.as_ref();
+    spec.is_some_and(|spec| {
+        spec.max_unavailable.is_some() || matches!(spec.min_available, Some(api::IntOrString::String(_)))
+    })
+}
+
+/// How long until an intention to evict the pod is forgotten; `None` when nobody has one. A kubelet may take as long
+/// as it likes.
+///
+/// Upstream: pkg/controller/disruption/disruption.go nonTerminatingPodHasStaleDisruptionCondition
+fn until_stale(pod: &Pod, now: Timestamp) -> Option<Duration> {
+    let meant = condition(pod, DISRUPTED).filter(|meant| meant.status == "True")?;
+    if is_deleting(pod) || is_terminal(pod) || meant.reason.as_deref() == Some("TerminationByKubelet") {
+        return None;
+    }
+    let since = meant.last_transition_time.as_ref().map_or(now, |since| since.0);
+    Some(STALE.saturating_sub(now.duration_since(since).try_into().unwrap_or(Duration::ZERO)))
+}
+
+/// Evictions that were let through and came to nothing.
+fn lapsed<'a>(budget: &'a PodDisruptionBudget, pods: &[Arc<Pod>], now: Timestamp) -> Vec<&'a str> {
+    let disrupted = budget.status.iter().flat_map(|status| status.disrupted_pods.iter().flatten());
+    let lapsed = disrupted.filter(|(name, since)| {
+        let stays = pods.iter().any(|pod| pod.name() == *name && !is_deleting(&**pod));
+        stays && Duration::try_from(now.duration_since(since.0)).unwrap_or_default() >= DELETION_TIMEOUT
+    });
+    lapsed.map(|(name, _)| name.as_str()).collect()
+}
+
 /// Evictions that the API server let through and whose pods are not yet marked deleted.
 fn disrupted(
     old: &PodDisruptionBudgetStatus,
@@ -143,6 +180,8 @@ struct Controller {
     replications: Informer<ReplicationController>,
     stateful: Informer<StatefulSet>,
     queue: WorkQueue<String>,
+    /// Pods that somebody meant to evict.
+    meant: WorkQueue<String>,
     events: EventRecorder,
 }
 
@@ -156,6 +195,7 @@ pub(crate) async fn run(context: Context) {
         replications: context.informers.informer(),
         stateful: context.informers.informer(),
         queue: WorkQueue::new(),
+        meant: WorkQueue::new(),
         events: context.events("controllermanager"),
         context,
     });
@@ -178,12 +218,18 @@ pub(crate) async fn run(context: Context) {
     controller.follow(&controller.sets);
     controller.follow(&controller.replications);
     controller.follow(&controller.stateful);
-    let (queue, shutdown) = (controller.queue.clone(), controller.context.shutdown.clone());
-    run_workers("disruption-controller", &queue, WORKERS, &shutdown, move |key| {
-        let controller = controller.clone();
+    let (queue, meant, context) =
+        (controller.queue.clone(), controller.meant.clone(), controller.context.clone());
+    let this = controller.clone();
+    let budgets = context.run_workers(&queue, WORKERS, move |key| {
+        let controller = this.clone();
         async move { controller.reconcile(&key).await }
-    })
-    .await;
+    });
+    let pods = context.run_workers(&meant, 1, move |key| {
+        let controller = controller.clone();
+        async move { controller.clear(&key).await }
+    });
+    tokio::join!(budgets, pods);
 }
 
 fn selects(budget: &PodDisruptionBudget, pod: &Pod) -> bool {
@@ -193,6 +239,12 @@ fn selects(budget: &PodDisruptionBudget, pod: &Pod) -> bool {
 
 impl Controller {
     fn pod_event(&self, event: &Event<Pod>) {
+        let pod = event.object();
+        if !matches!(event, Event::Deleted(_))
+            && let Some(wait) = until_stale(pod, self.context.clock().now())
+        {
+            self.meant.add_after(Object::key(&**pod), wait);
+        }
         for pod in event.old().into_iter().chain([event.object()]) {
             for budget in self.budgets.by_namespace(pod.namespace()) {
                 if selects(&budget, pod) {
@@ -223,53 +275,142 @@ impl Controller {
         if pods.is_empty() {
             self.events.normal(&*budget, "NoPods", "No matching pods found");
         }
-        let selected = Selected { wanted: self.wanted(&pods), pods };
-        if let Err(message) = &selected.wanted {
-            let message = format!("Failed to calculate the number of expected pods: {message}");
-            self.events.warning(&*budget, "CalculateExpectedPodCountFailed", message);
+        let wanted = if counts_controllers(&budget) { self.wanted(&pods).await } else { Ok(0) };
+        let selected = Selected { wanted, pods };
+        self.tell(&budget, &selected);
+        let now = self.context.clock().now();
+        let (status, again) = decide(&budget, &selected, now);
+        for name in lapsed(&budget, &selected.pods, now) {
+            if let Some(pod) = self.pods.get_in(budget.namespace(), name) {
+                let message = format!("Pod was expected by PDB {key} to be deleted but it wasn't");
+                self.events.warning(&*pod, "NotDeleted", message);
+            }
         }
-        let (status, again) = decide(&budget, &selected, self.context.clock().now());
         if let Some(again) = again {
             self.queue.add_after(key.to_owned(), again);
         }
-        if budget.status.as_ref() == Some(&status) {
-            return Ok(());
+        if budget.status.as_ref() != Some(&status) {
+            let mut updated = (*budget).clone();
+            updated.status = Some(status);
+            self.budgets.update_status(&updated).await?;
         }
-        let mut updated = (*budget).clone();
-        updated.status = Some(status);
-        self.budgets.update_status(&updated).await?;
-        Ok(())
+        // What a controller wants may be known a moment later.
+        selected.wanted.map(drop).map_err(Error::Unfinished)
+    }
+
+    fn tell(&self, budget: &PodDisruptionBudget, selected: &Selected) {
+        if let Err(message) = &selected.wanted {
+            let message = format!("Failed to calculate the number of expected pods: {message}");
+            self.events.warning(budget, "CalculateExpectedPodCountFailed", message);
+        } else if counts_controllers(budget)
+            && selected.pods.iter().any(|pod| controller_of(&pod.metadata).is_none())
+        {
+            let selector = budget.spec.as_ref().and_then(|spec| spec.selector.as_ref());
+            let selector = selector::as_go(selector);
+            let message = format!(
+                "Pods selected by this PodDisruptionBudget (selector: {selector}) were found to be unmanaged. As a \
+                 result, the status of the PDB cannot be calculated correctly, which may result in undefined \
+                 behavior. To account for these pods please set \".spec.minAvailable\" field of the PDB to an \
+                 integer value."
+            );
+            self.events.warning(budget, "UnmanagedPods", message);
+        }
+    }
+
+    /// A pod that was to be evicted and is not: nobody means it any more.
+    ///
+    /// Upstream: pkg/controller/disruption/disruption.go syncStalePodDisruption
+    async fn clear(&self, key: &str) -> Result<(), Error> {
+        let Some(pod) = self.pods.get(key) else { return Ok(()) };
+        let now = self.context.clock().now();
+        match until_stale(&pod, now) {
+            None => return Ok(()),
+            Some(wait) if !wait.is_zero() => {
+                self.meant.add_after(key.to_owned(), wait);
+                return Ok(());
+            }
+            Some(_) => {}
+        }
+        let mut updated = (*pod).clone();
+        let conditions = updated.status.iter_mut().flat_map(|status| status.conditions.iter_mut().flatten());
+        for condition in conditions.into_iter().filter(|condition| condition.type_ == DISRUPTED) {
+            *condition = PodCondition {
+                type_: DISRUPTED.to_owned(),
+                status: "False".to_owned(),
+                observed_generation: pod.metadata.generation,
+                last_transition_time: Some(Time(now)),
+                ..Default::default()
+            };
+        }
+        match self.pods.update_status(&updated).await {
+            Err(error) if !error.is_not_found() => Err(error.into()),
+            _ => Ok(()),
+        }
     }
 
     /// The sizes of the pods' controllers, each counted once. A ReplicaSet of a Deployment stands for that.
-    fn wanted(&self, pods: &[Arc<Pod>]) -> Result<i32, String> {
+    async fn wanted(&self, pods: &[Arc<Pod>]) -> Result<i32, String> {
         let mut sizes: BTreeMap<String, i32> = BTreeMap::new();
         for pod in pods {
             let Some(owner) = controller_of(&pod.metadata) else { continue };
+            if sizes.contains_key(&owner.uid) {
+                continue;
+            }
+            let known = self.size(pod.namespace(), owner);
+            let found = match known {
+                Some(found) => Some(found),
+                None => self.scale(pod.namespace(), owner).await?,
+            };
             let (uid, size) =
-                self.size(pod.namespace(), &owner.kind, &owner.name, &owner.uid).ok_or_else(|| {
-                    format!("{}s.{} does not implement the scale subresource", owner.kind, owner.api_version)
-                })?;
+                found.ok_or_else(|| format!("found no controllers for pod {:?}", pod.name()))?;
             sizes.insert(uid, size);
         }
         Ok(sizes.values().fold(0i32, |sum, size| sum.saturating_add(*size)))
     }
 
-    fn size(&self, namespace: &str, kind: &str, name: &str, uid: &str) -> Option<(String, i32)> {
-        let replicas = match kind {
-            "ReplicaSet" => {
-                let set = self.sets.get_in(namespace, name).filter(|set| set.uid() == uid)?;
-                if let Some(upper) = controller_of(&set.metadata).filter(|upper| upper.kind == "Deployment") {
-                    return self.size(namespace, "Deployment", &upper.name, &upper.uid);
-                }
-                set.spec.as_ref()?.replicas
+    /// The size of a controller that the caches hold.
+    fn size(&self, namespace: &str, owner: &OwnerReference) -> Option<(String, i32)> {
+        fn of<T: Object>(informer: &Informer<T>, namespace: &str, owner: &OwnerReference) -> Option<Arc<T>> {
+            let is_it = owner.kind == T::KIND && owner.api_version == T::api_version();
+            informer.get_in(namespace, &owner.name).filter(|found| is_it && found.uid() == owner.uid)
+        }
+        let replicas = if let Some(set) = of(&self.sets, namespace, owner) {
+            if let Some(upper) = controller_of(&set.metadata).filter(|upper| upper.kind == "Deployment") {
+                return self.size(namespace, upper);
             }
-            "Deployment" => self.deployments.get_in(namespace, name)?.spec.as_ref()?.replicas,
-            "ReplicationController" => self.replications.get_in(namespace, name)?.spec.as_ref()?.replicas,
-            "StatefulSet" => self.stateful.get_in(namespace, name)?.spec.as_ref()?.replicas,
-            _ => return None,
+            set.spec.as_ref()?.replicas
+        } else if let Some(deployment) = of(&self.deployments, namespace, owner) {
+            deployment.spec.as_ref()?.replicas
+        } else if let Some(replication) = of(&self.replications, namespace, owner) {
+            replication.spec.as_ref()?.replicas
+        } else {
+            of(&self.stateful, namespace, owner)?.spec.as_ref()?.replicas
         };
-        Some((uid.to_owned(), replicas.unwrap_or(1)))
+        Some((owner.uid.clone(), replicas.unwrap_or(1)))
+    }
+
+    /// The size of a controller of any kind, asked of the server.
+    ///
+    /// Upstream: pkg/controller/disruption/disruption.go getScaleController
+    async fn scale(&self, namespace: &str, owner: &OwnerReference) -> Result<Option<(String, i32)>, String> {
+        let reference = (owner.api_version.as_str(), owner.kind.as_str(), owner.name.as_str());
+        match scale::of(&self.context, namespace, reference).await {
+            Ok(scale) => Ok((scale.uid() == owner.uid).then(|| (owner.uid.clone(), scale.wanted()))),
+            Err(Missing::NoKind) => {
+                Err(format!("no matches for kind {:?} in version {:?}", owner.kind, owner.api_version))
+            }
+            Err(Missing::Refused(resource, error)) if error.is_not_found() => {
+                match scale::is_served(&self.context, &resource).await {
+                    Ok(true) => Ok(None),
+                    Ok(false) => Err(format!(
+                        "{} does not implement the scale subresource",
+                        resource.gvr.group_resource()
+                    )),
+                    Err(error) => Err(error.to_string()),
+                }
+            }
+            Err(Missing::Refused(_, error)) => Err(error.to_string()),
+        }
     }
 }
 
@@ -324,5 +465,42 @@ mod tests {
         let (status, _) = decide(&budget, &Selected { pods: Vec::new(), wanted: Err("why".into()) }, at(0));
         assert_eq!(status.disruptions_allowed, Some(0));
         assert_eq!(status.conditions.unwrap()[0].reason, "SyncFailed");
+    }
+
+    #[test]
+    fn an_intention_to_evict_is_forgotten() {
+        let meant = |reason: &str, status: &str, phase: &str| {
+            let mut pod = pod("p", phase, true);
+            let conditions = pod.status.as_mut().unwrap().conditions.as_mut().unwrap();
+            conditions.push(PodCondition {
+                type_: DISRUPTED.into(),
+                status: status.into(),
+                reason: Some(reason.into()),
+                last_transition_time: Some(Time(at(0))),
+                ..Default::default()
+            });
+            pod
+        };
+        for (pod, now, expected) in [
+            (meant("EvictionByEvictionAPI", "True", "Running"), 20, Some(100)),
+            (meant("EvictionByEvictionAPI", "True", "Running"), 500, Some(0)),
+            (meant("EvictionByEvictionAPI", "False", "Running"), 500, None),
+            (meant("EvictionByEvictionAPI", "True", "Failed"), 500, None),
+            (meant("TerminationByKubelet", "True", "Running"), 500, None),
+            (pod("p", "Running", true), 500, None),
+        ] {
+            assert_eq!(until_stale(&pod, at(now)), expected.map(Duration::from_secs));
+        }
+    }
+
+    #[test]
+    fn evictions_that_came_to_nothing_are_told_of() {
+        let mut budget = PodDisruptionBudget::from_value(json!({"spec": {"minAvailable": 1}})).unwrap();
+        let since = at(0).to_string();
+        let evicted = json!({"disruptedPods": {"stays": since, "gone": since, "young": at(100).to_string()}});
+        budget.status = Some(serde_json::from_value(evicted).unwrap());
+        let pods = arcs([pod("stays", "Running", true), pod("young", "Running", true)]);
+        assert_eq!(lapsed(&budget, &pods, at(130)), ["stays"]);
+        assert!(lapsed(&budget, &pods, at(110)).is_empty());
     }
 }

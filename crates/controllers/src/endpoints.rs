@@ -6,7 +6,7 @@ use std::sync::Arc;
 use api::Object;
 use api::core::v1::{EndpointAddress, EndpointPort, EndpointSubset, Endpoints, Pod, Service};
 use client::DeleteOptions;
-use controller_runtime::{EventRecorder, Informer, WorkQueue, run_workers};
+use controller_runtime::{EventRecorder, Informer, WorkQueue};
 
 use crate::Error;
 use crate::context::Context;
@@ -135,12 +135,13 @@ pub(crate) async fn run(context: Context) {
     controller.pods.subscribe(move |event| {
         services_of(&this.services, event).into_iter().for_each(|key| this.queue.add(key));
     });
-    let (queue, shutdown) = (controller.queue.clone(), controller.context.shutdown.clone());
-    run_workers(COMPONENT, &queue, WORKERS, &shutdown, move |key| {
-        let controller = controller.clone();
-        async move { controller.reconcile(&key).await }
-    })
-    .await;
+    let (queue, context) = (controller.queue.clone(), controller.context.clone());
+    context
+        .run_workers(&queue, WORKERS, move |key| {
+            let controller = controller.clone();
+            async move { controller.reconcile(&key).await }
+        })
+        .await;
 }
 
 impl Controller {

@@ -10,7 +10,7 @@ use api::discovery::v1::{
 use api::meta::ObjectMeta;
 use api::{IntOrString, Object};
 use client::DeleteOptions;
-use controller_runtime::{Deletions, Event, EventRecorder, Informer, WorkQueue, run_workers};
+use controller_runtime::{Deletions, Event, EventRecorder, Informer, WorkQueue};
 
 use crate::Error;
 use crate::context::Context;
@@ -420,12 +420,13 @@ pub(crate) async fn run(context: Context) {
         return;
     }
     controller.subscribe();
-    let (queue, shutdown) = (controller.queue.clone(), controller.context.shutdown.clone());
-    run_workers(COMPONENT, &queue, WORKERS, &shutdown, move |key| {
-        let controller = controller.clone();
-        async move { controller.reconcile(&key).await }
-    })
-    .await;
+    let (queue, context) = (controller.queue.clone(), controller.context.clone());
+    context
+        .run_workers(&queue, WORKERS, move |key| {
+            let controller = controller.clone();
+            async move { controller.reconcile(&key).await }
+        })
+        .await;
 }
 
 impl Controller {

@@ -10,7 +10,7 @@ use api::Object;
 use api::core::v1::{EndpointAddress, Endpoints, Service};
 use api::discovery::v1::{Endpoint, EndpointConditions, EndpointPort, EndpointSlice};
 use api::meta::ObjectMeta;
-use controller_runtime::{EventRecorder, Informer, WorkQueue, run_workers};
+use controller_runtime::{EventRecorder, Informer, WorkQueue};
 
 use crate::Error;
 use crate::context::Context;
@@ -222,12 +222,13 @@ pub(crate) async fn run(context: Context) {
     if synced.contains(&false) {
         return;
     }
-    let shutdown = controller.context.shutdown.clone();
-    run_workers("endpointslice-mirroring-controller", &queue, WORKERS, &shutdown, move |key| {
-        let controller = controller.clone();
-        async move { controller.reconcile(&key).await }
-    })
-    .await;
+    let context = controller.context.clone();
+    context
+        .run_workers(&queue, WORKERS, move |key| {
+            let controller = controller.clone();
+            async move { controller.reconcile(&key).await }
+        })
+        .await;
 }
 
 impl Controller {

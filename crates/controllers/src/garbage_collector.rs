@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use api::meta::OwnerReference;
 use client::{DeleteOptions, Error as ClientError, PatchType, Preconditions, Propagation};
-use controller_runtime::{WorkQueue, run_workers};
+use controller_runtime::WorkQueue;
 use serde_json::{Value, json};
 
 use crate::Error;
@@ -37,12 +37,13 @@ pub(crate) async fn run(context: Context) {
     if !synced {
         return;
     }
-    let (queue, shutdown) = (controller.queue.clone(), controller.context.shutdown.clone());
-    run_workers("garbage-collector-controller", &queue, WORKERS, &shutdown, move |uid| {
-        let controller = controller.clone();
-        async move { controller.visit(&uid).await }
-    })
-    .await;
+    let (queue, context) = (controller.queue.clone(), controller.context.clone());
+    context
+        .run_workers(&queue, WORKERS, move |uid| {
+            let controller = controller.clone();
+            async move { controller.visit(&uid).await }
+        })
+        .await;
 }
 
 impl Controller {

@@ -13,13 +13,13 @@ use api::batch::v1::{Job, JobStatus};
 use api::core::v1::Pod;
 use api::meta::LabelSelector;
 use client::PatchType;
-use controller_runtime::{Event, Informer, WorkQueue, run_workers, slow_start};
+use controller_runtime::{Event, Informer, WorkQueue, slow_start};
 use serde_json::json;
 
 use crate::Error;
 use crate::context::Context;
 use crate::objects::{controller_of, is_controlled_by};
-use crate::ownership::{candidates, claim_all, controlled};
+use crate::ownership::{candidates, claim_all, concerned, controlled};
 use crate::pod_control::PodControl;
 use crate::selector;
 pub(crate) use decision::is_finished;
@@ -63,17 +63,18 @@ pub(crate) async fn run(context: Context) {
     if !(controller.jobs.synced().await && controller.pods.pods.synced().await) {
         return;
     }
-    let (queue, shutdown) = (controller.queue.clone(), controller.context.shutdown.clone());
-    run_workers(COMPONENT, &queue, WORKERS, &shutdown, move |key| {
-        let controller = controller.clone();
-        async move {
-            match key {
-                Key::Job(key) => controller.reconcile(&key).await,
-                Key::Pod(key) => controller.release_orphan(&key).await,
+    let (queue, context) = (controller.queue.clone(), controller.context.clone());
+    context
+        .run_workers(&queue, WORKERS, move |key| {
+            let controller = controller.clone();
+            async move {
+                match key {
+                    Key::Job(key) => controller.reconcile(&key).await,
+                    Key::Pod(key) => controller.release_orphan(&key).await,
+                }
             }
-        }
-    })
-    .await;
+        })
+        .await;
 }
 
 fn selector_of(job: &Job) -> LabelSelector {
@@ -107,23 +108,10 @@ impl Jobs {
     fn pod_event(&self, event: &Event<Pod>) {
         self.pods.observe(event);
         let pod = event.object();
-        for pod in event.old().into_iter().chain([pod]) {
-            if let Some(owner) = controller_of(&pod.metadata).filter(|owner| owner.kind == Job::KIND) {
-                self.queue.add(Key::Job(format!("{}/{}", pod.namespace(), owner.name)));
-            }
-        }
-        if matches!(event, Event::Deleted(_)) {
-            return;
-        }
-        if is_tracked(pod) {
+        let concerned = concerned(event, &self.jobs, selector_of);
+        concerned.into_iter().for_each(|key| self.queue.add(Key::Job(key)));
+        if !matches!(event, Event::Deleted(_)) && is_tracked(pod) {
             self.queue.add(Key::Pod(pod.key()));
-        }
-        if controller_of(&pod.metadata).is_none() {
-            for job in self.jobs.by_namespace(pod.namespace()) {
-                if selector::matches(&selector_of(&job), pod.metadata.labels.as_ref()) {
-                    self.queue.add(Key::Job(job.key()));
-                }
-            }
         }
     }
 

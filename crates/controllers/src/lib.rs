@@ -20,18 +20,22 @@ mod cron_job;
 mod daemonset;
 mod deployment;
 mod deployment_status;
+mod device_taints;
 mod disruption;
 mod endpoints;
 mod endpointslice;
 mod endpointslice_mirroring;
+mod eviction;
 mod garbage_collector;
 mod garbage_graph;
 mod history;
 mod job;
+mod legacy_tokens;
 mod namespace;
 mod node_ipam;
 mod node_lifecycle;
 mod objects;
+mod options;
 mod ownership;
 mod pod_control;
 mod pod_gc;
@@ -40,6 +44,7 @@ mod replication;
 mod resource_claims;
 mod resource_quota;
 mod root_ca;
+mod scale;
 mod selector;
 mod service_account;
 mod service_account_tokens;
@@ -50,6 +55,7 @@ mod statefulset;
 mod storage_protection;
 mod table;
 mod taint_eviction;
+mod ttl;
 mod ttl_after_finished;
 mod universe;
 mod volumes;
@@ -58,12 +64,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use client::Client;
-use controller_runtime::{Clock, InformerFactory};
+use controller_runtime::{Clock, InformerFactory, QueueMetrics};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use context::Context;
+pub use options::{Autoscaling, EvictionRates, Options};
 pub use table::names;
 use universe::Universe;
 pub use volumes::local_path::{LocalPath, run_node as run_local_path, storage_class as local_path_class};
@@ -84,6 +91,9 @@ pub struct Config {
     pub clock: Clock,
     /// The names of controllers that do not run.
     pub disabled: Vec<String>,
+    pub options: Options,
+    /// Where their queues are counted.
+    pub metrics: QueueMetrics,
 }
 
 /// An authority that certificates are issued by.
@@ -136,6 +146,7 @@ pub async fn run(
     let Clients { shared: client, of_account } = clients.into();
     let informers = InformerFactory::new(client.clone(), shutdown.clone());
     let context = Context {
+        name: "",
         universe: Universe::new(client.clone(), informers.clone()),
         informers,
         client,
@@ -153,7 +164,12 @@ pub async fn run(
                 None => context.client.clone(),
             };
             let informers = context.informers.acting_as(client.clone());
-            running.spawn((controller.run)(Context { client, informers, ..context.clone() }));
+            running.spawn((controller.run)(Context {
+                name: controller.name,
+                client,
+                informers,
+                ..context.clone()
+            }));
         }
     }
     while let Some(ended) = running.join_next().await {

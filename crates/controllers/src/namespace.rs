@@ -6,7 +6,7 @@ use std::sync::Arc;
 use api::Object;
 use api::core::v1::{Namespace, NamespaceCondition, NamespaceStatus};
 use client::{DeleteOptions, Error as ClientError, ListOptions, Propagation, Resource};
-use controller_runtime::{ApiResource, Event, Informer, WorkQueue, run_workers};
+use controller_runtime::{ApiResource, Event, Informer, WorkQueue};
 use jiff::Timestamp;
 
 use crate::Error;
@@ -158,12 +158,13 @@ pub(crate) async fn run(context: Context) {
     if !synced {
         return;
     }
-    let (queue, shutdown) = (controller.queue.clone(), controller.context.shutdown.clone());
-    run_workers("namespace-controller", &queue, WORKERS, &shutdown, move |name| {
-        let controller = controller.clone();
-        async move { controller.reconcile(&name).await }
-    })
-    .await;
+    let (queue, context) = (controller.queue.clone(), controller.context.clone());
+    context
+        .run_workers(&queue, WORKERS, move |name| {
+            let controller = controller.clone();
+            async move { controller.reconcile(&name).await }
+        })
+        .await;
 }
 
 impl Controller {

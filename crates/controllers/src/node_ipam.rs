@@ -8,7 +8,7 @@ use std::sync::Arc;
 use api::Object;
 use api::core::v1::Node;
 use client::PatchType;
-use controller_runtime::{EventRecorder, Informer, WorkQueue, run_workers};
+use controller_runtime::{EventRecorder, Informer, WorkQueue};
 use serde_json::json;
 
 use crate::context::Context;
@@ -132,11 +132,12 @@ pub(crate) async fn run(context: Context) {
         }
     });
     // One worker: two must not take the same range.
-    run_workers("node-ipam-controller", &queue, 1, &context.shutdown, move |name| {
-        let controller = controller.clone();
-        async move { controller.reconcile(&name).await }
-    })
-    .await;
+    context
+        .run_workers(&queue, 1, move |name| {
+            let controller = controller.clone();
+            async move { controller.reconcile(&name).await }
+        })
+        .await;
 }
 
 impl Controller {

@@ -1,5 +1,8 @@
 //! The health of nodes: a kubelet that stays silent is unknown, what is wrong with a node becomes taints, and the
-//! pods of a node that is not ready are not ready.
+//! pods of a node that is not ready are not ready. How fast pods are driven off is decided by [`zones`].
+
+mod taints;
+mod zones;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -7,112 +10,27 @@ use std::time::Duration;
 
 use api::Object;
 use api::coordination::v1::Lease;
-use api::core::v1::{Node, NodeCondition, Pod, Taint};
+use api::core::v1::{Node, Pod};
 use api::meta::{MicroTime, Time};
 use client::PatchType;
-use controller_runtime::{Event, EventRecorder, Filter, Informer, WorkQueue, run_workers};
+use controller_runtime::{Event, EventRecorder, Filter, Informer, WorkQueue};
 use jiff::Timestamp;
 use serde_json::json;
 
 use crate::Error;
 use crate::context::Context;
-use crate::objects::{created, is_deleting, is_ready, node_name};
+use crate::objects::{created, is_ready, node_name};
+pub(crate) use taints::readiness;
+use taints::{Eviction, condition, evicting_key, is_evicting, old_labels, silenced, taints};
+pub use zones::EvictionRates;
+use zones::{Admission, Shift, Zones, zone_of};
 
 const COMPONENT: &str = "node-controller";
 /// Upstream: pkg/controller/nodelifecycle/node_lifecycle_controller.go nodeUpdateWorkerSize
-const WORKERS: usize = 8;
-/// Upstream: pkg/controller/nodelifecycle/config/v1alpha1/defaults.go
-const GRACE: Duration = Duration::from_secs(50);
-const STARTUP_GRACE: Duration = Duration::from_secs(60);
+const NODE_WORKERS: usize = 8;
+/// Upstream: pkg/controller/nodelifecycle/node_lifecycle_controller.go podUpdateWorkerSize
+const POD_WORKERS: usize = 4;
 const LEASES: &str = "kube-node-lease";
-
-const NOT_READY: &str = "node.kubernetes.io/not-ready";
-const UNREACHABLE: &str = "node.kubernetes.io/unreachable";
-const UNSCHEDULABLE: &str = "node.kubernetes.io/unschedulable";
-/// Conditions that are bad when true, and their taints.
-const PRESSURES: [(&str, &str); 4] = [
-    ("MemoryPressure", "node.kubernetes.io/memory-pressure"),
-    ("DiskPressure", "node.kubernetes.io/disk-pressure"),
-    ("NetworkUnavailable", "node.kubernetes.io/network-unavailable"),
-    ("PIDPressure", "node.kubernetes.io/pid-pressure"),
-];
-
-fn condition<'a>(node: &'a Node, kind: &str) -> Option<&'a NodeCondition> {
-    node.status.as_ref()?.conditions.iter().flatten().find(|condition| condition.type_ == kind)
-}
-
-/// `True`, `False` or `Unknown`; a node that never said so is unknown.
-pub(crate) fn readiness(node: &Node) -> &str {
-    condition(node, "Ready").map_or("Unknown", |ready| ready.status.as_str())
-}
-
-/// The taints that the node's state asks for. `evict` says whether pods may be driven off at all: not when no
-/// node is ready, since then the fault is likely ours.
-pub(crate) fn taints(node: &Node, evict: bool, now: Timestamp) -> Vec<Taint> {
-    let mut wanted: Vec<(&str, &str)> = Vec::new();
-    let bad = match readiness(node) {
-        "False" => Some(NOT_READY),
-        "Unknown" => Some(UNREACHABLE),
-        _ => None,
-    };
-    wanted.extend(bad.map(|key| (key, "NoSchedule")));
-    let pressed = |kind: &str| condition(node, kind).is_some_and(|condition| condition.status == "True");
-    wanted.extend(PRESSURES.iter().filter(|(kind, _)| pressed(kind)).map(|(_, key)| (*key, "NoSchedule")));
-    if node.spec.as_ref().and_then(|spec| spec.unschedulable) == Some(true) {
-        wanted.push((UNSCHEDULABLE, "NoSchedule"));
-    }
-    wanted.extend(bad.filter(|_| evict).map(|key| (key, "NoExecute")));
-    let ours = |taint: &Taint| match taint.effect.as_str() {
-        "NoSchedule" => {
-            [NOT_READY, UNREACHABLE, UNSCHEDULABLE].contains(&taint.key.as_str())
-                || PRESSURES.iter().any(|(_, key)| *key == taint.key)
-        }
-        "NoExecute" => [NOT_READY, UNREACHABLE].contains(&taint.key.as_str()),
-        _ => false,
-    };
-    let present = node.spec.iter().flat_map(|spec| spec.taints.iter().flatten());
-    let mut result: Vec<Taint> = present
-        .filter(|taint| !ours(taint) || wanted.contains(&(taint.key.as_str(), taint.effect.as_str())))
-        .cloned()
-        .collect();
-    for (key, effect) in wanted {
-        if !result.iter().any(|taint| taint.key == key && taint.effect == effect) {
-            result.push(Taint {
-                key: key.to_owned(),
-                effect: effect.to_owned(),
-                value: None,
-                time_added: Some(Time(now)),
-            });
-        }
-    }
-    result
-}
-
-/// The conditions of a node whose kubelet went silent.
-pub(crate) fn silenced(node: &Node, now: Timestamp) -> Vec<NodeCondition> {
-    let mut conditions =
-        node.status.as_ref().and_then(|status| status.conditions.clone()).unwrap_or_default();
-    for kind in ["Ready", "MemoryPressure", "DiskPressure", "PIDPressure"] {
-        match conditions.iter_mut().find(|condition| condition.type_ == kind) {
-            Some(condition) if condition.status != "Unknown" => {
-                condition.status = "Unknown".to_owned();
-                condition.reason = Some("NodeStatusUnknown".to_owned());
-                condition.message = Some("Kubelet stopped posting node status.".to_owned());
-                condition.last_transition_time = Some(Time(now));
-            }
-            Some(_) => {}
-            None => conditions.push(NodeCondition {
-                type_: kind.to_owned(),
-                status: "Unknown".to_owned(),
-                reason: Some("NodeStatusNeverUpdated".to_owned()),
-                message: Some("Kubelet never posted node status.".to_owned()),
-                last_heartbeat_time: node.metadata.creation_timestamp.clone(),
-                last_transition_time: Some(Time(now)),
-            }),
-        }
-    }
-    conditions
-}
 
 /// When a node was last heard of by our own clock: kubelets' clocks are not trusted.
 #[derive(Clone, Default)]
@@ -128,7 +46,10 @@ struct Controller {
     leases: Informer<Lease>,
     pods: Informer<Pod>,
     heard: Mutex<HashMap<String, Heard>>,
+    zones: Mutex<Zones>,
     queue: WorkQueue<String>,
+    /// Pods that have come to a node that is not ready.
+    newcomers: WorkQueue<String>,
     events: EventRecorder,
 }
 
@@ -143,7 +64,9 @@ pub(crate) async fn run(context: Context) {
         leases: context.informers.filtered(Filter::namespace(LEASES)),
         pods: context.informers.informer(),
         heard: Mutex::default(),
+        zones: Mutex::new(Zones::new(context.config.options.eviction_rates)),
         queue: WorkQueue::new(),
+        newcomers: WorkQueue::new(),
         events: context.events(COMPONENT),
         context,
     });
@@ -157,12 +80,20 @@ pub(crate) async fn run(context: Context) {
     controller.leases.subscribe(move |event| this.lease_event(event));
     let this = controller.clone();
     controller.nodes.subscribe(move |event| this.node_event(event));
-    let (queue, shutdown) = (controller.queue.clone(), controller.context.shutdown.clone());
-    run_workers("node-lifecycle-controller", &queue, WORKERS, &shutdown, move |name| {
-        let controller = controller.clone();
+    let this = controller.clone();
+    controller.pods.subscribe(move |event| this.pod_event(event));
+    let (queue, newcomers) = (controller.queue.clone(), controller.newcomers.clone());
+    let context = controller.context.clone();
+    let this = controller.clone();
+    let nodes = context.run_workers(&queue, NODE_WORKERS, move |name| {
+        let controller = this.clone();
         async move { controller.reconcile(&name).await }
-    })
-    .await;
+    });
+    let pods = context.run_workers(&newcomers, POD_WORKERS, move |key| {
+        let controller = controller.clone();
+        async move { controller.receive(&key).await }
+    });
+    tokio::join!(nodes, pods);
 }
 
 impl Controller {
@@ -170,10 +101,18 @@ impl Controller {
         self.heard.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn zones(&self) -> MutexGuard<'_, Zones> {
+        self.zones.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn lease_event(&self, event: &Event<Lease>) {
         let lease = event.object();
         let renewed = lease.spec.as_ref().and_then(|spec| spec.renew_time.clone());
         let mut all = self.heard();
+        if matches!(event, Event::Deleted(_)) && self.nodes.get(lease.name()).is_none() {
+            all.remove(lease.name());
+            return;
+        }
         let heard = all.entry(lease.name().to_owned()).or_default();
         if renewed.is_some() && heard.renewed != renewed {
             heard.at = self.context.clock().now();
@@ -185,70 +124,126 @@ impl Controller {
         let node = event.object();
         let name = node.name();
         let about = |verb: &str| format!("Node {name} event: {verb}");
+        let now = self.context.clock().now();
         match event {
             Event::Added(_) => {
-                self.events.normal(
-                    &**node,
-                    "RegisteredNode",
-                    about(&format!("Registered Node {name} in Controller")),
-                );
+                let message = about(&format!("Registered Node {name} in Controller"));
+                self.events.normal(&**node, "RegisteredNode", message);
             }
             Event::Deleted(_) => {
-                self.events.normal(
-                    &**node,
-                    "RemovingNode",
-                    about(&format!("Removing Node {name} from Controller")),
-                );
+                let message = about(&format!("Removing Node {name} from Controller"));
+                self.events.normal(&**node, "RemovingNode", message);
                 self.heard().remove(name);
+                self.zones().remove(name);
             }
             Event::Updated { .. } => {}
         }
-        let heartbeat = condition(node, "Ready").and_then(|ready| ready.last_heartbeat_time.clone());
         if !matches!(event, Event::Deleted(_)) {
+            self.zones().set(node, now);
+            let heartbeat = condition(node, "Ready").and_then(|ready| ready.last_heartbeat_time.clone());
             let mut all = self.heard();
             let heard = all.entry(name.to_owned()).or_default();
             if heartbeat.is_none() {
-                heard.at = heard.at.max(created(&**node).min(self.context.clock().now()));
+                heard.at = heard.at.max(created(&**node).min(now));
             } else if heard.heartbeat != heartbeat {
-                heard.at = self.context.clock().now();
+                heard.at = now;
                 heard.heartbeat = heartbeat;
             }
         }
-        // Whether pods may be driven off any node depends on the readiness of all.
-        let before = event.old().map(|old| readiness(old).to_owned());
-        let now = (!matches!(event, Event::Deleted(_))).then(|| readiness(node).to_owned());
-        if before == now {
-            self.queue.add(name.to_owned());
-        } else {
-            self.nodes.list().iter().for_each(|node| self.queue.add(node.name().to_owned()));
+        self.queue.add(name.to_owned());
+    }
+
+    /// Upstream: pkg/controller/nodelifecycle/node_lifecycle_controller.go podUpdated
+    fn pod_event(&self, event: &Event<Pod>) {
+        let (Event::Added(pod) | Event::Updated { new: pod, .. }) = event else { return };
+        let comes =
+            !node_name(pod).is_empty() && event.old().is_none_or(|old| node_name(old) != node_name(pod));
+        if comes && is_ready(pod) {
+            self.newcomers.add(Object::key(&**pod));
         }
     }
 
+    /// Looks at how all zones are; what changes concerns all nodes.
+    fn evaluate(&self, now: Timestamp) {
+        let shift = self.zones().evaluate(now);
+        if shift == Shift::None {
+            return;
+        }
+        tracing::info!(?shift, "the health of zones has changed");
+        if shift == Shift::Recovered {
+            // While nobody was heard of the fault was likely ours: every node gets its time anew.
+            self.heard().values_mut().for_each(|heard| heard.at = now);
+        }
+        self.nodes.list().iter().for_each(|node| self.queue.add(node.name().to_owned()));
+    }
+
     async fn reconcile(&self, name: &str) -> Result<(), Error> {
-        let Some(mut node) = self.nodes.get(name) else { return Ok(()) };
         let now = self.context.clock().now();
+        let Some(mut node) = self.nodes.get(name) else {
+            self.evaluate(now);
+            return Ok(());
+        };
         let at = self.heard().get(name).map_or(now, |heard| heard.at);
-        let grace = if condition(&node, "Ready").is_some() { GRACE } else { STARTUP_GRACE };
+        let options = &self.context.config.options;
+        let known = condition(&node, "Ready").is_some();
+        let grace = if known { options.node_monitor_grace_period } else { options.node_startup_grace_period };
         let silence = Duration::try_from(now.duration_since(at)).unwrap_or_default();
         if silence <= grace {
             self.queue.add_after(name.to_owned(), grace - silence + Duration::from_millis(1));
         } else {
             node = self.silence(node, now).await?;
         }
-        let evict = self.nodes.list().iter().any(|node| readiness(node) == "True");
-        let wanted = taints(&node, evict, now);
-        let present = node.spec.as_ref().and_then(|spec| spec.taints.as_deref()).unwrap_or_default();
-        if wanted != present {
-            let patch = json!({
-                "metadata": {"resourceVersion": node.metadata.resource_version},
-                "spec": {"taints": wanted},
-            });
+        self.evaluate(now);
+        let node = self.taint(node, now).await?;
+        let labels = old_labels(&node);
+        if !labels.is_empty() {
+            let patch = json!({"metadata": {"labels": labels}});
             self.nodes.patch(&node, None, PatchType::Merge, &patch).await?;
         }
-        if readiness(&node) != "True" && condition(&node, "Ready").is_some() {
-            self.mark_pods(&node, now).await?;
+        if condition(&node, "Ready").is_some_and(|ready| ready.status == "Unknown") {
+            for pod in self.pods.by_index("node", name) {
+                self.mark(&pod, now).await?;
+            }
         }
         Ok(())
+    }
+
+    /// Whether pods may be driven off the node now, and whether that takes the zone's turn.
+    fn eviction(&self, node: &Node, now: Timestamp) -> (Eviction, bool) {
+        let mut zones = self.zones();
+        if zones.all_down() {
+            return (Eviction::Never, false);
+        }
+        // Changing the reason drives nobody off who is not driven off already.
+        if evicting_key(node).is_none() || is_evicting(node) {
+            return (Eviction::Allowed, false);
+        }
+        match zones.admit(&zone_of(node), now) {
+            Admission::Now => (Eviction::Allowed, true),
+            Admission::Paused => (Eviction::NotYet, false),
+            Admission::After(wait) => {
+                self.queue.add_after(node.name().to_owned(), wait);
+                (Eviction::NotYet, false)
+            }
+        }
+    }
+
+    async fn taint(&self, node: Arc<Node>, now: Timestamp) -> Result<Arc<Node>, Error> {
+        let (eviction, took_turn) = self.eviction(&node, now);
+        let wanted = taints(&node, eviction, now);
+        let present = node.spec.as_ref().and_then(|spec| spec.taints.as_deref()).unwrap_or_default();
+        if wanted == present {
+            return Ok(node);
+        }
+        let patch = json!({
+            "metadata": {"resourceVersion": node.metadata.resource_version},
+            "spec": {"taints": wanted},
+        });
+        let patched = self.nodes.patch(&node, None, PatchType::Merge, &patch).await;
+        if patched.is_err() && took_turn {
+            self.zones().give_back(&zone_of(&node), now);
+        }
+        Ok(patched?)
     }
 
     async fn silence(&self, node: Arc<Node>, now: Timestamp) -> Result<Arc<Node>, Error> {
@@ -268,94 +263,34 @@ impl Controller {
         Ok(updated)
     }
 
-    /// The pods of a node that is not ready serve nobody.
-    async fn mark_pods(&self, node: &Node, now: Timestamp) -> Result<(), Error> {
-        for pod in self.pods.by_index("node", node.name()) {
-            if !is_ready(&pod) || is_deleting(&*pod) {
-                continue;
-            }
-            let mut updated = (*pod).clone();
-            let conditions =
-                updated.status.iter_mut().flat_map(|status| status.conditions.iter_mut().flatten());
-            for condition in conditions.filter(|condition| condition.type_ == "Ready") {
-                condition.status = "False".to_owned();
-                condition.last_transition_time = Some(Time(now));
-            }
-            match self.pods.update_status(&updated).await {
-                Err(error) if !error.is_not_found() => return Err(error.into()),
-                _ => self.events.warning(&*pod, "NodeNotReady", "Node is not ready"),
-            }
+    /// A pod that says it is ready has come to a node that is not.
+    ///
+    /// Upstream: pkg/controller/nodelifecycle/node_lifecycle_controller.go processPod
+    async fn receive(&self, key: &str) -> Result<(), Error> {
+        let Some(pod) = self.pods.get(key) else { return Ok(()) };
+        let Some(node) = self.nodes.get(node_name(&pod)) else { return Ok(()) };
+        if condition(&node, "Ready").is_some_and(|ready| ready.status != "True") {
+            self.mark(&pod, self.context.clock().now()).await?;
         }
         Ok(())
     }
-}
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::objects::tests::at;
-
-    fn node(ready: &str, extra: &[(&str, &str)], unschedulable: bool, taints: &[(&str, &str)]) -> Node {
-        let mut conditions = vec![json!({"type": "Ready", "status": ready})];
-        conditions.extend(extra.iter().map(|(kind, status)| json!({"type": kind, "status": status})));
-        let taints: Vec<_> =
-            taints.iter().map(|(key, effect)| json!({"key": key, "effect": effect})).collect();
-        Node::from_value(json!({
-            "metadata": {"name": "n"},
-            "spec": {"unschedulable": unschedulable, "taints": taints},
-            "status": {"conditions": conditions},
-        }))
-        .unwrap()
-    }
-
-    fn words(taints: &[Taint]) -> String {
-        let short = |taint: &Taint| {
-            format!("{}:{}", taint.key.trim_start_matches("node.kubernetes.io/"), taint.effect)
-        };
-        taints.iter().map(short).collect::<Vec<_>>().join(" ")
-    }
-
-    #[test]
-    fn taints_follow_conditions() {
-        for (node, evict, expected) in [
-            (node("True", &[], false, &[]), true, ""),
-            (node("False", &[], false, &[]), true, "not-ready:NoSchedule not-ready:NoExecute"),
-            (node("Unknown", &[], false, &[]), true, "unreachable:NoSchedule unreachable:NoExecute"),
-            (node("Unknown", &[], false, &[]), false, "unreachable:NoSchedule"),
-            (node("True", &[], false, &[(NOT_READY, "NoSchedule"), (NOT_READY, "NoExecute")]), true, ""),
-            (
-                node("False", &[], false, &[(UNREACHABLE, "NoExecute")]),
-                true,
-                "not-ready:NoSchedule not-ready:NoExecute",
-            ),
-            (
-                node("True", &[("DiskPressure", "True")], true, &[]),
-                true,
-                "disk-pressure:NoSchedule unschedulable:NoSchedule",
-            ),
-            (
-                node("True", &[], false, &[("mine", "NoSchedule"), (UNSCHEDULABLE, "NoSchedule")]),
-                true,
-                "mine:NoSchedule",
-            ),
-        ] {
-            assert_eq!(words(&taints(&node, evict, at(0))), expected);
+    /// The pods of a node that is not ready serve nobody.
+    async fn mark(&self, pod: &Pod, now: Timestamp) -> Result<(), Error> {
+        if !is_ready(pod) {
+            return Ok(());
         }
-    }
-
-    #[test]
-    fn a_silent_kubelet_is_unknown() {
-        let conditions = silenced(&node("True", &[("DiskPressure", "False")], false, &[]), at(5));
-        let line = |c: &NodeCondition| format!("{} {} {}", c.type_, c.status, c.reason.as_deref().unwrap());
-        let lines: Vec<_> = conditions.iter().map(line).collect();
-        assert_eq!(
-            lines,
-            [
-                "Ready Unknown NodeStatusUnknown",
-                "DiskPressure Unknown NodeStatusUnknown",
-                "MemoryPressure Unknown NodeStatusNeverUpdated",
-                "PIDPressure Unknown NodeStatusNeverUpdated",
-            ]
-        );
+        let mut updated = pod.clone();
+        let conditions = updated.status.iter_mut().flat_map(|status| status.conditions.iter_mut().flatten());
+        for condition in conditions.filter(|condition| condition.type_ == "Ready") {
+            condition.status = "False".to_owned();
+            condition.last_transition_time = Some(Time(now));
+        }
+        match self.pods.update_status(&updated).await {
+            Err(error) if error.is_not_found() => return Ok(()),
+            updated => updated?,
+        };
+        self.events.warning(pod, "NodeNotReady", "Node is not ready");
+        Ok(())
     }
 }

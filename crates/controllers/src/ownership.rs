@@ -1,12 +1,13 @@
 //! Which objects a controller's object owns: those that name it as their controller, and orphans that its
 //! selector matches, which it adopts; what it owns and no longer matches it lets go.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use api::Object;
 use api::meta::{LabelSelector, ObjectMeta};
 use client::{Client, Error, PatchType};
-use controller_runtime::Informer;
+use controller_runtime::{Event, Informer};
 use serde_json::json;
 
 use crate::objects::{controller_of, controller_reference, is_deleting};
@@ -63,6 +64,29 @@ pub(crate) fn candidates<T: Object, O: Object>(informer: &Informer<T>, owner: &O
     let mut all = controlled(informer, owner.uid());
     all.extend(orphans(informer, owner.namespace()));
     all
+}
+
+/// The keys of those whom the change of an object concerns: who controlled it before and does now, or, when nobody
+/// does, all who may adopt it.
+pub(crate) fn concerned<O: Object, T: Object>(
+    event: &Event<T>,
+    owners: &Informer<O>,
+    selector: impl Fn(&O) -> LabelSelector,
+) -> BTreeSet<String> {
+    let mut keys = BTreeSet::new();
+    for object in event.old().into_iter().chain([event.object()]) {
+        let owner = controller_of(object.metadata());
+        let owner = owner.filter(|owner| owner.kind == O::KIND && owner.api_version == O::api_version());
+        keys.extend(owner.map(|owner| format!("{}/{}", object.namespace(), owner.name)));
+    }
+    let object = event.object();
+    if !matches!(event, Event::Deleted(_)) && controller_of(object.metadata()).is_none() {
+        let labels = object.metadata().labels.as_ref();
+        let adopters = owners.by_namespace(object.namespace());
+        let adopters = adopters.iter().filter(|owner| selector::matches(&selector(owner), labels));
+        keys.extend(adopters.map(|owner| owner.key()));
+    }
+    keys
 }
 
 /// Adopts and releases, and returns what the owner owns then.

@@ -1,24 +1,24 @@
-//! Pods that nobody else will remove: those of nodes that are gone, those deleted before they had a node, and
-//! the oldest of too many ended ones.
+//! Pods that nobody else will remove: those of nodes that are gone or out of service, those deleted before they had
+//! a node, and the oldest of too many ended ones.
+//!
+//! Upstream: pkg/controller/podgc/gc_controller.go
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use api::Object;
 use api::core::v1::{Node, Pod};
-use client::{DeleteOptions, PatchType};
-use controller_runtime::{Event, Informer, WorkQueue, run_workers};
+use controller_runtime::{Event, Informer, WorkQueue};
+use jiff::Timestamp;
 
 use crate::Error;
 use crate::context::Context;
-use crate::node_lifecycle::index_by_node;
+use crate::eviction::{remove, status_patch};
+use crate::node_lifecycle::{index_by_node, readiness};
 use crate::objects::{created, is_deleting, is_terminal, node_name};
-use crate::taint_eviction::disruption_patch;
 
 /// Upstream: pkg/controller/podgc/gc_controller.go quarantineTime
 const QUARANTINE: Duration = Duration::from_secs(40);
-/// Upstream: pkg/controller/podgc/config/v1alpha1/defaults.go TerminatedPodGCThreshold
-const MAX_ENDED: usize = 12_500;
 const ENDED: &str = "ended";
 
 struct Controller {
@@ -45,17 +45,22 @@ pub(crate) async fn run(context: Context) {
     controller.pods.subscribe(move |event| this.pod_event(event));
     let this = controller.clone();
     controller.nodes.subscribe(move |event| {
-        if let Event::Deleted(node) = event {
-            let left = this.pods.by_index("node", node.name());
-            left.iter().for_each(|pod| this.queue.add_after(Object::key(&**pod), QUARANTINE));
-        }
+        let node = event.object();
+        let delay = match event {
+            Event::Deleted(_) => QUARANTINE,
+            _ if is_out_of_service(node) => Duration::ZERO,
+            _ => return,
+        };
+        let left = this.pods.by_index("node", node.name());
+        left.iter().for_each(|pod| this.queue.add_after(Object::key(&**pod), delay));
     });
-    let (queue, shutdown) = (controller.queue.clone(), controller.context.shutdown.clone());
-    run_workers("pod-garbage-collector-controller", &queue, 4, &shutdown, move |key| {
-        let controller = controller.clone();
-        async move { controller.reconcile(&key).await }
-    })
-    .await;
+    let (queue, context) = (controller.queue.clone(), controller.context.clone());
+    context
+        .run_workers(&queue, 4, move |key| {
+            let controller = controller.clone();
+            async move { controller.reconcile(&key).await }
+        })
+        .await;
 }
 
 impl Controller {
@@ -66,17 +71,26 @@ impl Controller {
             if is_deleting(&**pod) {
                 self.queue.add(key);
             }
-        } else if self.nodes.get(node_name(pod)).is_none() {
-            self.queue.add_after(key, QUARANTINE);
+        } else {
+            match self.nodes.get(node_name(pod)) {
+                None => self.queue.add_after(key, QUARANTINE),
+                Some(node) if is_deleting(&**pod) && is_out_of_service(&node) => self.queue.add(key),
+                Some(_) => {}
+            }
         }
         let newly_ended = is_terminal(pod) && event.old().is_none_or(|old| !is_terminal(old));
-        if newly_ended {
+        if newly_ended && self.excess() > 0 {
             let mut ended = self.pods.by_index(ENDED, "");
-            if ended.len() > MAX_ENDED {
-                let excess = ended.len() - MAX_ENDED;
-                ended.sort_by_cached_key(|pod| created(&**pod));
-                ended.iter().take(excess).for_each(|pod| self.queue.add(Object::key(&**pod)));
-            }
+            ended.sort_by_cached_key(|pod| rank(pod));
+            ended.iter().take(self.excess()).for_each(|pod| self.queue.add(Object::key(&**pod)));
+        }
+    }
+
+    /// How many ended pods are too many.
+    fn excess(&self) -> usize {
+        match self.context.config.options.terminated_pod_gc_threshold {
+            0 => 0,
+            kept => self.pods.by_index(ENDED, "").len().saturating_sub(kept),
         }
     }
 
@@ -87,11 +101,15 @@ impl Controller {
             if is_deleting(&*pod) {
                 return self.remove(&pod, None).await;
             }
-        } else if self.nodes.get(node).is_none() && !self.node_exists(node).await? {
+        } else if let Some(node) = self.nodes.get(node) {
+            if is_deleting(&*pod) && is_out_of_service(&node) {
+                return self.remove(&pod, None).await;
+            }
+        } else if !self.node_exists(node).await? {
             let why = ("DeletionByPodGC", "PodGC: node no longer exists");
             return self.remove(&pod, Some(why)).await;
         }
-        if is_terminal(&pod) && self.pods.by_index(ENDED, "").len() > MAX_ENDED {
+        if is_terminal(&pod) && self.excess() > 0 {
             return self.remove(&pod, None).await;
         }
         Ok(())
@@ -108,17 +126,63 @@ impl Controller {
     /// Deletes without grace: there is no kubelet to confirm. What had not ended is marked failed first, so that
     /// its owner counts it.
     async fn remove(&self, pod: &Pod, why: Option<(&str, &str)>) -> Result<(), Error> {
-        if let Some(why) = why.filter(|_| !is_terminal(pod)) {
-            let patch = disruption_patch(pod, why, self.context.clock().now(), Some("Failed"));
-            match self.pods.patch(pod, Some("status"), PatchType::Merge, &patch).await {
-                Err(error) if error.is_not_found() => return Ok(()),
-                patched => patched?,
-            };
-        }
-        let options = DeleteOptions { grace_period_seconds: Some(0), ..DeleteOptions::uid(pod.uid()) };
-        match self.context.client.delete::<Pod>(pod.namespace(), pod.name(), &options).await {
-            Err(error) if !error.is_not_found() => Err(error.into()),
-            _ => Ok(()),
+        let now = self.context.clock().now();
+        let patch = if is_terminal(pod) { None } else { status_patch(pod, why, Some("Failed"), now) };
+        remove(&self.context, &self.pods, pod, patch, Some(0)).await
+    }
+}
+
+/// Those that were evicted go first: they are nobody's result.
+///
+/// Upstream: pkg/controller/podgc/gc_controller.go byEvictionAndCreationTimestamp
+fn rank(pod: &Pod) -> (bool, Timestamp, String) {
+    let reason = pod.status.as_ref().and_then(|status| status.reason.as_deref());
+    (reason != Some("Evicted"), created(pod), pod.name().to_owned())
+}
+
+/// Whether somebody vouches that nothing runs on the node any more.
+fn is_out_of_service(node: &Node) -> bool {
+    let mut taints = node.spec.iter().flat_map(|spec| spec.taints.iter().flatten());
+    readiness(node) != "True" && taints.any(|taint| taint.key == "node.kubernetes.io/out-of-service")
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::objects::tests::{at, pod};
+
+    #[test]
+    fn the_evicted_and_the_oldest_go_first() {
+        let aged = |name: &str, seconds: i64, reason: Option<&str>| {
+            let mut pod = pod(name, "Failed", false);
+            pod.metadata.creation_timestamp = Some(api::meta::Time(at(seconds)));
+            pod.status.as_mut().unwrap().reason = reason.map(str::to_owned);
+            pod
+        };
+        let mut pods = [
+            aged("new", 9, None),
+            aged("b", 1, None),
+            aged("a", 1, None),
+            aged("evicted", 20, Some("Evicted")),
+        ];
+        pods.sort_by_cached_key(rank);
+        assert_eq!(pods.map(|pod| pod.name().to_owned()), ["evicted", "a", "b", "new"]);
+    }
+
+    #[test]
+    fn a_node_is_out_of_service_when_somebody_says_so_and_it_is_silent() {
+        for (ready, key, expected) in [
+            ("True", "node.kubernetes.io/out-of-service", false),
+            ("Unknown", "node.kubernetes.io/out-of-service", true),
+            ("Unknown", "node.kubernetes.io/unreachable", false),
+        ] {
+            let node = Node::from_value(json!({
+                "metadata": {"name": "n"}, "spec": {"taints": [{"key": key, "effect": "NoExecute"}]},
+                "status": {"conditions": [{"type": "Ready", "status": ready}]},
+            }));
+            assert_eq!(is_out_of_service(&node.unwrap()), expected, "{ready} {key}");
         }
     }
 }

@@ -9,7 +9,7 @@ use api::Object;
 use api::core::v1::{Pod, PodTemplateSpec};
 use api::meta::{LabelSelector, Time};
 use client::DeleteOptions;
-use controller_runtime::{Deletions, Event, EventRecorder, Informer, WorkQueue, run_workers, slow_start};
+use controller_runtime::{Deletions, Event, EventRecorder, Informer, WorkQueue, slow_start};
 use jiff::Timestamp;
 
 use crate::Error;
@@ -18,7 +18,7 @@ use crate::objects::{
     annotation, controller_of, created, is_active, is_deleting, is_ready, is_terminal, most_restarts,
     namespace_is_terminating, node_name, phase, pod_from_template, ready_since, until_available,
 };
-use crate::ownership::{add_index, candidates, claim_all, controlled};
+use crate::ownership::{add_index, candidates, claim_all, concerned, controlled};
 use crate::selector;
 
 /// Pods that one pass creates or deletes at most.
@@ -160,36 +160,20 @@ pub(crate) async fn run<R: Replicated>(context: Context) {
     if !(controller.owners.synced().await && controller.pods.synced().await) {
         return;
     }
-    let (queue, shutdown) = (controller.queue.clone(), controller.context.shutdown.clone());
-    run_workers(R::COMPONENT, &queue, WORKERS, &shutdown, move |key| {
-        let controller = controller.clone();
-        async move { controller.reconcile(&key).await }
-    })
-    .await;
+    let (queue, context) = (controller.queue.clone(), controller.context.clone());
+    context
+        .run_workers(&queue, WORKERS, move |key| {
+            let controller = controller.clone();
+            async move { controller.reconcile(&key).await }
+        })
+        .await;
 }
 
 impl<R: Replicated> Replication<R> {
     fn pod_event(&self, event: &Event<Pod>) {
         self.deletions.observe(event, is_deleting);
-        let pods = event.old().into_iter().chain([event.object()]);
-        let mut orphan = false;
-        for pod in pods {
-            match controller_of(&pod.metadata) {
-                Some(owner) if owner.kind == R::KIND && owner.api_version == R::api_version() => {
-                    self.queue.add(format!("{}/{}", pod.namespace(), owner.name));
-                }
-                Some(_) => {}
-                None => orphan = true,
-            }
-        }
-        let pod = event.object();
-        if orphan && !matches!(event, Event::Deleted(_)) && controller_of(&pod.metadata).is_none() {
-            for owner in self.owners.by_namespace(pod.namespace()) {
-                if selector::matches(&owner.selector(), pod.metadata.labels.as_ref()) {
-                    self.queue.add(Object::key(&*owner));
-                }
-            }
-        }
+        let concerned = concerned(event, &self.owners, Replicated::selector);
+        concerned.into_iter().for_each(|key| self.queue.add(key));
     }
 
     async fn reconcile(&self, key: &str) -> Result<(), Error> {

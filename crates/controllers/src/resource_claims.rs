@@ -11,7 +11,7 @@ use api::core::v1::{Pod, PodResourceClaim};
 use api::meta::{ObjectMeta, OwnerReference};
 use api::resource::v1::{ResourceClaim, ResourceClaimConsumerReference, ResourceClaimTemplate};
 use client::PatchType;
-use controller_runtime::{Event, EventRecorder, Informer, WorkQueue, run_workers};
+use controller_runtime::{Event, EventRecorder, Informer, WorkQueue};
 use serde_json::json;
 
 use crate::Error;
@@ -32,13 +32,13 @@ enum Key {
     Claim(String),
 }
 
-fn wanted(pod: &Pod) -> impl Iterator<Item = &PodResourceClaim> {
+pub(crate) fn wanted(pod: &Pod) -> impl Iterator<Item = &PodResourceClaim> {
     pod.spec.iter().flat_map(|spec| spec.resource_claims.iter().flatten())
 }
 
 /// Which claim stands for one of a pod.
 #[derive(Debug, PartialEq)]
-enum Named {
+pub(crate) enum Named {
     Claim(String),
     /// It was found that there is to be none.
     None,
@@ -47,7 +47,7 @@ enum Named {
 }
 
 /// Upstream: dynamic-resource-allocation/resourceclaim/claim.go Name
-fn name_of(pod: &Pod, claim: &PodResourceClaim) -> Named {
+pub(crate) fn name_of(pod: &Pod, claim: &PodResourceClaim) -> Named {
     if let Some(name) = &claim.resource_claim_name {
         return Named::Claim(name.clone());
     }
@@ -59,7 +59,7 @@ fn name_of(pod: &Pod, claim: &PodResourceClaim) -> Named {
 }
 
 /// The keys of all claims that a pod is known to use.
-fn claims_of(pod: &Pod) -> Vec<String> {
+pub(crate) fn claims_of(pod: &Pod) -> Vec<String> {
     let named = wanted(pod).filter_map(|claim| match name_of(pod, claim) {
         Named::Claim(name) => Some(name),
         Named::None | Named::Unknown => None,
@@ -111,7 +111,7 @@ fn from_template(pod: &Pod, claim: &PodResourceClaim, template: &ResourceClaimTe
     }
 }
 
-fn reserved(claim: &ResourceClaim) -> &[ResourceClaimConsumerReference] {
+pub(crate) fn reserved(claim: &ResourceClaim) -> &[ResourceClaimConsumerReference] {
     claim.status.as_ref().and_then(|status| status.reserved_for.as_deref()).unwrap_or_default()
 }
 
@@ -134,7 +134,7 @@ struct Controller {
     queue: WorkQueue<Key>,
 }
 
-const BY_CLAIM: &str = "resource claims";
+pub(crate) const BY_CLAIM: &str = "resource claims";
 const BY_TEMPLATE: &str = "resource claim templates";
 const BY_OWNER: &str = "owner pod";
 
@@ -166,17 +166,18 @@ pub(crate) async fn run(context: Context) {
     if synced.contains(&false) {
         return;
     }
-    let (queue, shutdown) = (controller.queue.clone(), controller.context.shutdown.clone());
-    run_workers("resourceclaim-controller", &queue, WORKERS, &shutdown, move |key| {
-        let controller = controller.clone();
-        async move {
-            match key {
-                Key::Pod(key) => controller.reconcile_pod(&key).await,
-                Key::Claim(key) => controller.reconcile_claim(&key).await,
+    let (queue, context) = (controller.queue.clone(), controller.context.clone());
+    context
+        .run_workers(&queue, WORKERS, move |key| {
+            let controller = controller.clone();
+            async move {
+                match key {
+                    Key::Pod(key) => controller.reconcile_pod(&key).await,
+                    Key::Claim(key) => controller.reconcile_claim(&key).await,
+                }
             }
-        }
-    })
-    .await;
+        })
+        .await;
 }
 
 impl Controller {

@@ -10,7 +10,7 @@ use std::time::Duration;
 use api::core::v1::{PersistentVolumeClaim, Pod, ResourceQuota, ResourceQuotaStatus, Service};
 use api::{Object, Quantity};
 use apimachinery::{GroupResource, GroupVersionResource, quantity};
-use controller_runtime::{Event, Informer, WorkQueue, run_workers};
+use controller_runtime::{Event, Informer, WorkQueue};
 use jiff::{SignedDuration, Timestamp};
 use resources::quota::{Quantities, concerns, in_scope, usage};
 use serde_json::Value;
@@ -137,12 +137,13 @@ pub(crate) async fn run(context: Context) {
     if !synced {
         return;
     }
-    let (queue, shutdown) = (controller.queue.clone(), controller.context.shutdown.clone());
-    run_workers("resourcequota-controller", &queue, WORKERS, &shutdown, move |key| {
-        let controller = controller.clone();
-        async move { controller.reconcile(&key).await }
-    })
-    .await;
+    let (queue, context) = (controller.queue.clone(), controller.context.clone());
+    context
+        .run_workers(&queue, WORKERS, move |key| {
+            let controller = controller.clone();
+            async move { controller.reconcile(&key).await }
+        })
+        .await;
 }
 
 impl Quotas {

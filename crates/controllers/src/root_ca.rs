@@ -5,7 +5,7 @@ use std::sync::Arc;
 use api::Object;
 use api::core::v1::{ConfigMap, Namespace};
 use api::meta::ObjectMeta;
-use controller_runtime::{Filter, Informer, WorkQueue, run_workers};
+use controller_runtime::{Filter, Informer, WorkQueue};
 
 use crate::Error;
 use crate::context::Context;
@@ -70,17 +70,12 @@ pub(crate) async fn run(context: Context) {
     if !(controller.namespaces.synced().await && controller.maps.synced().await) {
         return;
     }
-    run_workers(
-        "root-ca-certificate-publisher-controller",
-        &queue,
-        WORKERS,
-        &context.shutdown,
-        move |name| {
+    context
+        .run_workers(&queue, WORKERS, move |name| {
             let controller = controller.clone();
             async move { controller.reconcile(&name).await }
-        },
-    )
-    .await;
+        })
+        .await;
 }
 
 impl Controller {

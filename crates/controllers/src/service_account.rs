@@ -5,7 +5,7 @@ use std::sync::Arc;
 use api::Object;
 use api::core::v1::{Namespace, ServiceAccount};
 use api::meta::ObjectMeta;
-use controller_runtime::{Event, Filter, Informer, WorkQueue, run_workers};
+use controller_runtime::{Event, Filter, Informer, WorkQueue};
 
 use crate::Error;
 use crate::context::Context;
@@ -43,11 +43,12 @@ pub(crate) async fn run(context: Context) {
     if !(controller.namespaces.synced().await && controller.accounts.synced().await) {
         return;
     }
-    run_workers("serviceaccount-controller", &queue, WORKERS, &context.shutdown, move |name| {
-        let controller = controller.clone();
-        async move { controller.reconcile(&name).await }
-    })
-    .await;
+    context
+        .run_workers(&queue, WORKERS, move |name| {
+            let controller = controller.clone();
+            async move { controller.reconcile(&name).await }
+        })
+        .await;
 }
 
 impl Controller {

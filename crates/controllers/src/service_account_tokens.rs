@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use api::core::v1::{Secret, ServiceAccount};
 use api::{ByteString, Object};
-use controller_runtime::{Event, Filter, Informer, WorkQueue, run_workers};
+use controller_runtime::{Event, Filter, Informer, WorkQueue};
 use serde_json::{Value, json};
 
 use crate::context::Context;
@@ -132,17 +132,18 @@ pub(crate) async fn run(context: Context) {
     if !(controller.secrets.synced().await && controller.accounts.synced().await) {
         return;
     }
-    let shutdown = controller.context.shutdown.clone();
-    run_workers("serviceaccount-token-controller", &queue, WORKERS, &shutdown, move |key| {
-        let controller = controller.clone();
-        async move {
-            match key {
-                Key::Secret(key) => controller.reconcile(&key).await,
-                Key::Unlist(account, secret) => controller.unlist(&account, &secret).await,
+    let context = controller.context.clone();
+    context
+        .run_workers(&queue, WORKERS, move |key| {
+            let controller = controller.clone();
+            async move {
+                match key {
+                    Key::Secret(key) => controller.reconcile(&key).await,
+                    Key::Unlist(account, secret) => controller.unlist(&account, &secret).await,
+                }
             }
-        }
-    })
-    .await;
+        })
+        .await;
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use api::Object;
 use api::networking::v1::{IPAddress, ServiceCIDR};
 use client::PatchType;
-use controller_runtime::{EventRecorder, Informer, WorkQueue, run_workers};
+use controller_runtime::{EventRecorder, Informer, WorkQueue};
 use serde_json::{Value, json};
 
 use crate::Error;
@@ -125,12 +125,13 @@ pub(crate) async fn run(context: Context) {
     if !(controller.cidrs.synced().await && controller.addresses.synced().await) {
         return;
     }
-    let (queue, shutdown) = (controller.queue.clone(), controller.context.shutdown.clone());
-    run_workers("service-cidr-controller", &queue, WORKERS, &shutdown, move |name| {
-        let controller = controller.clone();
-        async move { controller.reconcile(&name).await }
-    })
-    .await;
+    let (queue, context) = (controller.queue.clone(), controller.context.clone());
+    context
+        .run_workers(&queue, WORKERS, move |name| {
+            let controller = controller.clone();
+            async move { controller.reconcile(&name).await }
+        })
+        .await;
 }
 
 impl Controller {

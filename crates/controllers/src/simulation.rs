@@ -308,6 +308,8 @@ impl Cluster {
             sign_token: None,
             clock,
             disabled: Vec::new(),
+            options: Default::default(),
+            metrics: Default::default(),
         };
         let running = tokio::spawn(crate::run(config, client.clone(), shutdown.clone()));
         Cluster { server, client, shutdown, running }

@@ -10,13 +10,13 @@ use api::Object;
 use api::apps::v1::{ControllerRevision, StatefulSet, StatefulSetStatus};
 use api::core::v1::{PersistentVolumeClaim, Pod};
 use api::meta::LabelSelector;
-use controller_runtime::{Event, Informer, WorkQueue, run_workers};
+use controller_runtime::{Event, Informer, WorkQueue};
 
 use crate::Error;
 use crate::context::Context;
 use crate::history::{History, data_of, label_values, sort_out, template_of};
-use crate::objects::{controller_of, namespace_is_terminating};
-use crate::ownership::{add_index, candidates, claim_all};
+use crate::objects::namespace_is_terminating;
+use crate::ownership::{add_index, candidates, claim_all, concerned};
 use crate::pod_control::PodControl;
 use crate::selector;
 use decision::{Observed, Plan, Revision, Step, decide, same};
@@ -64,12 +64,13 @@ pub(crate) async fn run(context: Context) {
     if !synced {
         return;
     }
-    let (queue, shutdown) = (controller.queue.clone(), controller.context.shutdown.clone());
-    run_workers(COMPONENT, &queue, WORKERS, &shutdown, move |key| {
-        let controller = controller.clone();
-        async move { controller.reconcile(&key).await }
-    })
-    .await;
+    let (queue, context) = (controller.queue.clone(), controller.context.clone());
+    context
+        .run_workers(&queue, WORKERS, move |key| {
+            let controller = controller.clone();
+            async move { controller.reconcile(&key).await }
+        })
+        .await;
 }
 
 fn selector_of(set: &StatefulSet) -> LabelSelector {
@@ -83,22 +84,7 @@ impl StatefulSets {
     /// over the set makes them anew.
     // Upstream: pkg/controller/statefulset/stateful_set.go NewStatefulSetController
     fn enqueue_owner(&self, event: &Event<Pod>) {
-        for object in event.old().into_iter().chain([event.object()]) {
-            match controller_of(&object.metadata) {
-                Some(owner) if owner.kind == StatefulSet::KIND => {
-                    self.queue.add(format!("{}/{}", object.namespace(), owner.name));
-                }
-                Some(_) => {}
-                None if matches!(event, Event::Deleted(_)) => {}
-                None => {
-                    for set in self.sets.by_namespace(object.namespace()) {
-                        if selector::matches(&selector_of(&set), object.metadata.labels.as_ref()) {
-                            self.queue.add(set.key());
-                        }
-                    }
-                }
-            }
-        }
+        concerned(event, &self.sets, selector_of).into_iter().for_each(|key| self.queue.add(key));
     }
 
     /// A claim is gone: a pod may be waiting to have it made anew.

@@ -10,7 +10,7 @@ use api::Object;
 use api::core::v1::{PersistentVolume, PersistentVolumeClaim, Pod};
 use apimachinery::GroupVersionResource;
 use client::Resource;
-use controller_runtime::{Informer, Metadata, WorkQueue, run_workers};
+use controller_runtime::{Informer, Metadata, WorkQueue};
 use serde_json::json;
 
 use crate::Error;
@@ -61,17 +61,12 @@ pub(crate) async fn run_claims(context: Context) {
     if !(controller.claims.synced().await && controller.pods.synced().await) {
         return;
     }
-    run_workers(
-        "persistentvolumeclaim-protection-controller",
-        &queue,
-        WORKERS,
-        &context.shutdown,
-        move |key| {
+    context
+        .run_workers(&queue, WORKERS, move |key| {
             let controller = controller.clone();
             async move { controller.reconcile(&key).await }
-        },
-    )
-    .await;
+        })
+        .await;
 }
 
 impl Claims {
@@ -91,12 +86,8 @@ pub(crate) async fn run_volumes(context: Context) {
     if !volumes.synced().await {
         return;
     }
-    run_workers(
-        "persistentvolume-protection-controller",
-        &queue,
-        WORKERS,
-        &context.shutdown,
-        move |key: String| {
+    context
+        .run_workers(&queue, WORKERS, move |key: String| {
             let volumes = volumes.clone();
             async move {
                 let Some(volume) = volumes.get(split_key(&key).1) else { return Ok(()) };
@@ -104,9 +95,8 @@ pub(crate) async fn run_volumes(context: Context) {
                 let bound = status.is_some_and(|status| status.phase.as_deref() == Some("Bound"));
                 write(&volumes, &*volume, VOLUME_FINALIZER, bound).await
             }
-        },
-    )
-    .await;
+        })
+        .await;
 }
 
 async fn write<T: Object>(
@@ -188,12 +178,13 @@ pub(crate) async fn run_classes(context: Context) {
     if synced.contains(&false) {
         return;
     }
-    let shutdown = controller.context.shutdown.clone();
-    run_workers("volumeattributesclass-protection-controller", &queue, WORKERS, &shutdown, move |name| {
-        let controller = controller.clone();
-        async move { controller.reconcile(&name).await }
-    })
-    .await;
+    let context = controller.context.clone();
+    context
+        .run_workers(&queue, WORKERS, move |name| {
+            let controller = controller.clone();
+            async move { controller.reconcile(&name).await }
+        })
+        .await;
 }
 
 impl Classes {

@@ -25,6 +25,7 @@ controllers! {
     "statefulset-controller" => crate::statefulset::run,
     "job-controller" => crate::job::run,
     "cronjob-controller" => crate::cron_job::run,
+    "ttl-controller" => crate::ttl::run,
     "ttl-after-finished-controller" => crate::ttl_after_finished::run,
     "endpointslice-controller" => crate::endpointslice::run,
     "endpoints-controller" => crate::endpoints::run,
@@ -51,17 +52,63 @@ controllers! {
     "certificatesigningrequest-cleaner-controller" => crate::certificates::run_cleaner,
     "kubelet-serving-approver" => crate::certificates::run_serving_approver,
     "serviceaccount-token-controller" => crate::service_account_tokens::run,
+    "legacy-serviceaccount-token-cleaner-controller" => crate::legacy_tokens::run,
     "bootstrap-signer-controller" => crate::bootstrap_tokens::run_signer,
     "token-cleaner-controller" => crate::bootstrap_tokens::run_cleaner,
     "endpointslice-mirroring-controller" => crate::endpointslice_mirroring::run,
     "service-cidr-controller" => crate::service_cidrs::run,
     "horizontal-pod-autoscaler-controller" => crate::autoscaler::run,
     "resourceclaim-controller" => crate::resource_claims::run,
+    "device-taint-eviction-controller" => crate::device_taints::run,
 }
 
 /// The names of all controllers, as `--controllers` knows them.
 pub fn names() -> impl Iterator<Item = &'static str> {
     CONTROLLERS.iter().map(|controller| controller.name)
+}
+
+/// What upstream calls a controller's queue in metrics; most are called as their controller.
+pub(crate) fn queue_name(controller: &'static str) -> &'static str {
+    match controller {
+        "deployment-controller" => "deployment",
+        "replicaset-controller" => "replicaset",
+        "replicationcontroller-controller" => "replicationmanager",
+        "daemonset-controller" => "daemonset",
+        "statefulset-controller" => "statefulset",
+        "job-controller" => "job",
+        "cronjob-controller" => "cronjob",
+        "ttl-after-finished-controller" => "ttl_jobs_to_delete",
+        "ttl-controller" => "ttlcontroller",
+        "endpointslice-controller" => "endpoint_slice",
+        "endpoints-controller" => "endpoint",
+        "endpointslice-mirroring-controller" => "endpoint_slice_mirroring",
+        "namespace-controller" => "namespace",
+        "serviceaccount-controller" => "serviceaccount",
+        "root-ca-certificate-publisher-controller" => "root_ca_cert_publisher",
+        "garbage-collector-controller" => "garbage_collector_attempt_to_delete",
+        "clusterrole-aggregation-controller" => "ClusterRoleAggregator",
+        "disruption-controller" => "disruption",
+        "resourcequota-controller" => "resourcequota_primary",
+        "node-lifecycle-controller" => "node_lifecycle_controller",
+        "taint-eviction-controller" => "noexec_taint_pod",
+        "pod-garbage-collector-controller" => "orphaned_pods_nodes",
+        "persistentvolumeclaim-protection-controller" => "pvcprotection",
+        "persistentvolume-protection-controller" => "pvprotection",
+        "volumeattributesclass-protection-controller" => "vacprotection",
+        "persistentvolume-binder-controller" => "volumes",
+        "persistentvolume-expander-controller" => "volume_expand",
+        "ephemeral-volume-controller" => "ephemeral_volume",
+        "certificatesigningrequest-approving-controller" | "certificatesigningrequest-signing-controller" => {
+            "certificate"
+        }
+        "serviceaccount-token-controller" => "serviceaccount_tokens_secret",
+        "bootstrap-signer-controller" => "bootstrap_signer_queue",
+        "token-cleaner-controller" => "token_cleaner",
+        "horizontal-pod-autoscaler-controller" => "horizontalpodautoscaler",
+        "resourceclaim-controller" => "resource_claim",
+        "device-taint-eviction-controller" => "device_taint_eviction_controller",
+        name => name,
+    }
 }
 
 /// The ServiceAccount in `kube-system` that a controller acts as, and that the role `system:controller:…` of the

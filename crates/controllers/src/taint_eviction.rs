@@ -4,15 +4,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use api::Object;
-use api::core::v1::{Node, Pod, PodCondition, Taint, Toleration};
-use api::meta::Time;
-use client::{DeleteOptions, PatchType};
-use controller_runtime::{Event, EventRecorder, Informer, WorkQueue, run_workers};
+use api::core::v1::{Node, Pod, Taint, Toleration};
+use controller_runtime::{Event, EventRecorder, Informer, WorkQueue};
 use jiff::Timestamp;
-use serde_json::json;
 
 use crate::Error;
 use crate::context::Context;
+use crate::eviction::{Doomed, remove, status_patch};
 use crate::node_lifecycle::index_by_node;
 use crate::objects::{is_deleting, is_terminal, node_name};
 
@@ -68,6 +66,7 @@ struct Controller {
     nodes: Informer<Node>,
     pods: Informer<Pod>,
     queue: WorkQueue<String>,
+    doomed: Doomed,
     events: EventRecorder,
 }
 
@@ -82,6 +81,7 @@ pub(crate) async fn run(context: Context) {
         nodes: context.informers.informer(),
         pods: context.informers.informer(),
         queue: WorkQueue::new(),
+        doomed: Doomed::default(),
         events: context.events("taint-eviction-controller"),
         context,
     });
@@ -92,8 +92,8 @@ pub(crate) async fn run(context: Context) {
     let this = controller.clone();
     controller.nodes.subscribe(move |event| {
         let (Event::Added(node) | Event::Updated { new: node, .. }) = event else { return };
-        let taints = evicting(node);
-        if !taints.is_empty() && event.old().is_none_or(|old| evicting(old) != taints) {
+        let (before, taints) = (event.old().map(|old| evicting(old)).unwrap_or_default(), evicting(node));
+        if before != taints {
             this.pods
                 .by_index("node", node.name())
                 .iter()
@@ -102,18 +102,22 @@ pub(crate) async fn run(context: Context) {
     });
     let this = controller.clone();
     controller.pods.subscribe(move |event| {
-        let (Event::Added(pod) | Event::Updated { new: pod, .. }) = event else { return };
+        let (Event::Added(pod) | Event::Updated { new: pod, .. }) = event else {
+            this.doomed.remove(event.object());
+            return;
+        };
         let tainted = this.nodes.get(node_name(pod)).is_some_and(|node| !evicting(&node).is_empty());
         if tainted {
             this.queue.add(Object::key(&**pod));
         }
     });
-    let (queue, shutdown) = (controller.queue.clone(), controller.context.shutdown.clone());
-    run_workers("taint-eviction-controller", &queue, WORKERS, &shutdown, move |key| {
-        let controller = controller.clone();
-        async move { controller.reconcile(&key).await }
-    })
-    .await;
+    let (queue, context) = (controller.queue.clone(), controller.context.clone());
+    context
+        .run_workers(&queue, WORKERS, move |key| {
+            let controller = controller.clone();
+            async move { controller.reconcile(&key).await }
+        })
+        .await;
 }
 
 impl Controller {
@@ -124,62 +128,31 @@ impl Controller {
         let Some(node) = self.nodes.get(node_name(&pod)) else { return Ok(()) };
         let now = self.context.clock().now();
         match decide(&pod, &evicting(&node), now) {
-            Decision::Keep => Ok(()),
+            Decision::Keep => {
+                if self.doomed.remove(&pod) {
+                    let message = format!("Cancelling deletion of Pod {key}");
+                    self.events.normal(&*pod, "TaintManagerEviction", message);
+                }
+            }
             Decision::EvictAfter(left) => {
+                self.doomed.insert(&pod);
                 self.queue.add_after(key.to_owned(), left + Duration::from_millis(1));
-                Ok(())
             }
             Decision::Evict => {
                 self.events.normal(&*pod, "TaintManagerEviction", format!("Marking for deletion Pod {key}"));
                 let why = ("DeletionByTaintManager", "Taint manager: deleting due to NoExecute taint");
-                self.evict(&pod, why, now).await
+                let patch = status_patch(&pod, Some(why), None, now);
+                remove(&self.context, &self.pods, &pod, patch, None).await?;
             }
         }
+        Ok(())
     }
-
-    async fn evict(&self, pod: &Pod, why: (&str, &str), now: Timestamp) -> Result<(), Error> {
-        let patch = disruption_patch(pod, why, now, None);
-        match self.pods.patch(pod, Some("status"), PatchType::Merge, &patch).await {
-            Err(error) if error.is_not_found() => return Ok(()),
-            patched => patched?,
-        };
-        let options = DeleteOptions::uid(pod.uid());
-        match self.context.client.delete::<Pod>(pod.namespace(), pod.name(), &options).await {
-            Err(error) if !error.is_not_found() => Err(error.into()),
-            _ => Ok(()),
-        }
-    }
-}
-
-/// What marks a pod as disrupted by the control plane, for Jobs' failure policies and for people.
-pub(crate) fn disruption_patch(
-    pod: &Pod,
-    (reason, message): (&str, &str),
-    now: Timestamp,
-    phase: Option<&str>,
-) -> serde_json::Value {
-    let mut conditions = pod.status.as_ref().and_then(|status| status.conditions.clone()).unwrap_or_default();
-    conditions.retain(|condition| condition.type_ != "DisruptionTarget");
-    conditions.push(PodCondition {
-        type_: "DisruptionTarget".to_owned(),
-        status: "True".to_owned(),
-        reason: Some(reason.to_owned()),
-        message: Some(message.to_owned()),
-        last_transition_time: Some(Time(now)),
-        ..Default::default()
-    });
-    let mut patch = json!({
-        "metadata": {"uid": pod.uid(), "resourceVersion": pod.metadata.resource_version},
-        "status": {"conditions": conditions},
-    });
-    if let Some(phase) = phase {
-        patch["status"]["phase"] = json!(phase);
-    }
-    patch
 }
 
 #[cfg(test)]
 mod tests {
+    use api::meta::Time;
+
     use super::*;
     use crate::objects::tests::{at, pod};
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 use api::Object;
 use api::batch::v1::Job;
 use client::{DeleteOptions, Propagation};
-use controller_runtime::{Event, Informer, WorkQueue, run_workers};
+use controller_runtime::{Event, Informer, WorkQueue};
 use jiff::Timestamp;
 
 use crate::Error;
@@ -46,12 +46,13 @@ pub(crate) async fn run(context: Context) {
     if !controller.jobs.synced().await {
         return;
     }
-    let (queue, shutdown) = (controller.queue.clone(), controller.context.shutdown.clone());
-    run_workers("ttl-after-finished-controller", &queue, WORKERS, &shutdown, move |key| {
-        let controller = controller.clone();
-        async move { controller.reconcile(&key).await }
-    })
-    .await;
+    let (queue, context) = (controller.queue.clone(), controller.context.clone());
+    context
+        .run_workers(&queue, WORKERS, move |key| {
+            let controller = controller.clone();
+            async move { controller.reconcile(&key).await }
+        })
+        .await;
 }
 
 impl Finished {

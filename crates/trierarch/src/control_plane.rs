@@ -204,6 +204,11 @@ impl ControlPlane {
         Client::new(self.api.in_process(identity), agent)
     }
 
+    /// Where parts of this process have themselves counted.
+    pub fn metrics(&self) -> &apiserver::metrics::Metrics {
+        &self.api.metrics
+    }
+
     /// The ways to the API as ServiceAccounts of `kube-system`.
     pub fn accounts(&self) -> Accounts {
         Accounts(self.api.clone())

@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use anyhow::Context;
 use client::Client;
+use controller_runtime::QueueMetrics;
 use tokio_util::sync::CancellationToken;
 
 use crate::control_plane::{ControlPlane, NODE_PORTS, Settings};
@@ -110,6 +111,9 @@ fn start_control_plane(
         let sign_token = components::token_signer(pki.service_account_key())?;
         (pki.authority().to_owned(), pki.signing_authority(), sign_token)
     };
+    let metrics = QueueMetrics::default();
+    let queues = metrics.clone();
+    control_plane.metrics().also(move |registry| queues.register(registry));
     let config = controllers::Config {
         node_cidr_mask: components::node_cidr_mask(&cluster_cidr)?,
         cluster_cidr,
@@ -118,6 +122,8 @@ fn start_control_plane(
         sign_token: Some(sign_token),
         clock: host::clock(),
         disabled: Vec::new(),
+        options: controllers::Options::default(),
+        metrics,
     };
     // The clients hold the API server, not this.
     let accounts = control_plane.accounts();

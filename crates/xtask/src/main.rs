@@ -55,6 +55,13 @@ enum Command {
         #[command(subcommand)]
         bench: Bench,
     },
+    /// Let the whole control plane live through faults by seed, in one thread and on a clock that does not wait
+    #[command(disable_help_flag = true)]
+    Sim {
+        /// Arguments for the simulation: `--seed N`, `--count N`, `--hours H`
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
     /// Run upstream's conformance tests against a cluster that is started for them
     Conformance(conformance::Options),
     /// Make a container image for tests of Debian packages, folders and files
@@ -69,6 +76,12 @@ enum Bench {
         /// Arguments for the load tool
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<String>,
+    },
+    /// Controllers and scheduler: seconds and requests until much that is asked at once has come to rest
+    Controllers {
+        /// So many times the usual size
+        #[arg(long, default_value_t = 1.0)]
+        size: f64,
     },
     /// The node: one pod and a hundred from create to running, what each costs, a container's restart
     Node,
@@ -103,6 +116,10 @@ fn execute(command: Command) -> anyhow::Result<()> {
         Command::Lint => lint(),
         Command::Codegen { facts, check } => codegen::run(&facts, check),
         Command::Bench { bench: Bench::Api { arguments } } => bench::api(&arguments),
+        Command::Bench { bench: Bench::Controllers { size } } => {
+            let size = size.to_string();
+            run(cargo().args(["run", "--quiet", "--release", "--package=sim", "--", "--bench", &size]))
+        }
         Command::Bench { bench: Bench::Node } => {
             prerequisites::install(prerequisites::RUN)?;
             bench::node::measure(&build()?)
@@ -112,6 +129,9 @@ fn execute(command: Command) -> anyhow::Result<()> {
             bench::start(&build()?, idle_seconds)
         }
         Command::Image(options) => image::make(&options),
+        Command::Sim { arguments } => {
+            run(cargo().args(["run", "--quiet", "-p", "sim", "--"]).args(arguments))
+        }
         Command::Conformance(options) => {
             prerequisites::install(prerequisites::RUN)?;
             let binary = options.binary.clone().map_or_else(build, Ok)?;

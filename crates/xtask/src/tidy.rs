@@ -30,7 +30,7 @@ const LAYERS: &[(&str, &[&str])] = &[
 ];
 
 /// Crates that nothing depends on but tests.
-const SIDE: &[&str] = &["bench", "testkit", "e2e", "xtask", "demo-web"];
+const SIDE: &[&str] = &["bench", "testkit", "sim", "e2e", "xtask", "demo-web"];
 /// Crates that do no I/O, no async, read no clock and no randomness.
 const PURE: &[&str] = &["apimachinery", "api", "cel", "schema", "resources"];
 const IMPURE_DEPENDENCIES: &[&str] =

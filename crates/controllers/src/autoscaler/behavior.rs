@@ -5,7 +5,7 @@
 use api::autoscaling::v2::{HPAScalingRules, HorizontalPodAutoscaler};
 use jiff::{SignedDuration, Timestamp};
 
-use super::DOWNSCALE_WINDOW_SECONDS;
+use crate::options::Autoscaling;
 
 /// What is older concerns no rule: the API lets no window or period be longer.
 const MEMORY_SECONDS: i64 = 3600;
@@ -14,7 +14,7 @@ const UP_MINIMUM: f64 = 4.0;
 
 /// The rules of an autoscaler that has some.
 pub(super) enum Rules {
-    None,
+    None { down_window: i32 },
     Some { up: Direction, down: Direction },
 }
 
@@ -61,12 +61,13 @@ impl Direction {
 }
 
 impl Rules {
-    pub fn of(autoscaler: &HorizontalPodAutoscaler) -> Self {
+    pub fn of(autoscaler: &HorizontalPodAutoscaler, options: &Autoscaling) -> Self {
+        let down_window = i32::try_from(options.downscale_stabilization.as_secs()).unwrap_or(i32::MAX);
         match &autoscaler.spec.behavior {
-            None => Rules::None,
+            None => Rules::None { down_window },
             Some(behavior) => Rules::Some {
                 up: Direction::of(behavior.scale_up.as_ref(), 0),
-                down: Direction::of(behavior.scale_down.as_ref(), DOWNSCALE_WINDOW_SECONDS),
+                down: Direction::of(behavior.scale_down.as_ref(), down_window),
             },
         }
     }
@@ -153,19 +154,19 @@ impl History {
     ) -> (Said, Limited) {
         self.forget(now);
         let (stable, said) = match rules {
-            Rules::None => self.stabilize(desired, now),
+            Rules::None { down_window } => self.stabilize(desired, *down_window, now),
             Rules::Some { up, down } => self.stabilize_by(current, desired, up, down, now),
         };
         self.recommendations.push((now, desired));
         let (replicas, (reason, message)) = match rules {
-            Rules::None => within(current, stable, bounds),
+            Rules::None { .. } => within(current, stable, bounds),
             Rules::Some { up, down } => self.within_rates(current, stable, bounds, up, down, now),
         };
         (said, Limited { replicas, is_limited: replicas != stable, reason, message })
     }
 
-    fn stabilize(&self, desired: i32, now: Timestamp) -> (i32, Said) {
-        let cutoff = ago(now, DOWNSCALE_WINDOW_SECONDS);
+    fn stabilize(&self, desired: i32, window: i32, now: Timestamp) -> (i32, Said) {
+        let cutoff = ago(now, window);
         let recent = self.recommendations.iter().filter(|(at, _)| *at >= cutoff).map(|(_, number)| *number);
         let highest = recent.fold(desired, i32::max);
         (highest, if highest == desired { READY } else { DOWN_STABILIZED })

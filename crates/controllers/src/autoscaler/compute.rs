@@ -16,9 +16,11 @@ use apimachinery::quantity::Quantity;
 use apimachinery::selector::LabelSelector;
 use jiff::Timestamp;
 
-use super::replicas::{Now, Tolerances};
+use super::replicas::{Now, Starting, Tolerances};
 use super::status::set_condition;
-use super::{Controller, Scale, TOLERANCE, metrics, replicas};
+use super::{Controller, metrics, replicas};
+use crate::scale::Scale;
+use crate::selector;
 
 /// What the metrics together ask for.
 pub(super) struct Proposal {
@@ -58,22 +60,6 @@ fn text(selector: Option<&Selector>) -> String {
     LabelSelector::from_object(&value).map(|parsed| parsed.to_string()).unwrap_or_default()
 }
 
-/// As Go writes a pointer to one.
-fn as_go(selector: Option<&Selector>) -> String {
-    let Some(selector) = selector else { return "nil".to_owned() };
-    let labels: String =
-        selector.match_labels.iter().flatten().map(|(key, value)| format!("{key}: {value},")).collect();
-    let expressions = selector.match_expressions.iter().flatten().map(|requirement| {
-        let values = requirement.values.as_deref().unwrap_or_default().join(" ");
-        let (key, operator) = (&requirement.key, &requirement.operator);
-        format!("LabelSelectorRequirement{{Key:{key},Operator:{operator},Values:[{values}],}},")
-    });
-    let expressions: String = expressions.collect();
-    format!(
-        "&LabelSelector{{MatchLabels:map[string]string{{{labels}}},MatchExpressions:[]LabelSelectorRequirement{{{expressions}}},}}"
-    )
-}
-
 fn quantity(milli: i64) -> api::Quantity {
     api::Quantity(Quantity::from_milli(milli).to_string())
 }
@@ -94,11 +80,11 @@ fn milli(quantity: &api::Quantity) -> i64 {
     Quantity::parse(&quantity.0).map(|quantity| quantity.milli_value()).unwrap_or(0)
 }
 
-fn tolerances(autoscaler: &HorizontalPodAutoscaler) -> Tolerances {
+fn tolerances(autoscaler: &HorizontalPodAutoscaler, default: f64) -> Tolerances {
     let behavior = autoscaler.spec.behavior.as_ref();
     let of = |rules: Option<&api::autoscaling::v2::HPAScalingRules>| {
         let tolerance = rules.and_then(|rules| rules.tolerance.as_ref());
-        tolerance.and_then(|quantity| Quantity::parse(&quantity.0).ok()).map_or(TOLERANCE, |q| q.as_f64())
+        tolerance.and_then(|quantity| Quantity::parse(&quantity.0).ok()).map_or(default, |q| q.as_f64())
     };
     Tolerances {
         down: of(behavior.and_then(|behavior| behavior.scale_down.as_ref())),
@@ -118,8 +104,9 @@ impl Controller {
             Ok(pods) => pods,
             Err(why) => return Err((Vec::new(), why)),
         };
-        let tolerances = tolerances(autoscaler);
-        let state = |replicas: i32| Now { replicas, tolerances, at: now };
+        let tolerances = tolerances(autoscaler, self.options().tolerance);
+        let starting = Starting::of(self.options());
+        let state = |replicas: i32| Now { replicas, tolerances, starting, at: now };
         let namespace = autoscaler.namespace().to_owned();
         let target = Target {
             namespace: &namespace,
@@ -387,7 +374,7 @@ impl Controller {
         let selector = text(metric.selector.as_ref());
         let usage = metrics::external(&self.context.client, target.namespace, &metric.name, &selector);
         let usage = usage.await.map_err(|why| {
-            let selector = as_go(metric.selector.as_ref());
+            let selector = selector::as_go(metric.selector.as_ref());
             format!("unable to get external metric {}/{}/{selector}: {why}", target.namespace, metric.name)
         });
         if let Some(average) = &wanted.average_value {
@@ -414,7 +401,7 @@ impl Controller {
 }
 
 fn external_name(metric: &MetricIdentifier) -> String {
-    format!("external metric {}({})", metric.name, as_go(metric.selector.as_ref()))
+    format!("external metric {}({})", metric.name, selector::as_go(metric.selector.as_ref()))
 }
 
 fn resource_name(resource: &str, what: &str, target: &MetricTarget) -> String {

@@ -12,12 +12,7 @@ use jiff::{SignedDuration, Timestamp};
 
 use super::metrics::PodMetrics;
 use crate::objects::{condition, is_deleting, is_ready, phase};
-
-/// A pod that starts may use more than it will later.
-///
-/// Upstream: pkg/controller/podautoscaler/config/v1alpha1/defaults.go, both.
-const CPU_INITIALIZATION: SignedDuration = SignedDuration::from_secs(5 * 60);
-const INITIAL_READINESS_DELAY: SignedDuration = SignedDuration::from_secs(30);
+use crate::options::Autoscaling;
 
 /// How far from the target is near enough.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -37,7 +32,25 @@ impl Tolerances {
 pub(super) struct Now {
     pub replicas: i32,
     pub tolerances: Tolerances,
+    pub starting: Starting,
     pub at: Timestamp,
+}
+
+/// How long a pod that starts may use more than it will later.
+#[derive(Clone, Copy)]
+pub(super) struct Starting {
+    pub initialization: SignedDuration,
+    pub readiness_delay: SignedDuration,
+}
+
+impl Starting {
+    pub fn of(options: &Autoscaling) -> Self {
+        let signed = |duration| SignedDuration::try_from(duration).unwrap_or(SignedDuration::MAX);
+        Starting {
+            initialization: signed(options.cpu_initialization_period),
+            readiness_delay: signed(options.initial_readiness_delay),
+        }
+    }
 }
 
 /// The pods of a target by what their measurements are worth.
@@ -53,7 +66,7 @@ pub(super) struct Groups {
 }
 
 /// Upstream: pkg/controller/podautoscaler/replica_calculator.go groupPods
-pub(super) fn group(pods: &[Arc<Pod>], metrics: &PodMetrics, of_cpu: bool, now: Timestamp) -> Groups {
+pub(super) fn group(pods: &[Arc<Pod>], metrics: &PodMetrics, of_cpu: bool, now: Now) -> Groups {
     let mut groups = Groups::default();
     for pod in pods {
         let name = pod.name().to_owned();
@@ -74,15 +87,16 @@ pub(super) fn group(pods: &[Arc<Pod>], metrics: &PodMetrics, of_cpu: bool, now: 
     groups
 }
 
-fn is_starting(pod: &Pod, metric: &super::metrics::PodMetric, now: Timestamp) -> bool {
+fn is_starting(pod: &Pod, metric: &super::metrics::PodMetric, now: Now) -> bool {
     let started = pod.status.as_ref().and_then(|status| status.start_time.as_ref()).map(|time| time.0);
     let (Some(started), Some(ready)) = (started, condition(pod, "Ready")) else { return true };
     let changed = ready.last_transition_time.as_ref().map_or(Timestamp::UNIX_EPOCH, |time| time.0);
     let unready = ready.status == "False";
-    if started + CPU_INITIALIZATION > now {
-        unready || metric.timestamp < changed + metric.window
+    let Starting { initialization, readiness_delay } = now.starting;
+    if now.at.duration_since(started) < initialization {
+        unready || metric.timestamp.duration_since(changed) < metric.window
     } else {
-        unready && started + INITIAL_READINESS_DELAY > changed
+        unready && changed.duration_since(started) < readiness_delay
     }
 }
 
@@ -156,7 +170,7 @@ pub(super) fn by_utilization(
     of_cpu: bool,
 ) -> Result<(i32, (i32, i64)), String> {
     check(pods)?;
-    let groups = group(pods, &metrics, of_cpu, now.at);
+    let groups = group(pods, &metrics, of_cpu, now);
     let counted = |name: &String| !groups.ignored.contains(name) && !groups.unready.contains(name);
     if !metrics.keys().any(counted) {
         return Err("did not receive metrics for targeted pods (pods might be unready)".to_owned());
@@ -189,7 +203,7 @@ pub(super) fn by_average(
     of_cpu: bool,
 ) -> Result<(i32, i64), String> {
     check(pods)?;
-    let groups = group(pods, &metrics, of_cpu, now.at);
+    let groups = group(pods, &metrics, of_cpu, now);
     let measure = |metrics: &PodMetrics| {
         let sum = metrics.values().fold(0_i64, |sum, metric| sum.saturating_add(metric.value));
         let average = sum / i64::try_from(metrics.len()).unwrap_or(i64::MAX);

@@ -8,11 +8,12 @@ use serde_json::{Value, json};
 
 use super::behavior::{History, Rules};
 use super::metrics::{PodMetric, PodMetrics, pod_usage};
-use super::replicas::{Now, Tolerances, by_average, by_share, by_utilization, by_value, requests};
+use super::replicas::{Now, Starting, Tolerances, by_average, by_share, by_utilization, by_value, requests};
 use crate::objects::tests::{at, pod};
 
 fn now(replicas: i32) -> Now {
-    Now { replicas, tolerances: Tolerances { down: 0.1, up: 0.1 }, at: at(3600) }
+    let starting = Starting::of(&crate::Options::default().autoscaling);
+    Now { replicas, tolerances: Tolerances { down: 0.1, up: 0.1 }, starting, at: at(3600) }
 }
 
 fn running(name: &str, request: &str) -> Arc<Pod> {
@@ -107,7 +108,10 @@ fn rules(behavior: Value) -> Rules {
         "metadata": {"name": "a"},
         "spec": {"maxReplicas": 100, "scaleTargetRef": {"kind": "D", "name": "d"}, "behavior": behavior},
     });
-    Rules::of(&HorizontalPodAutoscaler::from_value(autoscaler).unwrap())
+    Rules::of(
+        &HorizontalPodAutoscaler::from_value(autoscaler).unwrap(),
+        &crate::Options::default().autoscaling,
+    )
 }
 
 #[test]
@@ -115,7 +119,8 @@ fn going_down_waits_and_going_up_is_bounded() {
     let mut history = History::default();
     history.begin(5, at(0));
     let mut look = |current, desired, seconds| {
-        let ((stable, _), limited) = history.normalize(current, desired, (1, 20), &Rules::None, at(seconds));
+        let ((stable, _), limited) =
+            history.normalize(current, desired, (1, 20), &Rules::None { down_window: 300 }, at(seconds));
         (limited.replicas, stable, limited.reason)
     };
     assert_eq!(look(5, 2, 15), (5, "ScaleDownStabilized", "DesiredWithinRange"));

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use api::Object;
 use api::certificates::v1::CertificateSigningRequest;
-use controller_runtime::{Informer, WorkQueue, run_workers};
+use controller_runtime::{Informer, WorkQueue};
 use der::Decode;
 use jiff::Timestamp;
 use x509_cert::Certificate;
@@ -55,18 +55,19 @@ pub(crate) async fn run(context: Context) {
     if !requests.synced().await {
         return;
     }
-    let (shutdown, delayed) = (context.shutdown.clone(), queue.clone());
-    run_workers("certificatesigningrequest-cleaner-controller", &queue, 1, &shutdown, move |name: String| {
-        let (context, requests, delayed) = (context.clone(), requests.clone(), delayed.clone());
-        async move {
-            let Some(csr) = requests.get(&name) else { return Ok(()) };
-            let Some(removal) = removal(&csr) else { return Ok(()) };
-            match until(removal, context.clock().now()) {
-                Duration::ZERO => context.delete(&*csr).await?,
-                left => delayed.add_after(name, left),
+    let (worker, delayed) = (context.clone(), queue.clone());
+    worker
+        .run_workers(&queue, 1, move |name: String| {
+            let (context, requests, delayed) = (context.clone(), requests.clone(), delayed.clone());
+            async move {
+                let Some(csr) = requests.get(&name) else { return Ok(()) };
+                let Some(removal) = removal(&csr) else { return Ok(()) };
+                match until(removal, context.clock().now()) {
+                    Duration::ZERO => context.delete(&*csr).await?,
+                    left => delayed.add_after(name, left),
+                }
+                Ok::<_, Error>(())
             }
-            Ok::<_, Error>(())
-        }
-    })
-    .await;
+        })
+        .await;
 }

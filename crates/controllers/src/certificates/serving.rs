@@ -13,7 +13,7 @@ use api::certificates::v1::CertificateSigningRequest;
 use api::core::v1::{Node, Service};
 use api::discovery::v1::EndpointSlice;
 use client::Resource;
-use controller_runtime::{Informer, WorkQueue, run_workers};
+use controller_runtime::{Informer, WorkQueue};
 use der::Decode;
 use serde_json::json;
 use x509_cert::ext::pkix::SubjectAltName;
@@ -171,11 +171,7 @@ pub(crate) async fn run(context: Context) {
     if synced != (true, true, true, true) {
         return;
     }
-    let shutdown = context.shutdown.clone();
-    run_workers("kubelet-serving-approver", &queue, WORKERS, &shutdown, move |name| {
-        approver.clone().approve(name)
-    })
-    .await;
+    context.run_workers(&queue, WORKERS, move |name| approver.clone().approve(name)).await;
 }
 
 #[cfg(test)]

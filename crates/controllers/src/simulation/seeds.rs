@@ -67,6 +67,8 @@ impl World {
             sign_token: None,
             clock: Clock::new(now),
             disabled: Vec::new(),
+            options: Default::default(),
+            metrics: Default::default(),
         };
         server.tasks.spawn(crate::run(config, client.clone(), shutdown));
         let world = World { random: StdRng::seed_from_u64(seed), server, client, wanted: BTreeMap::new() };

@@ -11,7 +11,7 @@ use api::Object;
 use api::core::v1::{Node, PersistentVolume, PersistentVolumeClaim, Pod};
 use api::storage::v1::{CSIDriver, VolumeAttachment, VolumeAttachmentSource, VolumeAttachmentSpec};
 use client::PatchType;
-use controller_runtime::{EventRecorder, Informer, WorkQueue, run_workers};
+use controller_runtime::{EventRecorder, Informer, WorkQueue};
 use jiff::Timestamp;
 use ring::digest;
 use serde_json::json;
@@ -194,12 +194,13 @@ pub(crate) async fn run(context: Context) {
     if synced.contains(&false) {
         return;
     }
-    let (queue, shutdown) = (controller.queue.clone(), context.shutdown.clone());
-    run_workers("persistentvolume-attach-detach-controller", &queue, WORKERS, &shutdown, move |node| {
-        let controller = controller.clone();
-        async move { controller.reconcile(&node).await }
-    })
-    .await;
+    let queue = controller.queue.clone();
+    context
+        .run_workers(&queue, WORKERS, move |node| {
+            let controller = controller.clone();
+            async move { controller.reconcile(&node).await }
+        })
+        .await;
 }
 
 impl Controller {

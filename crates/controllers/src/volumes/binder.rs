@@ -5,7 +5,7 @@ use std::sync::Arc;
 use api::Object;
 use api::core::v1::{PersistentVolume, PersistentVolumeClaim, Pod};
 use api::storage::v1::StorageClass;
-use controller_runtime::{Event, EventRecorder, Informer, WorkQueue, reference, run_workers};
+use controller_runtime::{Event, EventRecorder, Informer, WorkQueue, reference};
 
 use super::claim_plan::{self, ClaimPlan, Tell, View};
 use super::volume_plan::{self, Reclaim, VolumePlan};
@@ -59,17 +59,18 @@ pub(crate) async fn run(context: Context) {
     if synced.contains(&false) {
         return;
     }
-    let (queue, shutdown) = (controller.queue.clone(), controller.context.shutdown.clone());
-    run_workers("persistentvolume-binder-controller", &queue, WORKERS, &shutdown, move |key| {
-        let controller = controller.clone();
-        async move {
-            match key {
-                Key::Claim(key) => controller.reconcile_claim(&key).await,
-                Key::Volume(name) => controller.reconcile_volume(&name).await,
+    let (queue, context) = (controller.queue.clone(), controller.context.clone());
+    context
+        .run_workers(&queue, WORKERS, move |key| {
+            let controller = controller.clone();
+            async move {
+                match key {
+                    Key::Claim(key) => controller.reconcile_claim(&key).await,
+                    Key::Volume(name) => controller.reconcile_volume(&name).await,
+                }
             }
-        }
-    })
-    .await;
+        })
+        .await;
 }
 
 /// The key of the claim that a volume names.

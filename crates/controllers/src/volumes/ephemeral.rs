@@ -7,7 +7,7 @@ use std::sync::Arc;
 use api::Object;
 use api::core::v1::{PersistentVolumeClaim, Pod, Volume};
 use api::meta::ObjectMeta;
-use controller_runtime::{Event, EventRecorder, Informer, WorkQueue, run_workers};
+use controller_runtime::{Event, EventRecorder, Informer, WorkQueue};
 
 use super::{BY_CLAIM, claims_of};
 use crate::Error;
@@ -85,11 +85,12 @@ pub(crate) async fn run(context: Context) {
     if !(controller.pods.synced().await && controller.claims.synced().await) {
         return;
     }
-    run_workers("ephemeral-volume-controller", &queue, WORKERS, &context.shutdown, move |key| {
-        let controller = controller.clone();
-        async move { controller.reconcile(&key).await }
-    })
-    .await;
+    context
+        .run_workers(&queue, WORKERS, move |key| {
+            let controller = controller.clone();
+            async move { controller.reconcile(&key).await }
+        })
+        .await;
 }
 
 impl Controller {

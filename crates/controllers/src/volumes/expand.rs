@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use api::Object;
 use api::core::v1::{PersistentVolume, PersistentVolumeClaim};
-use controller_runtime::{Event, EventRecorder, Informer, WorkQueue, run_workers};
+use controller_runtime::{Event, EventRecorder, Informer, WorkQueue};
 
 use super::{amount, claim_phase, requested, volume_name};
 use crate::Error;
@@ -51,11 +51,12 @@ pub(crate) async fn run(context: Context) {
     if !(controller.claims.synced().await && controller.volumes.synced().await) {
         return;
     }
-    run_workers("persistentvolume-expander-controller", &queue, 1, &context.shutdown, move |key| {
-        let controller = controller.clone();
-        async move { controller.reconcile(&key) }
-    })
-    .await;
+    context
+        .run_workers(&queue, 1, move |key| {
+            let controller = controller.clone();
+            async move { controller.reconcile(&key) }
+        })
+        .await;
 }
 
 impl Controller {

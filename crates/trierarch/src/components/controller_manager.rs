@@ -11,7 +11,9 @@ use client::Client;
 use client::https::HttpsTransport;
 use client::kubeconfig::Kubeconfig;
 use client::service_account::ServiceAccounts;
+use controller_runtime::QueueMetrics;
 
+use super::controller_flags::Behavior;
 use super::election::Election;
 use super::secure_serving::SecureServing;
 use super::{Access, client_of, say_ready};
@@ -63,6 +65,8 @@ pub struct ControllerManager {
     /// How long signed certificates are good for, at most
     #[arg(long, value_name = "DURATION", default_value = "8760h", value_parser = super::duration)]
     pub cluster_signing_duration: Duration,
+    #[command(flatten)]
+    pub behavior: Behavior,
 }
 
 /// Signs the tokens of ServiceAccounts' Secrets with a key of PEM.
@@ -134,6 +138,7 @@ fn clients(args: &ControllerManager, shared: &Client) -> anyhow::Result<controll
 pub async fn run(args: ControllerManager) -> anyhow::Result<()> {
     let known: Vec<&str> = controllers::names().collect();
     let disabled = disabled(&args.controllers, &known)?;
+    let metrics = QueueMetrics::default();
     let mask = node_cidr_mask(&args.cluster_cidr)?;
     let config = controllers::Config {
         node_cidr_mask: args.node_cidr_mask_size.unwrap_or(mask),
@@ -150,12 +155,17 @@ pub async fn run(args: ControllerManager) -> anyhow::Result<()> {
             .transpose()?,
         clock: host::clock(),
         disabled,
+        options: args.behavior.options(),
+        metrics: metrics.clone(),
     };
     let client = client_of(&args.access.kubeconfig, "kube-controller-manager")?;
     let clients = clients(&args, &client)?;
     let shutdown = host::shutdown_signal()?;
     let name = "kube-controller-manager";
-    let serving = args.serving.start((name, 10257), &args.access.kubeconfig, shutdown.clone()).await?;
+    let serving = args
+        .serving
+        .start((name, 10257), &args.access.kubeconfig, move || metrics.text(), shutdown.clone())
+        .await?;
     let work = async |leading| Ok(controllers::run(config, clients, leading).await?);
     let lead = args.election.run(name, client.clone(), shutdown.clone(), work);
     let ((), ()) = tokio::try_join!(lead, say_ready("controller manager", client, shutdown.clone()))?;

@@ -97,7 +97,8 @@ pub async fn run(args: Scheduler) -> anyhow::Result<()> {
     let shutdown = host::shutdown_signal()?;
     let config =
         scheduler::Config { configuration, clock: host::clock(), seed: rand::random(), identity: None };
-    let serving = args.serving.start(("kube-scheduler", 10259), &kubeconfig, shutdown.clone()).await?;
+    let serving =
+        args.serving.start(("kube-scheduler", 10259), &kubeconfig, String::new, shutdown.clone()).await?;
     let work = async |leading| Ok(scheduler::run(config, client.clone(), leading).await?);
     let lead = election.run("kube-scheduler", client.clone(), shutdown.clone(), work);
     let ((), ()) = tokio::try_join!(lead, say_ready("scheduler", client.clone(), shutdown.clone()))?;

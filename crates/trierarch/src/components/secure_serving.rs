@@ -80,14 +80,17 @@ struct Server {
     authentication: Delegated,
     authorization: Delegated,
     open_paths: Vec<String>,
+    metrics: Box<dyn Fn() -> String + Send + Sync>,
 }
 
 impl SecureServing {
-    /// Takes the port, upstream's unless told otherwise, and serves until the shutdown.
+    /// Takes the port, upstream's unless told otherwise, and serves until the shutdown. `metrics` tells of the part
+    /// besides its process.
     pub async fn start(
         &self,
         (component, usual_port): (&str, u16),
         kubeconfig: &Path,
+        metrics: impl Fn() -> String + Send + Sync + 'static,
         shutdown: CancellationToken,
     ) -> anyhow::Result<Serving> {
         let port = self.secure_port.unwrap_or(usual_port);
@@ -102,6 +105,7 @@ impl SecureServing {
             authentication: delegated(&self.authentication_kubeconfig)?,
             authorization: delegated(&self.authorization_kubeconfig)?,
             open_paths: self.authorization_always_allow_paths.clone(),
+            metrics: Box::new(metrics),
         };
         let tls = self.tls(kubeconfig)?;
         let address = SocketAddr::new(self.bind_address, port);
@@ -199,7 +203,7 @@ impl Server {
         }
         match path {
             "/healthz" | "/livez" | "/readyz" => text(StatusCode::OK, "ok"),
-            "/metrics" => text(StatusCode::OK, &process_metrics()),
+            "/metrics" => text(StatusCode::OK, &(process_metrics() + &(self.metrics)())),
             _ => text(StatusCode::NOT_FOUND, "404 page not found\n"),
         }
     }
