@@ -17,8 +17,11 @@ macro_rules! concurrency {
         #[derive(Args)]
         pub struct Concurrency {
             $(
-                #[doc = concat!("How many ", $what, " are worked on at once")]
-                #[arg(long = $flag, value_name = "NUMBER")]
+                #[arg(
+                    long = $flag,
+                    value_name = "NUMBER",
+                    help = concat!("How many ", $what, " are worked on at once")
+                )]
                 $field: Option<NonZeroUsize>,
             )+
         }
