@@ -115,7 +115,7 @@ impl Encoder {
     fn is_protobuf_object(&self) -> bool {
         self.negotiated.shape == Shape::Object
             && self.negotiated.format == Format::Protobuf
-            && definition(self.def()).is_some()
+            && self.resource.definition.is_some()
     }
 
     fn respond(&self, code: StatusCode, body: Body) -> Response {
@@ -124,7 +124,7 @@ impl Encoder {
 
     fn one(&self, tree: &Value) -> Result<Bytes, Status> {
         match self.negotiated.shape {
-            Shape::Object => encode(self.negotiated.format, tree, definition(self.def())),
+            Shape::Object => encode(self.negotiated.format, tree, self.resource.definition),
             Shape::Metadata => encode(self.negotiated.format, &partial(tree), tables::definition(PARTIAL)),
             Shape::Table => {
                 let version = tree["metadata"]["resourceVersion"].as_str().unwrap_or_default();
@@ -188,7 +188,7 @@ impl Encoder {
                 let items: Vec<Cow<'_, Value>> = listing.objects.iter().map(|o| self.tree(o)).collect();
                 let list = json!({"kind": kind, "apiVersion": group_version(self.def()), "metadata": metadata, "items": items});
                 // The items of a list without a definition of its own have one still.
-                match (format, definition(self.def())) {
+                match (format, self.resource.definition) {
                     (Format::Cbor, Some(definition)) => {
                         let body = schema::cbor::encode_list(&list, definition);
                         Ok(self.respond(StatusCode::OK, Body::Full(body.into())))
@@ -229,7 +229,7 @@ impl Encoder {
     /// The protobuf message of an object, made once for all who ask.
     fn message(&self, object: &Object) -> Result<Bytes, Status> {
         let definition =
-            definition(self.def()).ok_or_else(|| Status::not_acceptable(&["application/json"]))?;
+            self.resource.definition.ok_or_else(|| Status::not_acceptable(&["application/json"]))?;
         let make = || {
             schema::protobuf::message(&self.tree(object), definition)
                 .map(Bytes::from)

@@ -22,7 +22,7 @@ use crate::audit::{self, Auditor};
 use crate::authn::{ANONYMOUS, Clock, Random, TokenIssuer, UNAUTHENTICATED, impersonate};
 use crate::authz::forbidden;
 use crate::body::{Body, Response};
-use crate::encode::{self, Encoder, EventEncoder, Include, Outcome, definition};
+use crate::encode::{self, Encoder, EventEncoder, Include, Outcome};
 use crate::extensions::{self, admit};
 use crate::flowcontrol::{Classified, FlowControl, Seat};
 use crate::negotiate::{self, Format};
@@ -532,7 +532,7 @@ async fn run(call: &mut Call<'_>, part: Part, asked: &Asked, body: &Bytes) -> Re
             Ok(Written::One(outcome, created(is_new)))
         }
         "patch" => {
-            let kind = negotiate::patch(headers, definition(call.def()).is_some())?;
+            let kind = negotiate::patch(headers, call.resource.definition.is_some())?;
             let reading = call.read_patch(kind, body)?;
             let (outcome, is_new) = call.patch(part, reading).await?;
             Ok(Written::One(outcome, created(is_new)))
@@ -557,7 +557,7 @@ pub fn read_object(call: &mut Call<'_>, headers: &http::HeaderMap, body: &Bytes)
     let format = negotiate::content(headers)?;
     let def = call.def();
     let strictness = call.strictness();
-    let mut decoded = decode_body(format, body, definition(def), strictness);
+    let mut decoded = decode_body(format, body, call.resource.definition, strictness);
     if let Some(custom) = &def.custom {
         decoded = decoded.and_then(|mut decoded| {
             fill_kind(def, &mut decoded.object);

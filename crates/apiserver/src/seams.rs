@@ -55,6 +55,14 @@ pub enum Decision {
     },
 }
 
+/// An object that changed.
+pub struct Changed {
+    pub namespace: String,
+    pub name: String,
+    /// As it is after the change; `None` when it was deleted.
+    pub object: Option<Arc<Value>>,
+}
+
 /// Reads of the server's own state, decoded, from its caches: never blocking.
 pub trait Lookup: Send + Sync + 'static {
     /// A decoded object. `namespace` is empty for cluster-scoped kinds.
@@ -66,6 +74,11 @@ pub trait Lookup: Send + Sync + 'static {
     /// The revision of the newest change of the resource: what was derived from `list` at an equal revision
     /// still holds.
     fn revision(&self, resource: &GroupResource) -> u64;
+
+    /// What changed after a revision, oldest first; `None` when that is not known any more, and all must be listed.
+    fn since(&self, _resource: &GroupResource, _revision: u64) -> Option<Vec<Changed>> {
+        None
+    }
 
     /// Tells of every change of the resource from now on; `None` where nothing changes.
     fn changes(&self, _resource: &GroupResource) -> Option<tokio::sync::watch::Receiver<u64>> {

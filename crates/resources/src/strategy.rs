@@ -106,6 +106,8 @@ pub trait Strategy: Send + Sync + 'static {
 pub fn carry_over(object: &mut Value, old: &Value, field: &str) {
     let Some(fields) = object.as_object_mut() else { return };
     match old.get(field) {
+        // To compare is a fraction of what a copy costs.
+        Some(value) if fields.get(field) == Some(value) => None,
         Some(value) => fields.insert(field.to_owned(), value.clone()),
         None => fields.remove(field),
     };

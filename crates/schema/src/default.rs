@@ -69,7 +69,8 @@ fn walk(value: &mut Value, ty: Type, visit: &mut impl FnMut(&mut Map<String, Val
         (Type::Object(id), Value::Object(object)) => {
             let definition = id.get();
             visit(object, definition);
-            for (name, value) in object.iter_mut() {
+            for (name, value) in object.iter_mut().filter(|(_, value)| value.is_object() || value.is_array())
+            {
                 if let Some(field) = definition.field(name) {
                     walk(value, field.ty, visit);
                 }

@@ -62,6 +62,9 @@ enum Request {
         revision: Revision,
         answer: oneshot::Sender<Result<()>>,
     },
+    Close {
+        answer: oneshot::Sender<Result<()>>,
+    },
 }
 
 /// An answer that waits for its batch to be durable.
@@ -109,7 +112,7 @@ impl Embedded {
     fn start(database: Database) -> Result<Self> {
         let shared = Shared::new(load(&database)?);
         let (requests, queue) = mpsc::channel(QUEUE);
-        let writer = Writer { database, shared: shared.clone(), batch: Batch::default() };
+        let writer = Writer { database, shared: shared.clone(), batch: Batch::default(), closing: None };
         let writer = std::thread::Builder::new()
             .name("store-writer".into())
             .spawn(move || writer.run(queue))
@@ -188,6 +191,8 @@ struct Writer {
     database: Database,
     shared: Arc<Shared>,
     batch: Batch,
+    /// Who is told that the file is closed.
+    closing: Option<oneshot::Sender<Result<()>>>,
 }
 
 /// What one transaction will commit.
@@ -205,13 +210,23 @@ impl Writer {
     fn run(mut self, mut queue: mpsc::Receiver<Request>) {
         while let Some(request) = queue.blocking_recv() {
             self.decide(request);
-            while self.batch.answers.len() < BATCH_REQUESTS && self.batch.bytes < BATCH_BYTES {
+            while self.closing.is_none()
+                && self.batch.answers.len() < BATCH_REQUESTS
+                && self.batch.bytes < BATCH_BYTES
+            {
                 match queue.try_recv() {
                     Ok(request) => self.decide(request),
                     Err(_) => break,
                 }
             }
             self.commit();
+            if let Some(closed) = self.closing.take() {
+                // Requests that come later find nobody.
+                drop((self, queue));
+                // Who asked may have gone away.
+                closed.send(Ok(())).ok();
+                return;
+            }
         }
     }
 
@@ -246,6 +261,10 @@ impl Writer {
             Request::Compact { revision, answer } => {
                 self.batch.compact = self.batch.compact.max(Some(revision));
                 Answer::Compact(answer)
+            }
+            Request::Close { answer } => {
+                self.closing = Some(answer);
+                return;
             }
         };
         self.batch.answers.push(answer);
@@ -358,6 +377,14 @@ impl Store for Embedded {
 
     fn follow(&self, after: Revision, follower: Follower) -> Result<()> {
         self.shared.follow(after, follower)
+    }
+
+    async fn close(&self) -> Result<()> {
+        match self.ask(|answer| Request::Close { answer }).await {
+            // It was closed before.
+            Err(Error::Closed) => Ok(()),
+            closed => closed,
+        }
     }
 
     async fn compact(&self, revision: Revision) -> Result<()> {

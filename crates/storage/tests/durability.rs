@@ -233,6 +233,23 @@ async fn an_open_store_cannot_be_opened_again() {
 }
 
 #[tokio::test]
+async fn a_closed_store_lets_go_of_its_file_while_it_is_held() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("state.redb");
+    let held = Embedded::open(&path).unwrap();
+    held.put("/a", Bytes::from_static(b"1"), Expect::Absent).await.unwrap();
+    held.close().await.unwrap();
+    held.close().await.unwrap();
+    let refused = held.put("/a", Bytes::from_static(b"2"), Expect::Anything).await.unwrap_err();
+    assert!(matches!(refused, storage::Error::Closed), "{refused}");
+    let opened = Embedded::open(&path).unwrap();
+    assert_eq!(
+        opened.get("/a", None).await.unwrap().map(|entry| entry.value),
+        Some(Bytes::from_static(b"1"))
+    );
+}
+
+#[tokio::test]
 async fn history_and_compaction_outlive_a_restart() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("state.redb");

@@ -194,6 +194,10 @@ impl ControlPlane {
     /// Waits until the server has ended, which it does some seconds after its shutdown at the latest.
     pub async fn stopped(mut self) {
         while self.tasks.join_next().await.is_some() {}
+        // Parts of the server hold each other, and with them the store: it is not dropped.
+        if let Err(error) = self.api.registry.store().close().await {
+            tracing::warn!(%error, "the store could not be closed");
+        }
     }
 
     /// The way to the API for a part of this process, as this user.

@@ -1,11 +1,11 @@
 //! What a node may do: read what its own pods refer to, and write what is its own.
 //!
-//! The index is the pods of each node and what they refer to. It is kept by pod: when the pods' revision moves,
-//! only pods that changed are read again.
+//! The index is what the pods of each node refer to. It is kept by pod: when the pods' revision moves, only pods
+//! that changed are read again.
 //!
 //! Upstream: plugin/pkg/auth/authorizer/node/node_authorizer.go, graph.go
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use apimachinery::GroupResource;
@@ -44,8 +44,8 @@ enum Kind {
 /// What a pod refers to: a kind, a namespace and a name.
 type Reference = (Kind, Arc<str>, String);
 
+/// What the index knows of a pod that has a node.
 struct PodEntry {
-    pod: Arc<Value>,
     node: String,
     references: Vec<Reference>,
 }
@@ -82,34 +82,38 @@ fn references(pod: &Value) -> Vec<Reference> {
 impl PodIndex {
     fn refresh(&mut self, lookup: &dyn Lookup) {
         let revision = lookup.revision(&PODS);
-        if self.revision == Some(revision) {
+        let known = self.revision.replace(revision);
+        if known == Some(revision) {
             return;
         }
-        self.revision = Some(revision);
-        let mut seen = HashSet::new();
+        let changed = known.and_then(|known| lookup.since(&PODS, known));
+        if let Some(changed) = changed {
+            for change in changed {
+                self.set((change.namespace, change.name), change.object.as_deref());
+            }
+            return;
+        }
+        (self.pods, self.nodes) = Default::default();
         for pod in lookup.list(&PODS, None) {
             let key = (text(&pod, "metadata.namespace").to_owned(), text(&pod, "metadata.name").to_owned());
-            let known = self.pods.get(&key).is_some_and(|entry| Arc::ptr_eq(&entry.pod, &pod));
-            seen.insert(key.clone());
-            if !known {
-                self.remove(&key);
-                self.insert(key, pod);
-            }
+            self.set(key, Some(&pod));
         }
-        let gone: Vec<_> = self.pods.keys().filter(|key| !seen.contains(*key)).cloned().collect();
-        gone.iter().for_each(|key| self.remove(key));
     }
 
-    fn insert(&mut self, key: (String, String), pod: Arc<Value>) {
-        let node = text(&pod, "spec.nodeName").to_owned();
-        let references = if node.is_empty() { Vec::new() } else { references(&pod) };
-        if !references.is_empty() {
-            let counts = self.nodes.entry(node.clone()).or_default();
-            for reference in &references {
-                *counts.entry(reference.clone()).or_default() += 1;
-            }
+    /// Notes a pod as it is now; `None` when there is none.
+    fn set(&mut self, key: (String, String), pod: Option<&Value>) {
+        self.remove(&key);
+        let Some(pod) = pod else { return };
+        let node = text(pod, "spec.nodeName").to_owned();
+        if node.is_empty() {
+            return;
         }
-        self.pods.insert(key, PodEntry { pod, node, references });
+        let references = references(pod);
+        let counts = self.nodes.entry(node.clone()).or_default();
+        for reference in &references {
+            *counts.entry(reference.clone()).or_default() += 1;
+        }
+        self.pods.insert(key, PodEntry { node, references });
     }
 
     fn remove(&mut self, key: &(String, String)) {

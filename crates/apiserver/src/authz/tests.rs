@@ -457,3 +457,29 @@ fn aggregated_roles_are_filled() {
     let scheduler = user("system:kube-scheduler", &[]);
     assert!(allows(&authorizer, &scheduler, "create pods/binding work/x"));
 }
+
+#[tokio::test]
+async fn nodes_reach_what_their_pods_came_to_refer_to() {
+    let server = crate::testing::server().await;
+    let authorizer = Authorizer::new(server.registry.clone());
+    let may = || {
+        let asked = [ask("get secrets work/first"), ask("get secrets work/second")];
+        asked.map(|asked| matches!(authorizer.authorize(&node("n1"), &asked), Decision::Allow { .. }))
+    };
+    let key = |name: &str| format!("/registry/pods/work/{name}");
+    let put = async |name: &str, on: &str| {
+        let pod = pod("work", name, on, json!({"imagePullSecrets": [{"name": name}], "containers": []}));
+        let written =
+            server.registry.put(&key(name), pod.to_string().into(), storage::Expect::Anything).await;
+        written.unwrap();
+    };
+    assert_eq!(may(), [false, false]);
+    put("first", "n1").await;
+    put("second", "").await;
+    assert_eq!(may(), [true, false]);
+    put("second", "n1").await;
+    assert_eq!(may(), [true, true]);
+    put("first", "n2").await;
+    server.registry.remove(&key("second"), storage::Expect::Anything).await.unwrap();
+    assert_eq!(may(), [false, false]);
+}

@@ -10,7 +10,6 @@ use serde_json::Value;
 use super::object::{Object, to_stored};
 use super::{Registry, Resource};
 use crate::audit::Annotation;
-use crate::encode::definition;
 use crate::handle::ApiServer;
 use crate::options::WriteOptions;
 use crate::seams::{AdmissionRequest, Attributes, Operation, UserInfo};
@@ -58,9 +57,10 @@ impl<'a> Call<'a> {
         }
     }
 
-    /// Fills in what the client left out, on a tree of the request's version.
+    /// Fills in what the client left out, on a tree of the request's version. What admission changes is whole: its
+    /// plugins write every field that they mean, and what policies and webhooks made is filled in there.
     pub fn complete(&self, object: &mut Value) {
-        if let Some(definition) = definition(self.def()) {
+        if let Some(definition) = self.resource.definition {
             schema::default::apply_declared(object, definition);
         }
         self.def().strategy.default(object);
@@ -169,7 +169,7 @@ impl<'a> Call<'a> {
 
     /// Sets what upstream writes even when it is zero.
     pub fn fill(&self, object: &mut Value) {
-        if let Some(definition) = definition(self.def()) {
+        if let Some(definition) = self.resource.definition {
             schema::default::fill_always(object, definition);
         }
     }

@@ -83,7 +83,6 @@ impl Call<'_> {
         self.complete(&mut object);
         let asked = metadata::text(&object, "name").to_owned();
         self.mutate(Operation::Create, &asked, &mut object, None).await?;
-        self.complete(&mut object);
         self.prepare(&mut object);
         let prefix = metadata::text(&object, "generateName").to_owned();
         let generated = asked.is_empty() && !prefix.is_empty();

@@ -344,17 +344,19 @@ impl Call<'_> {
     ) -> Result<super::list::Listing, Status> {
         let listing = self.registry().list(self.resource, self.namespace(), list).await?;
         let one = |object: &Arc<Object>| {
-            let (mut call, name) = (self.clone(), object.name().to_owned());
+            let mut call = Call { warnings: Vec::new(), annotations: Vec::new(), ..self.clone() };
+            let name = object.name().to_owned();
             async move {
                 let deleted = call.delete(&name, options).await;
-                (call.warnings, deleted)
+                (call.warnings, call.annotations, deleted)
             }
         };
-        let mut warnings = Vec::new();
+        let (mut warnings, mut annotations) = (Vec::new(), Vec::new());
         {
             let mut deletions = futures::stream::iter(listing.objects.iter().map(one)).buffered(AT_ONCE);
-            while let Some((told, deleted)) = deletions.next().await {
+            while let Some((told, noted, deleted)) = deletions.next().await {
                 warnings.extend(told);
+                annotations.extend(noted);
                 match deleted {
                     Err(status) if !status.is_not_found() => return Err(status),
                     _ => {}
@@ -362,6 +364,7 @@ impl Call<'_> {
             }
         }
         self.warn(warnings);
+        self.annotations.append(&mut annotations);
         Ok(listing)
     }
 }

@@ -96,13 +96,15 @@ fn common(def: &ResourceDef, object: &Value) -> Vec<Error> {
 pub fn validate_update(def: &ResourceDef, object: &Value, old: &Value) -> Vec<Error> {
     let path = Path::new("metadata");
     let mut errors = Vec::new();
-    let field = |object: &Value, name: &str| object.get("metadata").and_then(|m| m.get(name)).cloned();
+    fn field<'o>(object: &'o Value, name: &str) -> &'o Value {
+        object.get("metadata").and_then(|metadata| metadata.get(name)).unwrap_or(&Value::Null)
+    }
     for name in
         ["name", "namespace", "uid", "creationTimestamp", "deletionTimestamp", "deletionGracePeriodSeconds"]
     {
         let (new, was) = (field(object, name), field(old, name));
-        if new.clone().unwrap_or_default() != was.unwrap_or_default() {
-            errors.push(Error::invalid(&path.child(name), new.unwrap_or_default(), "field is immutable"));
+        if new != was {
+            errors.push(Error::invalid(&path.child(name), new.clone(), "field is immutable"));
         }
     }
     if is_terminating(old) {

@@ -23,6 +23,7 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, RwLock};
 
+use api::tables::Definition;
 use apimachinery::{GroupResource, GroupVersionKind, GroupVersionResource, Status};
 use bytes::Bytes;
 use resources::ResourceDef;
@@ -33,8 +34,9 @@ use tokio_util::sync::CancellationToken;
 
 use crate::admission::webhook::client::WebhookClient;
 use crate::authn::Random;
+use crate::encode::definition;
 use crate::extensions::convert::Converter;
-use crate::seams::Lookup;
+use crate::seams::{Changed, Lookup};
 use cache::{Cache, State};
 use object::Object;
 
@@ -46,6 +48,8 @@ pub struct Resource {
     pub def: Arc<ResourceDef>,
     /// `None` for kinds that are not stored, such as reviews.
     pub cache: Option<Arc<Cache>>,
+    /// The schema of the kind, when the tables know it.
+    pub definition: Option<&'static Definition>,
     /// How stored objects of this very version begin: `{"apiVersion":"apps/v1","kind":"Deployment"`.
     pub head: String,
     /// Tells this row from all that were there before.
@@ -139,6 +143,7 @@ impl Table {
     fn add(&mut self, def: Arc<ResourceDef>, cache: Option<Arc<Cache>>) {
         self.insert(Arc::new(Resource {
             head: format!(r#"{{"apiVersion":"{}","kind":"{}""#, def.gvk().group_version(), def.kind),
+            definition: definition(&def),
             def,
             cache,
             id: NEXT_ROW.fetch_add(1, Ordering::Relaxed),
@@ -517,6 +522,18 @@ impl Lookup for Registry {
     fn revision(&self, resource: &GroupResource) -> u64 {
         let table = self.table();
         table.stored(resource).and_then(|r| r.cache.as_ref().map(|c| c.read().newest())).unwrap_or(0)
+    }
+
+    fn since(&self, resource: &GroupResource, revision: u64) -> Option<Vec<Changed>> {
+        let table = self.table();
+        let resource = table.stored(resource)?;
+        let events = resource.cache.as_ref()?.read().since(revision, usize::MAX).ok()?;
+        let changed = |event: &Arc<cache::Event>| Changed {
+            namespace: event.object.namespace().to_owned(),
+            name: event.object.name().to_owned(),
+            object: (!event.deleted).then(|| looked_up(resource, &event.object)),
+        };
+        Some(events.iter().map(changed).collect())
     }
 
     fn changes(&self, resource: &GroupResource) -> Option<tokio::sync::watch::Receiver<u64>> {

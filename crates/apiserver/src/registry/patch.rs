@@ -14,7 +14,7 @@ use serde_json::{Map, Value};
 
 use super::call::Call;
 use super::metadata;
-use crate::encode::{Outcome, definition, group_version};
+use crate::encode::{Outcome, group_version};
 use crate::extensions::admit;
 use crate::negotiate::Patch;
 use crate::options::FieldValidation;
@@ -132,7 +132,7 @@ impl Call<'_> {
         let name = self.attributes.name.clone();
         let applies = matches!(reading.form, Form::Apply(_));
         let patcher = Patcher {
-            definition: definition(self.def()),
+            definition: self.resource.definition,
             def: self.resource.def.clone(),
             resource: self.def().group_resource(),
             api_version: group_version(self.def()),
@@ -187,7 +187,7 @@ impl Call<'_> {
         if let Some(custom) = &self.def().custom {
             schema::apply::track_update(&CustomType::of(&custom.schema), old, object, &writer);
             schema::apply::open_owners(object);
-        } else if let Some(definition) = definition(self.def()) {
+        } else if let Some(definition) = self.resource.definition {
             schema::apply::track_update(&Typed::of(definition), old, object, &writer);
         }
     }

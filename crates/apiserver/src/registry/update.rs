@@ -138,7 +138,6 @@ impl Call<'_> {
         // A binding was admitted as what it is; the pod that it makes is not the client's.
         if part != Part::Binding {
             self.mutate(Operation::Update, name, &mut object, Some(old)).await?;
-            self.complete(&mut object);
         }
         let context = self.context();
         part::prepare(part, self.def(), &context, &mut object, old);

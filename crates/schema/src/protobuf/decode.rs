@@ -66,17 +66,17 @@ fn member(
     match field.ty {
         Type::List(of) => {
             let item = value(raw, *of, depth)?;
-            let slot = object.entry(field.name).or_insert_with(|| Value::Array(Vec::new()));
-            if let Value::Array(items) = slot {
-                items.push(item);
+            match object.get_mut(field.name) {
+                Some(Value::Array(items)) => items.push(item),
+                _ => drop(object.insert(field.name.to_owned(), Value::Array(vec![item]))),
             }
         }
         Type::Map(of) => {
             let (key, item) = map_entry(raw.bytes()?, *of, depth)?;
-            let slot = object.entry(field.name).or_insert_with(|| Value::Object(Map::new()));
-            if let Value::Object(map) = slot {
-                map.insert(key, item);
-            }
+            match object.get_mut(field.name) {
+                Some(Value::Object(map)) => map.insert(key, item),
+                _ => object.insert(field.name.to_owned(), Value::Object(Map::from_iter([(key, item)]))),
+            };
         }
         ty => {
             let value = value(raw, ty, depth)?;

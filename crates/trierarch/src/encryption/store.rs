@@ -292,6 +292,10 @@ impl Store for Encrypted {
         self.inner.follow(after, Box::new(decrypted))
     }
 
+    async fn close(&self) -> Result<()> {
+        self.inner.close().await
+    }
+
     async fn compact(&self, revision: Revision) -> Result<()> {
         self.inner.compact(revision).await
     }
