@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 
 use crate::config::{Attachment, Config, MAX_CONFIG_BYTES, Protocol, VERSIONS};
 use crate::ipam::{Addresses, Held};
+use crate::policy::{self, PodName};
 use crate::{Error, attach, host, rules};
 
 /// Answers the call that the environment describes. There are no arguments in the protocol.
@@ -70,7 +71,11 @@ fn answer(environment: Environment<'_>, stdin: &[u8]) -> Result<Option<Value>, E
     }
     let config = Config::parse(stdin)?;
     match command.as_str() {
-        "ADD" => add(&config, &attachment(environment)?, &required(environment, "CNI_NETNS")?).map(Some),
+        "ADD" => {
+            let pod = environment("CNI_ARGS").and_then(|arguments| PodName::read(&arguments));
+            let netns = required(environment, "CNI_NETNS")?;
+            add(&config, &attachment(environment)?, &netns, pod.as_ref()).map(Some)
+        }
         "DEL" => delete(&config, &attachment(environment)?).map(|()| None),
         "CHECK" => {
             check(&config, &attachment(environment)?, &required(environment, "CNI_NETNS")?).map(|()| None)
@@ -81,7 +86,7 @@ fn answer(environment: Environment<'_>, stdin: &[u8]) -> Result<Option<Value>, E
     }
 }
 
-fn add(config: &Config, attachment: &Attachment, netns: &str) -> Result<Value, Error> {
+fn add(config: &Config, attachment: &Attachment, netns: &str, pod: Option<&PodName>) -> Result<Value, Error> {
     let ranges = config.pod_cidrs()?;
     let mappings = config.port_mappings()?;
     let namespace = NetNs::open(netns).map_err(Error::io(format!("open the network namespace {netns}")))?;
@@ -90,7 +95,12 @@ fn add(config: &Config, attachment: &Attachment, netns: &str) -> Result<Value, E
     }
     let addresses = Addresses::lock(&config.state_dir)?.give(&ranges, attachment)?;
     // The lock is free while the kernel works: wiring touches only what is the attachment's own.
-    let made = attach::add(attachment, &namespace, &addresses, config.mtu)
+    let announced = match (&config.policy_dir, pod) {
+        (Some(dir), Some(pod)) => policy::announce(dir, attachment, pod, &addresses),
+        _ => Ok(()),
+    };
+    let made = announced
+        .and_then(|()| attach::add(attachment, &namespace, &addresses, config.mtu))
         .and_then(|()| publish(config, attachment, &addresses, &mappings));
     if let Err(error) = made {
         // The first error is the one to tell; what cannot be undone now, DEL or GC undoes.
@@ -152,11 +162,16 @@ fn result(config: &Config, attachment: &Attachment, netns: &str, addresses: &[Ip
 /// Takes an attachment away. The namespace may be gone: the link is known by its name, the rest by the files.
 fn delete(config: &Config, attachment: &Attachment) -> Result<(), Error> {
     attach::runtime()?.block_on(attach::delete_link(attachment))?;
+    withdraw(config, attachment)?;
     let table = Addresses::lock(&config.state_dir)?;
     for held in table.held_by(attachment)? {
         release(&table, &held)?;
     }
     Ok(())
+}
+
+fn withdraw(config: &Config, attachment: &Attachment) -> Result<(), Error> {
+    config.policy_dir.as_ref().map_or(Ok(()), |dir| policy::withdraw(dir, attachment))
 }
 
 fn release(table: &Addresses, held: &Held) -> Result<(), Error> {
@@ -198,6 +213,7 @@ fn collect(config: &Config) -> Result<(), Error> {
         let attachment = &held.attachment;
         if !valid.contains(&(attachment.container_id(), attachment.interface())) {
             runtime.block_on(attach::delete_link(attachment))?;
+            withdraw(config, attachment)?;
             release(&table, &held)?;
         }
     }

@@ -24,6 +24,9 @@ pub(crate) struct Config {
     pub state_dir: PathBuf,
     #[serde(default)]
     pub mtu: Option<u32>,
+    /// Where the agent of network policies is asked before a pod is wired. Without it, nobody is.
+    #[serde(default)]
+    pub policy_dir: Option<PathBuf>,
     #[serde(default)]
     pub runtime_config: RuntimeConfig,
     /// GC only: what is to stay.

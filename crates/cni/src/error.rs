@@ -22,6 +22,8 @@ pub enum Error {
     Changed { container: String, what: String },
     #[error("cannot publish host ports")]
     HostPorts(#[source] linux::nft::Error),
+    #[error("network policies are not in force: {0}")]
+    Policies(String),
     #[error("cannot set up masquerading")]
     Masquerade(#[source] linux::nft::Error),
 }
@@ -42,7 +44,8 @@ impl Error {
             Error::Io { .. } => 5,
             Error::Decode(_) => 6,
             Error::Cidr(_) | Error::Config(_) => 7,
-            Error::Exhausted(_) => 11,
+            // "Try again later".
+            Error::Exhausted(_) | Error::Policies(_) => 11,
             Error::Changed { .. } => 100,
             Error::HostPorts(_) | Error::Masquerade(_) => 101,
         }

@@ -1,7 +1,8 @@
 //! The built-in CNI plugin: an address, a veth and routes for each pod.
 //!
 //! Start with [`main`], which answers one call of the CNI protocol ([`call`], [`config`]), and with
-//! [`setup_host`], which a node calls once. [`attach`] wires a pod, [`ipam`] gives addresses out, [`rules`] is
+//! [`setup_host`], which a node calls once. [`attach`] wires a pod, [`ipam`] gives addresses out, [`policy`] waits
+//! for the rules of network policies, [`rules`] is
 //! the text of the nftables tables for masquerading and host ports.
 //!
 //! There is no bridge: a pod's address is a /32 behind its own veth, and the host routes to it. The pod's
@@ -18,6 +19,7 @@ mod config;
 mod error;
 mod host;
 mod ipam;
+mod policy;
 mod rules;
 
 pub use call::main;

@@ -320,6 +320,11 @@ impl InformerFactory {
         self.get_or_make(Resource::of::<T>(), filter, T::from_value)
     }
 
+    /// The informer of all objects of a kind, of which only a part is kept.
+    pub fn reduced<K: Object, T: Cached + From<K>>(&self, filter: Filter) -> Informer<T> {
+        self.get_or_make(Resource::of::<K>(), filter, |object| K::from_value(object).map(T::from))
+    }
+
     /// The informer of the metadata of any kind, built-in or custom.
     pub fn metadata(&self, resource: Resource) -> Informer<Metadata> {
         self.get_or_make(resource, Filter::default(), Metadata::from_value)

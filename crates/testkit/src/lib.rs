@@ -1,8 +1,10 @@
 //! Stand-ins for tests. [`FakeServer`] is an API server of a few objects: lists, watches and creation, no more
 //! than informers need. Where a test needs more, the real server runs in the same process:
-//! `apiserver::testing`.
+//! `apiserver::testing`. [`network`] makes hosts and pods of network namespaces.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+pub mod network;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
@@ -54,6 +56,20 @@ impl FakeServer {
     }
 }
 
+impl FakeServer {
+    /// What is at a path, if that is of one object in a collection that has had any.
+    fn object(&self, path: &str) -> Option<Option<Value>> {
+        let (collection, name) = path.rsplit_once('/')?;
+        let objects = self.objects.lock().unwrap();
+        Some(objects.get(collection)?.iter().find(|object| object["metadata"]["name"] == name).cloned())
+    }
+}
+
+fn not_found() -> http::Response<Body> {
+    let status = json!({"status": "Failure", "reason": "NotFound", "code": 404, "message": "not found"});
+    http::Response::builder().status(404).body(Body::Full(status.to_string().into())).unwrap()
+}
+
 #[async_trait::async_trait]
 impl Transport for FakeServer {
     async fn send(&self, request: http::Request<Bytes>) -> Result<http::Response<Body>, Error> {
@@ -65,10 +81,11 @@ impl Transport for FakeServer {
         }
         if request.method() == http::Method::PATCH {
             // Nothing that is looked for is here yet.
-            let status =
-                json!({"status": "Failure", "reason": "NotFound", "code": 404, "message": "not found"});
-            let answer = http::Response::builder().status(404).body(Body::Full(status.to_string().into()));
-            return Ok(answer.unwrap());
+            return Ok(not_found());
+        }
+        if let Some(found) = self.object(&path) {
+            let answer = |object: Value| http::Response::new(Body::Full(object.to_string().into()));
+            return Ok(found.map_or_else(not_found, answer));
         }
         let objects = self.objects.lock().unwrap().get(&path).cloned().unwrap_or_default();
         let query = request.uri().query().unwrap_or_default();

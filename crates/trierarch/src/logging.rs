@@ -13,7 +13,7 @@ pub fn start(verbosity: u8) {
         0..=1 => "warn,trierarch=info",
         2..=3 => "info",
         4..=5 => {
-            "info,apiserver=debug,scheduler=debug,controllers=debug,kubelet=debug,cri_server=debug,proxy=debug"
+            "info,apiserver=debug,scheduler=debug,controllers=debug,kubelet=debug,cri_server=debug,proxy=debug,netpol=debug"
         }
         _ => "debug",
     };

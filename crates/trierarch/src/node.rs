@@ -1,5 +1,5 @@
 //! The parts of a node, whether the control plane is in the same process or elsewhere: container engine, kubelet,
-//! masquerading, routes to the pods of other nodes, and the Service proxy.
+//! masquerading, routes to the pods of other nodes, network policies, and the Service proxy.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
@@ -62,7 +62,13 @@ impl Plan {
     pub fn start(&self, running: &mut Running, identity: Identity) -> anyhow::Result<()> {
         self.network.remember(&self.data_dir)?;
         let service_cidrs = [self.network.service_cidr.clone()];
-        let engine = parts::engine_config(&self.data_dir, &self.cgroup_root, &service_cidrs)?;
+        let policy_dir = parts::policy_dir(&self.data_dir);
+        let engine =
+            parts::engine_config(&self.data_dir, &self.cgroup_root, &service_cidrs, Some(&policy_dir))?;
+        // It listens before the kubelet starts the first pod.
+        let policies = netpol::Config { node_name: self.name.clone(), dir: Some(policy_dir) };
+        let policies = netpol::Agent::new(policies)?;
+        running.spawn("network policies", policies.run(identity.proxy.clone(), running.shutdown.clone()));
         let endpoint = match &self.engine_endpoint {
             Some(endpoint) => endpoint.clone(),
             None => {

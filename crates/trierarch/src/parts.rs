@@ -19,11 +19,18 @@ pub fn open_store(data_dir: &Path) -> Result<Embedded, storage::Error> {
     Embedded::open(&data_dir.join("state.redb"))
 }
 
-/// The built-in container engine of a data directory.
+/// Where a node's container engine and its agent of network policies meet.
+pub fn policy_dir(data_dir: &Path) -> std::path::PathBuf {
+    data_dir.join("netpol")
+}
+
+/// The built-in container engine of a data directory. Pods of the built-in network start when the agent of network
+/// policies that listens in `policy_dir` has their rules in force; without one, at once.
 pub fn engine_config(
     data_dir: &Path,
     cgroup_root: &str,
     service_cidrs: &[String],
+    policy_dir: Option<&Path>,
 ) -> anyhow::Result<cri_server::Config> {
     let clock = host::clock();
     let nanoseconds = move || i64::try_from(clock.now().as_nanosecond()).unwrap_or(i64::MAX);
@@ -33,6 +40,9 @@ pub fn engine_config(
     config.cgroup_root = Path::new(cgroup_root).join("trierarch");
     if let cri_server::CniConfig::Plugins { builtin, .. } = &mut config.cni {
         builtin.service_cidrs = service_cidrs.to_vec();
+        builtin
+            .extra
+            .extend(policy_dir.map(|dir| ("policyDir".to_owned(), dir.display().to_string().into())));
     }
     Ok(config)
 }

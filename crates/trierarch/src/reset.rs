@@ -53,13 +53,14 @@ async fn reset_data_dir(data_dir: &Path, cgroup_root: &str) -> anyhow::Result<()
     if engine_answers || in_use {
         bail!("stop the server first: it uses {}", data_dir.display());
     }
-    let engine = parts::engine_config(data_dir, cgroup_root, &[])?;
+    let engine = parts::engine_config(data_dir, cgroup_root, &[], None)?;
     cri_server::reset(&engine).await?;
     linux::mounts::unmount_tree(data_dir).context("cannot unmount what pods left")?;
     let cni_state = data_dir.join("cni");
     // It starts a runtime of its own, which this one's threads must not.
     tokio::task::spawn_blocking(move || cni::reset(&cni_state)).await??;
     proxy::reset()?;
+    netpol::reset()?;
     if let Some(network) = ClusterNetwork::remembered(data_dir) {
         proxy::routes::reset(&[network.cluster_cidr]).await?;
     }

@@ -19,6 +19,7 @@ const LAYERS: &[(&str, &[&str])] = &[
             "controllers",
             "kubelet",
             "proxy",
+            "netpol",
             "dns",
             "cri-server",
             "oci-runtime",

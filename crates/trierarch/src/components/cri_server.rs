@@ -29,6 +29,10 @@ pub struct CriServer {
     /// Where CNI plugins are
     #[arg(long, value_name = "DIR", default_value = "/opt/cni/bin")]
     pub cni_bin_dir: PathBuf,
+    /// The directory that `trierarch proxy` is given too: pods of the built-in network start when the rules of
+    /// network policies are in force for them [default: they do not wait]
+    #[arg(long, value_name = "DIR")]
+    pub network_policy_dir: Option<PathBuf>,
 }
 
 /// The engine listens within a moment, and when it does not it fails.
@@ -39,7 +43,9 @@ pub async fn run(args: CriServer) -> anyhow::Result<()> {
     host::cidr("--service-cidr", &args.service_cidr)?;
     let data_dir = std::path::absolute(&args.data.data_dir)?;
     parts::make_private(&data_dir)?;
-    let mut config = parts::engine_config(&data_dir, &args.cgroup_root, &[args.service_cidr])?;
+    let policy_dir = args.network_policy_dir.map(std::path::absolute).transpose()?;
+    let mut config =
+        parts::engine_config(&data_dir, &args.cgroup_root, &[args.service_cidr], policy_dir.as_deref())?;
     if let Some(socket) = args.socket {
         config.socket = std::path::absolute(socket)?;
     }

@@ -33,6 +33,13 @@ pub struct Proxy {
     /// How Services are made: nftables is the only way here
     #[arg(long, value_name = "MODE", default_value = "nftables", value_parser = ["nftables"])]
     pub proxy_mode: String,
+    /// Hold traffic to network policies; `false` where another part does
+    #[arg(long, value_name = "BOOL", default_value_t = true, action = clap::ArgAction::Set)]
+    pub network_policies: bool,
+    /// The directory that `trierarch cri-server` is given too, so that pods start under the rules of network
+    /// policies; without it rules follow a pod's start
+    #[arg(long, value_name = "DIR")]
+    pub network_policy_dir: Option<PathBuf>,
 }
 
 /// The fields of a KubeProxyConfiguration that mean something here. Any other is refused by name and line.
@@ -83,6 +90,11 @@ pub async fn run(args: Proxy) -> anyhow::Result<()> {
         healthz_address: address(&file.healthz_bind_address.unwrap_or(args.healthz_bind_address), 10256)?,
     };
     let metrics = address(&file.metrics_bind_address.unwrap_or(args.metrics_bind_address), 10249)?;
+    let policies = netpol::Config {
+        node_name: config.node_name.clone(),
+        dir: args.network_policy_dir.map(std::path::absolute).transpose()?,
+    };
+    let policies = args.network_policies.then(|| netpol::Agent::new(policies)).transpose()?;
     let shutdown = host::shutdown_signal()?;
     let metrics = match metrics {
         Some(address) => Some(host::listen(address).await?),
@@ -95,6 +107,12 @@ pub async fn run(args: Proxy) -> anyhow::Result<()> {
         anyhow::Ok(())
     };
     let run = async { anyhow::Ok(proxy::run(config, client.clone(), shutdown.clone()).await?) };
-    tokio::try_join!(run, metrics, say_ready("Service proxy", client.clone(), shutdown.clone()))?;
+    let hold = async {
+        if let Some(policies) = policies {
+            policies.run(client.clone(), shutdown.clone()).await?;
+        }
+        Ok(())
+    };
+    tokio::try_join!(run, hold, metrics, say_ready("Service proxy", client.clone(), shutdown.clone()))?;
     Ok(())
 }

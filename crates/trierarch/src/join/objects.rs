@@ -65,11 +65,37 @@ fn serving_approver() -> Vec<Value> {
     ]
 }
 
+/// Policies select pods anywhere, so that whoever holds traffic to them on a node reads all pods.
+fn policy_reader() -> Vec<Value> {
+    let (api_group, name) = ("rbac.authorization.k8s.io", "trierarch:network-policy-reader");
+    vec![
+        json!({
+            "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRole", "metadata": {"name": name},
+            "rules": [
+                {"apiGroups": [""], "resources": ["pods", "namespaces"], "verbs": ["get", "list", "watch"]},
+                {
+                    "apiGroups": ["networking.k8s.io"], "resources": ["networkpolicies"],
+                    "verbs": ["get", "list", "watch"],
+                },
+            ],
+        }),
+        json!({
+            "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRoleBinding", "metadata": {"name": name},
+            "roleRef": {"apiGroup": api_group, "kind": "ClusterRole", "name": name},
+            "subjects": [
+                {"apiGroup": api_group, "kind": "Group", "name": NODES_GROUP},
+                {"apiGroup": api_group, "kind": "User", "name": "system:kube-proxy"},
+            ],
+        }),
+    ]
+}
+
 /// The rights of those who join, and of nodes beyond what the node authorizer gives them: to renew their own
-/// certificate, and to read what the Service proxy on them reads.
+/// certificate, and to read what the Service proxy and network policies on them need.
 pub fn rights() -> Vec<Value> {
     let csr = "system:certificates.k8s.io:certificatesigningrequests";
     let mut rights = serving_approver();
+    rights.extend(policy_reader());
     rights.extend([
         binding("trierarch:node-bootstrap", "system:node-bootstrapper", TOKEN_GROUP),
         binding("trierarch:node-autoapprove-bootstrap", &format!("{csr}:nodeclient"), TOKEN_GROUP),
@@ -146,6 +172,7 @@ mod tests {
     fn roles_that_are_bound_exist() {
         let mut roles = apiserver::authz::bootstrap_objects();
         roles.extend(serving_approver());
+        roles.extend(policy_reader());
         for binding in rights().iter().filter(|object| object["kind"] == "ClusterRoleBinding") {
             let role = &binding["roleRef"]["name"];
             assert!(
