@@ -1,12 +1,25 @@
-//! CRI messages and services, and how to reach them over a socket.
+//! Messages and services of the sockets of a node: CRI's, and those of plugins.
 //!
-//! The messages are those of [`v1`]; [`connect`] gives a channel that any of its clients can be built on. The
+//! CRI's messages are those of [`v1`]; [`connect`] gives a channel that any of its clients can be built on. The
 //! kubelet and the command line are the callers, our own engine or another one is at the far end: nothing in
-//! here knows which.
+//! here knows which. Plugins make themselves known by [`registration`]; a storage driver then answers [`csi`];
+//! both are reached by a channel that [`lazy`] gives.
 
 pub use k8s_cri::v1;
 
-use tonic::transport::{Channel, Endpoint};
+/// What the kubelet asks of a storage driver.
+pub mod csi {
+    tonic::include_proto!("csi.v1");
+}
+
+/// How plugins make themselves known.
+pub mod registration {
+    tonic::include_proto!("pluginregistration");
+}
+
+use std::path::Path;
+
+use tonic::transport::{Channel, Endpoint, Uri};
 
 /// The largest answer that is accepted: lists of containers on a full node, and outputs of `ExecSync` with
 /// both streams at their cap of 16 MiB.
@@ -44,6 +57,15 @@ pub async fn connect(endpoint: &str) -> Result<Channel, Error> {
     }
     let wrong = |source| Error::Connect { endpoint: endpoint.to_owned(), source };
     Endpoint::from_shared(format!("unix://{path}")).map_err(wrong)?.connect().await.map_err(wrong)
+}
+
+/// A channel to the socket at `path` that connects when it is first used, and again after the far end was away.
+pub fn lazy(path: &Path) -> Result<Channel, Error> {
+    let endpoint = format!("unix://{}", path.display());
+    let wrong = |source| Error::Connect { endpoint: endpoint.clone(), source };
+    let to = Endpoint::from_shared(endpoint.clone()).map_err(wrong)?;
+    // Servers written in Go refuse an authority that is no host's name.
+    Ok(to.origin(Uri::from_static("http://localhost")).connect_lazy())
 }
 
 /// Connects to the engine and gives both of its services.

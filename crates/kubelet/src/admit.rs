@@ -76,6 +76,15 @@ fn affinity(pod: &Pod, node: &Node, labels: &BTreeMap<String, String>) -> bool {
     let required = spec
         .and_then(|s| s.affinity.as_ref()?.node_affinity.as_ref())
         .and_then(|a| a.required_during_scheduling_ignored_during_execution.as_ref());
+    required.is_none_or(|r| matches_terms(&r.node_selector_terms, node, labels))
+}
+
+/// Whether the node is one of those that the terms select.
+pub fn matches_any(terms: &[NodeSelectorTerm], node: &Node) -> bool {
+    matches_terms(terms, node, &node.metadata.labels.clone().unwrap_or_default())
+}
+
+fn matches_terms(terms: &[NodeSelectorTerm], node: &Node, labels: &BTreeMap<String, String>) -> bool {
     let name = BTreeMap::from([("metadata.name".to_owned(), node.metadata.name.clone().unwrap_or_default())]);
     let matches = |term: &NodeSelectorTerm| {
         let expressions = term.match_expressions.as_deref().unwrap_or_default();
@@ -85,7 +94,7 @@ fn affinity(pod: &Pod, node: &Node, labels: &BTreeMap<String, String>) -> bool {
             && expressions.iter().all(|r| requirement(r, labels))
             && fields.iter().all(|r| requirement(r, &name))
     };
-    required.is_none_or(|r| r.node_selector_terms.iter().any(matches))
+    terms.iter().any(matches)
 }
 
 fn requirement(requirement: &NodeSelectorRequirement, labels: &BTreeMap<String, String>) -> bool {

@@ -23,6 +23,7 @@ use crate::images::Images;
 use crate::node::Machine;
 use crate::objects::{ObjectCache, Wakers};
 use crate::paths::Paths;
+use crate::plugins::Handlers;
 use crate::pod_state::PodState;
 use crate::pods;
 use crate::pressure::{self, Pressure};
@@ -32,7 +33,9 @@ use crate::runtime::{self, CriRuntime, Runtime};
 use crate::status::publisher::Publisher;
 use crate::userns::Ranges;
 use crate::volumes::Volumes;
-use crate::{Config, Error, cgroup, log_rotation, node, server};
+use crate::volumes::csi::{self, Csi};
+use crate::volumes::tokens::Tokens;
+use crate::{Config, Error, cgroup, log_rotation, node, plugins, server};
 
 /// Shared by all parts; nothing in here changes but behind its own lock.
 pub struct Core {
@@ -105,6 +108,13 @@ impl Core {
             allocatable_memory: self.machine.memory,
             allocatable_ephemeral_storage: self.machine.ephemeral_storage,
         }
+    }
+
+    /// Whether the runtime's usual handler makes what is mounted below a read-only volume read-only too.
+    pub fn recursive_read_only(&self) -> bool {
+        let handlers = self.handlers.lock().unwrap_or_else(PoisonError::into_inner);
+        let usual = handlers.iter().find(|known| known.name.is_empty());
+        usual.and_then(|known| known.features.as_ref()).is_some_and(|f| f.recursive_read_only_mounts)
     }
 
     /// Notes whether a pod's resize waits for room.
@@ -190,12 +200,26 @@ pub async fn run_with(
     let informers = InformerFactory::new(client.clone(), shutdown.clone());
     let services = informers.informer::<Service>();
     let wakers = Wakers::default();
+    let tokens = Arc::new(Tokens::new(client.clone(), clock.clone()));
+    let csi = Arc::new(Csi::new(csi::Parts {
+        paths: paths.clone(),
+        node_name: config.node_name.clone(),
+        boot_id: machine.boot_id.clone(),
+        client: client.clone(),
+        clock: clock.clone(),
+        tokens: tokens.clone(),
+        kinds: informers.informer(),
+        wakers: wakers.clone(),
+        recorder: recorder.clone(),
+    }));
     let volumes = Volumes::new(
         paths.clone(),
         client.clone(),
         clock.clone(),
         ObjectCache::new(client.clone(), wakers.clone(), shutdown.clone()),
         ObjectCache::new(client.clone(), wakers.clone(), shutdown.clone()),
+        tokens,
+        csi.clone(),
     );
     let core = Arc::new(Core {
         images: Images::new(runtime.clone(), clock),
@@ -244,6 +268,12 @@ pub async fn run_with(
     parts.spawn(pods::run(core.clone(), informers.clone(), shutdown.clone()));
     parts.spawn(pressure::run(core.clone(), shutdown.clone()));
     parts.spawn(log_rotation::run(core.clone(), shutdown.clone()));
+    let (registry, stop) = (core.paths.plugin_registry(), shutdown.clone());
+    let handlers = Handlers::from([(csi::PLUGIN_KIND, csi.clone() as Arc<dyn plugins::Handler>)]);
+    parts.spawn(async move {
+        tokio::join!(plugins::run(registry, handlers, stop.clone()), csi.run(stop));
+        Ok(())
+    });
     parts.spawn(container_events(core.clone(), shutdown.clone()));
     informers.start();
     let mut outcome = Ok(());

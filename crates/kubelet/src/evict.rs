@@ -1,18 +1,15 @@
 //! Evictions of pods that use more local storage than they said they would.
 
-use std::collections::BTreeMap;
-use std::fs;
-use std::os::unix::fs::MetadataExt;
-use std::path::Path;
-
 use api::Object;
 use api::core::v1::{EmptyDirVolumeSource, Pod};
+use std::collections::BTreeMap;
 
 use crate::paths::Paths;
 use crate::pod::{self, qos};
 use crate::pressure;
 use crate::runtime::{self, CONTAINER_NAME, POD_UID, Runtime};
 use crate::status::Verdict;
+use crate::volumes::usage;
 
 const RESOURCE: &str = "ephemeral-storage";
 
@@ -99,9 +96,11 @@ pub async fn measure(
     let names: Vec<String> = pod::containers(pod).iter().map(|c| c.name.clone()).collect();
     let of_containers = all || limits_containers(pod);
     let walked = tokio::task::spawn_blocking(move || StorageUse {
-        volumes: volumes.into_iter().map(|(name, dir)| (name, disk_usage(&dir))).collect(),
+        volumes: volumes.into_iter().map(|(name, dir)| (name, usage::of_tree(&dir).0)).collect(),
         containers: match of_containers {
-            true => names.into_iter().map(|name| (name.clone(), disk_usage(&logs.join(name)))).collect(),
+            true => {
+                names.into_iter().map(|name| (name.clone(), usage::of_tree(&logs.join(name)).0)).collect()
+            }
             false => BTreeMap::new(),
         },
     });
@@ -118,22 +117,6 @@ pub async fn measure(
         }
     }
     Ok(used)
-}
-
-/// The bytes that a tree takes on disk. Links are not followed; what vanishes meanwhile counts for nothing.
-fn disk_usage(root: &Path) -> u64 {
-    let mut total = 0;
-    let mut pending = vec![root.to_owned()];
-    while let Some(dir) = pending.pop() {
-        for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
-            let Ok(metadata) = entry.metadata() else { continue };
-            total += metadata.blocks() * 512;
-            if metadata.is_dir() {
-                pending.push(entry.path());
-            }
-        }
-    }
-    total
 }
 
 #[cfg(test)]

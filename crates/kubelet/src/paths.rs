@@ -25,6 +25,16 @@ impl Paths {
         self.pods().join(uid)
     }
 
+    /// What the node's part of a plugin keeps.
+    pub fn plugins(&self) -> PathBuf {
+        self.root.join("plugins")
+    }
+
+    /// Where plugins put the sockets by which they make themselves known.
+    pub fn plugin_registry(&self) -> PathBuf {
+        self.root.join("plugins_registry")
+    }
+
     pub fn volume(&self, uid: &str, plugin: &str, name: &str) -> PathBuf {
         self.pod(uid).join("volumes").join(format!("kubernetes.io~{plugin}")).join(name)
     }

@@ -213,5 +213,6 @@ impl Workers {
             }
         });
         futures::future::join_all(removals).await;
+        self.core.volumes.csi.sweep();
     }
 }

@@ -103,9 +103,18 @@ pub fn set_propagation(target: &Path, propagation: Propagation, recursive: bool)
 
 /// Mounts a tmpfs with `options` such as `mode=1777,size=67108864`.
 pub fn mount_tmpfs(target: &Path, flags: MountFlags, options: &str) -> Result<()> {
-    let options = std::ffi::CString::new(options).map_err(|_| Error::mount("tmpfs", target, Errno::INVAL))?;
-    mount("tmpfs", target, "tmpfs", flags, Some(options.as_c_str()))
-        .map_err(|e| Error::mount("tmpfs", target, e))
+    mount_in_memory("tmpfs", target, flags, options)
+}
+
+/// Mounts files of huge pages with `options` such as `pagesize=2Mi`.
+pub fn mount_huge_pages(target: &Path, options: &str) -> Result<()> {
+    mount_in_memory("hugetlbfs", target, MountFlags::empty(), options)
+}
+
+fn mount_in_memory(kind: &'static str, target: &Path, flags: MountFlags, options: &str) -> Result<()> {
+    let wrong = |errno| Error::mount(kind, target, errno);
+    let options = std::ffi::CString::new(options).map_err(|_| wrong(Errno::INVAL))?;
+    mount(kind, target, kind, flags, Some(options.as_c_str())).map_err(wrong)
 }
 
 /// Unmounts `target` at once even if it is busy; nothing mounted there is not an error.

@@ -148,6 +148,26 @@ pub(super) fn decide(view: &View<'_>) -> Plan {
     plan
 }
 
+/// Why a pod cannot have a volume that other nodes have. It is not told the names of pods of other namespaces.
+///
+/// Upstream: pkg/controller/volume/attachdetach/reconciler/reconciler.go reportMultiAttachError
+pub(super) fn multi_attach(namespace: &str, users: &[(String, String)]) -> String {
+    let near: Vec<&str> =
+        users.iter().filter(|(n, _)| n == namespace).map(|(_, name)| name.as_str()).collect();
+    let far = users.len() - near.len();
+    match (near.is_empty(), far) {
+        (true, 0) => {
+            "Volume is already exclusively attached to one node and can't be attached to another".to_owned()
+        }
+        (true, far) => format!("Volume is already used by {far} pod(s) in different namespaces"),
+        (false, 0) => format!("Volume is already used by pod(s) {}", near.join(", ")),
+        (false, far) => {
+            let near = near.join(", ");
+            format!("Volume is already used by pod(s) {near} and {far} pod(s) in different namespaces")
+        }
+    }
+}
+
 struct Controller {
     context: Context,
     events: EventRecorder,
@@ -331,15 +351,30 @@ impl Controller {
             self.attach(name, volume).await?;
         }
         for volume in &plan.blocked {
-            let message = format!(
-                "Multi-Attach error for volume {volume:?} Volume is already exclusively attached to one node and \
-                 can't be attached to another"
-            );
+            let others = self.users_elsewhere(name, volume);
             self.each_user(name, volume, |pod| {
-                self.events.warning(pod, "FailedAttachVolume", message.clone());
+                let why = multi_attach(pod.namespace(), &others);
+                let message = format!("Multi-Attach error for volume {volume:?} {why}");
+                self.events.warning(pod, "FailedAttachVolume", message);
             });
         }
         Ok(())
+    }
+
+    /// The pods of other nodes that use the volume, by namespace and name.
+    fn users_elsewhere(&self, node: &str, volume: &str) -> Vec<(String, String)> {
+        let found = self.volumes.get(volume);
+        let claim = found.as_ref().and_then(|volume| volume.spec.as_ref()?.claim_ref.as_ref());
+        let Some(claim) = claim else { return Vec::new() };
+        let text = |text: &Option<String>| text.clone().unwrap_or_default();
+        let pods = self.pods.by_index(BY_CLAIM, &format!("{}/{}", text(&claim.namespace), text(&claim.name)));
+        let others = pods
+            .iter()
+            .filter(|pod| !is_terminal(pod) && !node_name(pod).is_empty() && node_name(pod) != node);
+        let mut names: Vec<_> =
+            others.map(|pod| (pod.namespace().to_owned(), pod.name().to_owned())).collect();
+        names.sort();
+        names
     }
 
     /// Those of the volumes that other nodes have.

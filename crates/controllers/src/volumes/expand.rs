@@ -69,7 +69,7 @@ impl Controller {
             return Err(Error::Unfinished(message));
         }
         let message = "waiting for an external controller to expand this PVC";
-        self.events.warning(&*claim, "ExternalExpanding", message);
+        self.events.normal(&*claim, "ExternalExpanding", message);
         Ok(())
     }
 }

@@ -321,3 +321,22 @@ fn volumes_come_to_nodes_and_leave_when_unmounted() {
         assert_eq!(plan.told.is_empty(), detached);
     }
 }
+
+#[test]
+fn who_has_the_volume() {
+    let users = |list: &[(&str, &str)]| -> Vec<(String, String)> {
+        list.iter().map(|(namespace, name)| ((*namespace).to_owned(), (*name).to_owned())).collect()
+    };
+    let cases = [
+        (users(&[]), "Volume is already exclusively attached to one node and can't be attached to another"),
+        (users(&[("n", "a"), ("n", "b")]), "Volume is already used by pod(s) a, b"),
+        (users(&[("m", "a")]), "Volume is already used by 1 pod(s) in different namespaces"),
+        (
+            users(&[("m", "a"), ("n", "b")]),
+            "Volume is already used by pod(s) b and 1 pod(s) in different namespaces",
+        ),
+    ];
+    for (users, want) in cases {
+        assert_eq!(attach_detach::multi_attach("n", &users), want);
+    }
+}

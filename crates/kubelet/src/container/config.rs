@@ -184,6 +184,7 @@ pub struct ContainerFacts<'a> {
     pub image_user: &'a ImageUser,
     pub environment: &'a BTreeMap<String, String>,
     pub mounts: Vec<pb::Mount>,
+    pub devices: Vec<pb::Device>,
     /// The container whose processes an ephemeral one is to see, by id.
     pub target: Option<&'a str>,
     pub memory: &'a Memory,
@@ -233,6 +234,7 @@ pub fn container(pod: &Pod, container: &Container, mut facts: ContainerFacts) ->
             .map(|(key, value)| pb::KeyValue { key: key.clone(), value: value.clone() })
             .collect(),
         mounts: facts.mounts,
+        devices: facts.devices,
         labels,
         annotations: container_annotations(pod, container, facts.restart_count),
         log_path: log_path(&container.name, facts.restart_count),
@@ -318,6 +320,7 @@ mod tests {
             image_user: &ImageUser::default(),
             environment: &environment,
             mounts: Vec::new(),
+            devices: Vec::new(),
             target: None,
             memory: &Memory { capacity: 1 << 30, ..Default::default() },
             users: &pb::UserNamespace::default(),

@@ -45,7 +45,10 @@ pub async fn run(
     let (told, shared) = (seen.clone(), core.clone());
     informer.subscribe(move |event| {
         let node = (!matches!(event, controller_runtime::Event::Deleted(_))).then(|| event.object().clone());
-        *shared.node.lock().unwrap_or_else(PoisonError::into_inner) = node;
+        *shared.node.lock().unwrap_or_else(PoisonError::into_inner) = node.clone();
+        if let Some(node) = node {
+            shared.volumes.csi.node_changed(&node);
+        }
         told.notify_one();
     });
     let mut keeper =
@@ -85,7 +88,7 @@ impl Keeper {
         upkeep.tick().await;
         let mut check = Box::pin(tokio::time::sleep(Duration::ZERO));
         let mut retry = Duration::from_millis(50);
-        let pressure = self.core.clone();
+        let shared = self.core.clone();
         loop {
             tokio::select! {
                 _ = renew.tick() => self.renew_lease().await,
@@ -93,7 +96,8 @@ impl Keeper {
                     self.images = None;
                     upkeep::collect_images(&self.core).await;
                 }
-                () = pressure.pressure.changed() => self.check().await,
+                () = shared.pressure.changed() => self.check().await,
+                () = shared.volumes.csi.in_use_changed() => self.check().await,
                 () = seen.notified() => {
                     if self.tell_pod_cidr().await {
                         self.check().await;

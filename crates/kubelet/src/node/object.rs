@@ -127,6 +127,7 @@ pub fn status(
             kubelet_endpoint: Some(DaemonEndpoint { port: i32::from(config.port) }),
         }),
         images: Some(list_images(images)),
+        volumes_in_use: Some(core.volumes.csi.in_use()),
         node_info: Some(NodeSystemInfo {
             architecture: architecture().to_owned(),
             boot_id: machine.boot_id.clone(),
@@ -220,7 +221,9 @@ pub fn differs(old: Option<&NodeStatus>, new: &NodeStatus) -> bool {
             });
         });
         let images = status.images.filter(|i| !i.is_empty());
-        (status.addresses, status.capacity, status.allocatable, status.conditions, images, status.node_info)
+        let volumes = status.volumes_in_use.unwrap_or_default();
+        let resources = (status.capacity, status.allocatable);
+        (status.addresses, resources, status.conditions, images, volumes, status.node_info)
     };
     old.is_none_or(|old| quiet(old) != quiet(new))
 }

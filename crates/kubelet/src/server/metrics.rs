@@ -14,6 +14,7 @@ use super::{Answer, json as answer_json, text};
 use crate::core::Core;
 use crate::exposition::{self, Family, Kind, LabelSet};
 use crate::runtime::{CONTAINER_NAME, POD_NAME, POD_NAMESPACE, POD_UID, describe};
+use crate::volumes::usage::{Usage, VolumeUsage};
 use crate::{cgroup, pod};
 
 fn number(value: Option<&pb::UInt64Value>) -> Option<u64> {
@@ -106,6 +107,11 @@ pub async fn summary(core: &Core) -> Answer {
         (pod["cpu"], pod["memory"]) = of_cgroup(&usage, usage.memory_limit_bytes.unwrap_or(0), &time);
         pod["process_stats"] = json!({"process_count": usage.pids});
     }
+    for pod in known_pods(core) {
+        let Some(stats) = pods.get_mut(pod.uid()) else { continue };
+        let volumes = core.volumes.usage(&pod).await;
+        stats["volume"] = volumes.iter().map(|volume| of_volume(&pod, volume, &time)).collect();
+    }
     let capacity = u64::try_from(core.machine.memory).unwrap_or(0);
     let root = linux::cgroups::Cgroup::new(Path::new("/"));
     let (node_cpu, node_memory) = of_cgroup(&root.usage(), capacity, &time);
@@ -120,6 +126,29 @@ pub async fn summary(core: &Core) -> Answer {
         "runtime": {"imageFs": image_fs},
     });
     answer_json(&json!({"node": node, "pods": pods.into_values().collect::<Vec<_>>()}))
+}
+
+fn known_pods(core: &Core) -> Vec<Arc<Pod>> {
+    core.pods.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
+}
+
+fn of_volume(pod: &Pod, volume: &VolumeUsage, time: &str) -> Value {
+    let usage = &volume.usage;
+    let claim = volume.claim.as_ref().map(|name| json!({"name": name, "namespace": pod.namespace()}));
+    let mut stats = json!({
+        "time": time,
+        "name": volume.name,
+        "availableBytes": usage.available_bytes,
+        "capacityBytes": usage.capacity_bytes,
+        "usedBytes": usage.used_bytes,
+        "inodesFree": usage.inodes_free,
+        "inodes": usage.inodes,
+        "inodesUsed": usage.inodes_used,
+        "pvcRef": claim,
+    });
+    // What nobody knows is absent.
+    stats.as_object_mut().into_iter().for_each(|fields| fields.retain(|_, value| !value.is_null()));
+    stats
 }
 
 /// The cgroups of the pods that are here, by UID.
@@ -261,15 +290,13 @@ impl Known {
             let started_seconds = listed.created_at as f64 / 1e9;
             Some(Measured { stats, listed, started_seconds })
         };
-        let pods: Vec<Arc<Pod>> =
-            core.pods.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect();
         let with_usage = |pod: Arc<Pod>| {
             let group = linux::cgroups::Cgroup::new(&cgroup::path(&core.config.cgroup_root, &pod));
             group.exists().then(|| (pod, group.usage()))
         };
         Ok(Known {
             containers: stats.into_iter().filter_map(of).collect(),
-            pods: pods.into_iter().filter_map(with_usage).collect(),
+            pods: known_pods(core).into_iter().filter_map(with_usage).collect(),
         })
     }
 }
@@ -388,7 +415,45 @@ pub async fn own(core: &Core) -> Answer {
         Kind::Gauge,
         pods_running.len() as f64,
     );
-    text(StatusCode::OK, exposition::text(&[name, sandboxes, of_containers, of_pods]))
+    let mut all = vec![name, sandboxes, of_containers, of_pods];
+    all.extend(of_claims(core).await);
+    text(StatusCode::OK, exposition::text(&all))
+}
+
+/// How full the volumes by claims are.
+// Upstream: pkg/kubelet/metrics/collectors/volume_stats.go
+async fn of_claims(core: &Core) -> Vec<Family> {
+    type Value = fn(&Usage) -> Option<u64>;
+    let rows: [(&str, &str, Value); 6] = [
+        ("kubelet_volume_stats_capacity_bytes", "[ALPHA] Capacity in bytes of the volume", |u| {
+            u.capacity_bytes
+        }),
+        ("kubelet_volume_stats_available_bytes", "[ALPHA] Number of available bytes in the volume", |u| {
+            u.available_bytes
+        }),
+        ("kubelet_volume_stats_used_bytes", "[ALPHA] Number of used bytes in the volume", |u| u.used_bytes),
+        ("kubelet_volume_stats_inodes", "[ALPHA] Maximum number of inodes in the volume", |u| u.inodes),
+        ("kubelet_volume_stats_inodes_free", "[ALPHA] Number of free inodes in the volume", |u| {
+            u.inodes_free
+        }),
+        ("kubelet_volume_stats_inodes_used", "[ALPHA] Number of used inodes in the volume", |u| {
+            u.inodes_used
+        }),
+    ];
+    let mut families = rows.map(|(name, help, _)| Family::new(name, help, Kind::Gauge));
+    for pod in known_pods(core) {
+        for volume in core.volumes.usage(&pod).await {
+            let Some(claim) = volume.claim else { continue };
+            for (family, (.., value)) in families.iter_mut().zip(rows) {
+                let labels = || {
+                    let namespace = pod.namespace().to_owned();
+                    vec![("namespace", namespace), ("persistentvolumeclaim", claim.clone())]
+                };
+                value(&volume.usage).into_iter().for_each(|value| family.push(labels(), value as f64));
+            }
+        }
+    }
+    families.into()
 }
 
 pub fn configz(core: &Core) -> Answer {

@@ -14,6 +14,7 @@ use crate::actions::{any_regular_created, should_be_started};
 use crate::pod::{self, ContainerKind, ephemeral_containers, init_containers, is_sidecar};
 use crate::pod_state::{ContainerRecord, State};
 use crate::restart_all;
+use crate::worker::recursive_read_only;
 
 pub fn init(facts: &Facts) -> Option<Vec<ContainerStatus>> {
     let list: Vec<(Container, ContainerKind)> = init_containers(facts.pod)
@@ -101,7 +102,7 @@ fn readiness(
     };
 }
 
-fn base(container: &Container) -> ContainerStatus {
+fn base(facts: &Facts, container: &Container) -> ContainerStatus {
     let mounts: Vec<VolumeMountStatus> = container
         .volume_mounts
         .iter()
@@ -110,7 +111,10 @@ fn base(container: &Container) -> ContainerStatus {
             name: mount.name.clone(),
             mount_path: mount.mount_path.clone(),
             read_only: mount.read_only.filter(|r| *r),
-            recursive_read_only: mount.read_only.filter(|r| *r).map(|_| "Disabled".to_owned()),
+            recursive_read_only: mount.read_only.filter(|r| *r).map(|_| {
+                let recursive = recursive_read_only(mount, facts.recursive_read_only);
+                if recursive == Ok(true) { "Enabled" } else { "Disabled" }.to_owned()
+            }),
             ..Default::default()
         })
         .collect();
@@ -129,7 +133,7 @@ fn known(
     record: &ContainerRecord,
     old: Option<&ContainerStatus>,
 ) -> ContainerStatus {
-    let mut status = base(container);
+    let mut status = base(facts, container);
     status.restart_count = record.restart_count.max(0);
     if !record.image.is_empty() {
         status.image = record.image.clone();
@@ -166,7 +170,7 @@ fn unknown(
         _ if init_containers(facts.pod).is_empty() => "ContainerCreating",
         _ => "PodInitializing",
     };
-    let mut status = base(container);
+    let mut status = base(facts, container);
     status.state = Some(waiting_state(reason, ""));
     let Some(old) = old else { return status };
     let old_state = old.state.clone().unwrap_or_default();

@@ -57,6 +57,8 @@ pub struct Facts<'a> {
     pub verdict: Option<&'a Verdict>,
     pub runtime_name: &'a str,
     pub host_ips: &'a [String],
+    /// Whether the runtime can make mounts read-only all the way down.
+    pub recursive_read_only: bool,
     pub now: Timestamp,
 }
 

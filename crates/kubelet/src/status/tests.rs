@@ -66,6 +66,7 @@ impl Case {
             verdict: self.verdict.as_ref(),
             runtime_name: "trierarch",
             host_ips: &["192.0.2.1".to_owned()],
+            recursive_read_only: true,
             now: Timestamp::UNIX_EPOCH,
         })
     }

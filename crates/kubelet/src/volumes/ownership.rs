@@ -3,7 +3,9 @@
 use std::fs;
 use std::io;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, lchown};
-use std::path::Path;
+use std::path::{Path, PathBuf};
+
+use api::core::v1::Pod;
 
 use super::VolumeError;
 
@@ -40,6 +42,14 @@ pub fn give(root: &Path, group: Option<u32>, on_root_mismatch: bool) -> Result<(
         directories.iter().rev().try_for_each(|dir| give_one(dir, group))
     };
     given().map_err(|e| VolumeError::io("applying fsGroup", e))
+}
+
+/// Gives the tree to the pod's group as the pod's policy says, beside what else goes on: trees may be large.
+pub async fn give_in_background(pod: &Pod, path: PathBuf, group: Option<u32>) -> Result<(), VolumeError> {
+    let context = pod.spec.as_ref().and_then(|s| s.security_context.as_ref());
+    let mismatch = context.and_then(|c| c.fs_group_change_policy.as_deref()) == Some("OnRootMismatch");
+    let given = tokio::task::spawn_blocking(move || give(&path, group, mismatch)).await;
+    given.unwrap_or_else(|e| Err(VolumeError::Refused(format!("applying fsGroup: {e}"))))
 }
 
 /// Links are given, not what they point to. What vanishes meanwhile needs nothing.

@@ -1,25 +1,26 @@
 //! Makes volumes be there. All of it may be done again at any time: what is right already is left as it is.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs;
-use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, chown};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use api::Object;
 use api::core::v1::{
-    ConfigMap, EmptyDirVolumeSource, HostPathVolumeSource, ImageVolumeSource, PersistentVolume,
-    PersistentVolumeClaim, Pod, ProjectedVolumeSource, Secret, ServiceAccountTokenProjection, Volume,
+    ConfigMap, EmptyDirVolumeSource, ImageVolumeSource, Node, Pod, ProjectedVolumeSource, Secret, Volume,
 };
-use client::{Client, Resource};
+use client::Client;
 use controller_runtime::Clock;
-use jiff::{SignedDuration, Timestamp};
+use jiff::Timestamp;
 use linux::mounts;
 use rustix::mount::MountFlags;
-use serde_json::json;
 
+use super::claims::{Held, HeldKey};
+use super::csi::Csi;
 use super::payload::{self, FileContent, Payload};
-use super::{VolumeError, atomic, ownership};
+use super::tokens::Tokens;
+use super::{VolumeError, atomic, host_path};
 use crate::container::downward::Surroundings;
 use crate::objects::ObjectCache;
 use crate::paths::Paths;
@@ -32,21 +33,14 @@ pub struct Mounted {
     pub read_only: bool,
     /// The image that is the volume, which the runtime mounts itself.
     pub image: Option<ImageVolumeSource>,
+    /// A raw device, for `volumeDevices`.
+    pub is_device: bool,
 }
 
 impl Mounted {
-    fn at(path: PathBuf, read_only: bool) -> Self {
-        Mounted { path, read_only, image: None }
+    pub fn at(path: PathBuf, read_only: bool) -> Self {
+        Mounted { path, read_only, image: None, is_device: false }
     }
-}
-
-/// By pod UID, audience and requested lifetime, so that all volumes of a pod share one.
-type TokenKey = (String, String, i64);
-
-#[derive(Clone)]
-struct Token {
-    text: String,
-    renew_at: Timestamp,
 }
 
 /// Sets up the volumes of all pods.
@@ -56,9 +50,9 @@ pub struct Volumes {
     pub clock: Clock,
     pub config_maps: ObjectCache<ConfigMap>,
     pub secrets: ObjectCache<Secret>,
-    tokens: Mutex<HashMap<TokenKey, Token>>,
-    /// By pod UID: the persistent volumes that are its group's already.
-    given: Mutex<HashSet<(String, PathBuf)>>,
+    pub tokens: Arc<Tokens>,
+    pub csi: Arc<Csi>,
+    pub(super) held: Mutex<HashMap<HeldKey, Held>>,
 }
 
 impl Volumes {
@@ -68,30 +62,32 @@ impl Volumes {
         clock: Clock,
         config_maps: ObjectCache<ConfigMap>,
         secrets: ObjectCache<Secret>,
+        tokens: Arc<Tokens>,
+        csi: Arc<Csi>,
     ) -> Self {
-        Volumes {
-            paths,
-            client,
-            clock,
-            config_maps,
-            secrets,
-            tokens: Mutex::default(),
-            given: Mutex::default(),
-        }
+        Volumes { paths, client, clock, config_maps, secrets, tokens, csi, held: Mutex::default() }
     }
 
-    /// Sets up or brings up to date all volumes of a pod. The error names the first that failed.
+    /// Sets up or brings up to date all volumes of a pod, none waiting for another. The errors name those that
+    /// failed.
     pub async fn setup(
         &self,
         pod: &Pod,
         around: &Surroundings,
-    ) -> Result<BTreeMap<String, Mounted>, (String, VolumeError)> {
-        let mut mounted = BTreeMap::new();
-        for volume in pod.spec.iter().flat_map(|s| s.volumes.iter().flatten()) {
-            let one = self.setup_one(pod, volume, around).await.map_err(|e| (volume.name.clone(), e))?;
-            mounted.insert(volume.name.clone(), one);
+        node: Option<&Node>,
+    ) -> Result<BTreeMap<String, Mounted>, Vec<(String, VolumeError)>> {
+        let volumes = pod.spec.iter().flat_map(|s| s.volumes.iter().flatten());
+        let all = volumes.map(|volume| async move {
+            (volume.name.clone(), self.setup_one(pod, volume, around, node).await)
+        });
+        let (mut mounted, mut failed) = (BTreeMap::new(), Vec::new());
+        for (name, outcome) in futures::future::join_all(all).await {
+            match outcome {
+                Ok(one) => drop(mounted.insert(name, one)),
+                Err(error) => failed.push((name, error)),
+            }
         }
-        Ok(mounted)
+        if failed.is_empty() { Ok(mounted) } else { Err(failed) }
     }
 
     async fn setup_one(
@@ -99,21 +95,21 @@ impl Volumes {
         pod: &Pod,
         volume: &Volume,
         around: &Surroundings,
+        node: Option<&Node>,
     ) -> Result<Mounted, VolumeError> {
         if let Some(source) = &volume.empty_dir {
-            return self.empty_dir(pod, &volume.name, source);
+            return self.empty_dir(pod, &volume.name, source, around.allocatable_memory);
         }
         if let Some(source) = &volume.host_path {
-            return host_path(source);
+            return host_path::check(source);
         }
         if let Some(source) = &volume.image {
             let mut mounted = Mounted::at(PathBuf::new(), true);
             mounted.image = Some(source.clone());
             return Ok(mounted);
         }
-        if let Some(claim) = &volume.persistent_volume_claim {
-            let read_only = claim.read_only == Some(true);
-            return self.claim(pod, &claim.claim_name, read_only).await;
+        if volume.persistent_volume_claim.is_some() || volume.ephemeral.is_some() || volume.csi.is_some() {
+            return self.held_volume(pod, volume, node).await;
         }
         let (plugin, payload) = if let Some(source) = &volume.config_map {
             let map = self.config_map(pod, &source.name).await?;
@@ -166,16 +162,25 @@ impl Volumes {
         pod: &Pod,
         name: &str,
         source: &EmptyDirVolumeSource,
+        memory: i64,
     ) -> Result<Mounted, VolumeError> {
         let dir = self.paths.volume(pod.uid(), "empty-dir", name);
         let fresh = !dir.exists();
         fs::create_dir_all(&dir).map_err(|e| VolumeError::io("making an emptyDir", e))?;
         if source.medium.as_deref() == Some("Memory") {
-            let own = source.size_limit.as_ref().map(|q| qos::amount("memory", q)).filter(|s| *s > 0);
-            let of_pod = qos::pod_limit(pod, "memory").filter(|s| *s > 0);
-            let size = own.into_iter().chain(of_pod).min();
+            // Upstream: pkg/volume/emptydir/empty_dir.go calculateEmptyDirMemorySize
+            let own = source.size_limit.as_ref().map(|q| qos::amount("memory", q));
+            let bounds = [own, qos::pod_limit(pod, "memory"), Some(memory)];
+            let size = bounds.into_iter().flatten().filter(|bound| *bound > 0).min();
             let options = size.map_or("mode=0777".to_owned(), |size| format!("mode=0777,size={size}"));
             ensure_tmpfs(&dir, &options)?;
+        } else if let Some(size) = page_size(pod, source).map_err(VolumeError::Refused)? {
+            let what = || "mounting huge pages".to_owned();
+            let options = format!("mode=0777,pagesize={size}");
+            if !is_mounted(&dir)? {
+                mounts::mount_huge_pages(&dir, &options)
+                    .map_err(|source| VolumeError::Kernel { what: what(), source })?;
+            }
         }
         if fresh {
             let set = fs::set_permissions(&dir, fs::Permissions::from_mode(0o777));
@@ -213,8 +218,9 @@ impl Volumes {
                 all.extend(files.map_err(VolumeError::Refused)?);
             }
             if let Some(s) = &part.service_account_token {
-                let text = self.token(pod, s).await?;
-                all.insert(s.path.clone(), token_file(pod, text, mode));
+                let audience = s.audience.as_deref().unwrap_or_default();
+                let token = self.tokens.get(pod, audience, s.expiration_seconds).await?;
+                all.insert(s.path.clone(), token_file(pod, token.text, mode));
             }
             if part.cluster_trust_bundle.is_some() || part.pod_certificate.is_some() {
                 let why =
@@ -225,116 +231,32 @@ impl Volumes {
         Ok(all)
     }
 
-    /// A token that is bound to the pod, from the last time if it is good for long enough.
-    async fn token(&self, pod: &Pod, source: &ServiceAccountTokenProjection) -> Result<String, VolumeError> {
-        let audience = source.audience.clone().unwrap_or_default();
-        let seconds = source.expiration_seconds.unwrap_or(3600);
-        let key = (pod.uid().to_owned(), audience.clone(), seconds);
-        let now = self.clock.now();
-        if let Some(token) = self.lock().get(&key).filter(|t| now < t.renew_at) {
-            return Ok(token.text.clone());
-        }
-        let account = pod.spec.as_ref().and_then(|s| s.service_account_name.as_deref()).unwrap_or("default");
-        let audiences = if audience.is_empty() { json!([]) } else { json!([audience]) };
-        let request = json!({
-            "apiVersion": "authentication.k8s.io/v1",
-            "kind": "TokenRequest",
-            "spec": {
-                "audiences": audiences,
-                "expirationSeconds": seconds,
-                "boundObjectRef": {"apiVersion": "v1", "kind": "Pod", "name": pod.name(), "uid": pod.uid()},
-            },
-        });
-        let accounts = Resource::of::<api::core::v1::ServiceAccount>();
-        let answer =
-            self.client.create_value(&accounts, pod.namespace(), Some((account, "token")), &request).await;
-        let what = || format!("failed to fetch token for service account {account:?}");
-        let answer = answer.map_err(|source| VolumeError::Api { what: what(), source: Box::new(source) })?;
-        let text = answer["status"]["token"].as_str().unwrap_or_default().to_owned();
-        let expires =
-            answer["status"]["expirationTimestamp"].as_str().and_then(|t| t.parse::<Timestamp>().ok());
-        let expires = expires.unwrap_or(now + SignedDuration::from_secs(seconds));
-        let life = expires.duration_since(now).as_secs().max(1);
-        // Upstream: pkg/kubelet/token/token_manager.go: after 80 % of its life, or a day.
-        let renew_at = now + SignedDuration::from_secs((life * 8 / 10).min(24 * 3600));
-        self.lock().insert(key, Token { text: text.clone(), renew_at });
-        Ok(text)
-    }
-
-    /// When a pod's tokens must be renewed.
+    /// When a pod's volumes must be looked at again: tokens that end, volumes that may have grown.
     pub fn next_refresh(&self, pod_uid: &str) -> Option<Timestamp> {
-        self.lock().iter().filter(|((uid, ..), _)| uid == pod_uid).map(|(_, t)| t.renew_at).min()
-    }
-
-    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<TokenKey, Token>> {
-        self.tokens.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    // Upstream: pkg/kubelet/volumemanager/populator/desired_state_of_world_populator.go getPVCExtractPV
-    async fn claim(&self, pod: &Pod, name: &str, read_only: bool) -> Result<Mounted, VolumeError> {
-        let namespace = pod.namespace();
-        let api = |source| VolumeError::Api {
-            what: format!("error processing PVC {namespace}/{name}"),
-            source: Box::new(source),
-        };
-        let claim = self.client.get::<PersistentVolumeClaim>(namespace, name).await.map_err(api)?;
-        let bound = claim.status.as_ref().and_then(|s| s.phase.as_deref()) == Some("Bound");
-        let Some(volume) = claim.spec.and_then(|s| s.volume_name).filter(|_| bound) else {
-            return Err(VolumeError::Refused(format!(
-                "error processing PVC {namespace}/{name}: PVC is not bound"
-            )));
-        };
-        let volume = self.client.get::<PersistentVolume>("", &volume).await.map_err(api)?;
-        let spec = volume.spec.unwrap_or_default();
-        let mut mounted = match (&spec.host_path, &spec.local) {
-            (Some(source), _) => host_path(source)?,
-            (_, Some(local)) => {
-                let directory = Some("Directory".to_owned());
-                let mounted =
-                    host_path(&HostPathVolumeSource { path: local.path.clone(), type_: directory })?;
-                self.give_to_group(pod, &mounted.path).await?;
-                mounted
-            }
-            _ => return Err(VolumeError::Refused("no volume plugin matched".into())),
-        };
-        mounted.read_only |= read_only;
-        Ok(mounted)
-    }
-
-    /// Gives a persistent volume's files to the pod's group, once for each pod.
-    async fn give_to_group(&self, pod: &Pod, path: &Path) -> Result<(), VolumeError> {
-        if !self
-            .given
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .insert((pod.uid().to_owned(), path.into()))
-        {
-            return Ok(());
-        }
-        let context = pod.spec.as_ref().and_then(|s| s.security_context.as_ref());
-        let policy = context.and_then(|c| c.fs_group_change_policy.as_deref());
-        let (path, group, mismatch) = (path.to_owned(), fs_group(pod), policy == Some("OnRootMismatch"));
-        let given = tokio::task::spawn_blocking(move || ownership::give(&path, group, mismatch)).await;
-        given.unwrap_or_else(|e| Err(VolumeError::Refused(format!("applying fsGroup: {e}"))))
+        self.tokens.next_refresh(pod_uid).into_iter().chain(self.held_until(pod_uid)).min()
     }
 
     /// Takes all that a pod left on this node away: mounts first.
-    pub fn teardown(&self, pod_uid: &str) -> Result<(), VolumeError> {
+    pub async fn teardown(&self, pod_uid: &str) -> Result<(), VolumeError> {
         self.config_maps.release(pod_uid);
         self.secrets.release(pod_uid);
-        self.lock().retain(|(uid, ..), _| uid != pod_uid);
-        self.given.lock().unwrap_or_else(PoisonError::into_inner).retain(|(uid, _)| uid != pod_uid);
+        self.tokens.forget(pod_uid);
         let dir = self.paths.pod(pod_uid);
-        let kernel = |source| VolumeError::Kernel { what: format!("removing {}", dir.display()), source };
-        // Volumes go at once; the rest of the directory holds what a restart might ask for.
-        for part in ["volume-subpaths", "volumes"] {
-            mounts::remove_tree(&dir.join(part)).map_err(kernel)?;
-        }
-        Ok(())
+        let remove = |part: &str| {
+            let kernel = |source| VolumeError::Kernel { what: format!("removing {}", dir.display()), source };
+            mounts::remove_tree(&dir.join(part)).map_err(kernel)
+        };
+        // What was bound from volumes goes before them, and what drivers mounted before the directories.
+        remove("volume-subpaths")?;
+        self.csi.teardown(pod_uid).await?;
+        self.let_go(pod_uid);
+        // These go at once; the rest of the directory holds what a restart might ask for.
+        remove("volumes")?;
+        remove("volumeDevices")
     }
 }
 
-fn fs_group(pod: &Pod) -> Option<u32> {
+pub fn fs_group(pod: &Pod) -> Option<u32> {
     let group = pod.spec.as_ref()?.security_context.as_ref()?.fs_group?;
     u32::try_from(group).ok()
 }
@@ -366,53 +288,44 @@ fn own_by_group(dir: &Path, group: Option<u32>) -> Result<(), VolumeError> {
     fs::set_permissions(dir, fs::Permissions::from_mode(mode)).map_err(what)
 }
 
-/// Mounts a tmpfs unless one is there: then the directory is on another device than its parent.
-fn ensure_tmpfs(dir: &Path, options: &str) -> Result<(), VolumeError> {
+/// The size of the huge pages that an emptyDir is to be of, if it is to be of such.
+// Upstream: pkg/volume/emptydir/empty_dir.go getPageSizeMountOption
+fn page_size(pod: &Pod, source: &EmptyDirVolumeSource) -> Result<Option<String>, String> {
+    let medium = source.medium.as_deref().unwrap_or_default();
+    let Some(wanted) = medium.strip_prefix("HugePages") else { return Ok(None) };
+    let containers = crate::pod::containers(pod).iter().chain(crate::pod::init_containers(pod));
+    let of_pod = pod.spec.as_ref().and_then(|spec| spec.resources.as_ref());
+    let requests = containers.filter_map(|c| c.resources.as_ref()).chain(of_pod);
+    let requests = requests.filter_map(|resources| resources.requests.as_ref());
+    let sizes: BTreeSet<&str> =
+        requests.flat_map(|r| r.keys()).filter_map(|name| name.strip_prefix("hugepages-")).collect();
+    match (wanted.strip_prefix('-'), sizes.len()) {
+        (Some(size), _) if sizes.contains(size) => Ok(Some(size.to_owned())),
+        (None, 1) => Ok(sizes.first().map(|size| (*size).to_owned())),
+        (None, 2..) => {
+            Err(format!("medium: {medium} can't be used if container requests multiple huge page sizes"))
+        }
+        _ => Err(format!(
+            "medium {medium}: hugePages storage requested, but there is no resource request for huge pages"
+        )),
+    }
+}
+
+/// Whether something is mounted at the directory: then it is on another device than its parent.
+fn is_mounted(dir: &Path) -> Result<bool, VolumeError> {
     let device = |path: &Path| fs::metadata(path).map(|m| m.dev());
     let what = |e| VolumeError::io("reading a volume's directory", e);
     let parent = dir.parent().unwrap_or(dir);
-    if device(dir).map_err(what)? != device(parent).map_err(what)? {
+    Ok(device(dir).map_err(what)? != device(parent).map_err(what)?)
+}
+
+/// Mounts a tmpfs unless one is there.
+fn ensure_tmpfs(dir: &Path, options: &str) -> Result<(), VolumeError> {
+    if is_mounted(dir)? {
         return Ok(());
     }
     mounts::mount_tmpfs(dir, MountFlags::NOSUID | MountFlags::NODEV, options)
         .map_err(|source| VolumeError::Kernel { what: "mounting a tmpfs".into(), source })
-}
-
-// Upstream: pkg/volume/hostpath/host_path.go checkTypeInternal
-fn host_path(source: &HostPathVolumeSource) -> Result<Mounted, VolumeError> {
-    let path = Path::new(&source.path);
-    let kind = source.type_.as_deref().unwrap_or_default();
-    let refuse =
-        |what: &str| Err(VolumeError::Refused(format!("hostPath type check failed: {} {what}", source.path)));
-    let make = |e| VolumeError::io(format!("making {}", source.path), e);
-    let present = fs::metadata(path).ok();
-    match (kind, &present) {
-        ("DirectoryOrCreate", None) => {
-            fs::create_dir_all(path).map_err(make)?;
-            fs::set_permissions(path, fs::Permissions::from_mode(0o755)).map_err(make)?;
-        }
-        ("FileOrCreate", None) => {
-            fs::write(path, b"").map_err(make)?;
-            fs::set_permissions(path, fs::Permissions::from_mode(0o644)).map_err(make)?;
-        }
-        ("Directory" | "DirectoryOrCreate", found) if !found.as_ref().is_some_and(|m| m.is_dir()) => {
-            return refuse("is not a directory");
-        }
-        ("File" | "FileOrCreate", found) if !found.as_ref().is_some_and(|m| m.is_file()) => {
-            return refuse("is not a file");
-        }
-        ("Socket", found) if !found.as_ref().is_some_and(|m| m.file_type().is_socket()) => {
-            return refuse("is not a socket file");
-        }
-        ("CharDevice", found) if !found.as_ref().is_some_and(|m| m.file_type().is_char_device()) => {
-            return refuse("is not a character device");
-        }
-        ("BlockDevice", found) if !found.as_ref().is_some_and(|m| m.file_type().is_block_device()) => {
-            return refuse("is not a block device");
-        }
-        _ => {}
-    }
-    Ok(Mounted::at(path.to_owned(), false))
 }
 
 /// The message for a kind of volume that this kubelet does not have.
@@ -427,26 +340,34 @@ fn unsupported(volume: &Volume) -> String {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
 
     #[test]
-    fn host_paths_are_checked() {
-        let dir = tempfile::tempdir().unwrap();
-        let at = |name: &str| dir.path().join(name).to_string_lossy().into_owned();
-        fs::write(at("file"), b"").unwrap();
+    fn huge_pages() {
+        let pod = |sizes: &[&str]| -> Pod {
+            let requests: BTreeMap<String, &str> =
+                sizes.iter().map(|size| (format!("hugepages-{size}"), "1Gi")).collect();
+            let container = json!({"name": "c", "resources": {"requests": requests}});
+            serde_json::from_value(json!({"spec": {"containers": [container]}})).unwrap()
+        };
         let cases = [
-            ("file", "File", true),
-            ("file", "Directory", false),
-            ("missing", "", true),
-            ("missing", "Directory", false),
-            ("made", "DirectoryOrCreate", true),
-            ("made", "Directory", true),
-            ("made-file", "FileOrCreate", true),
-            ("file", "Socket", false),
+            ("", &["2Mi"][..], Ok(None)),
+            ("Memory", &["2Mi"], Ok(None)),
+            ("HugePages", &["2Mi"], Ok(Some("2Mi"))),
+            ("HugePages-1Gi", &["2Mi", "1Gi"], Ok(Some("1Gi"))),
+            ("HugePages-1Gi", &["2Mi"], Err("no resource request for huge pages")),
+            ("HugePages", &["2Mi", "1Gi"], Err("multiple huge page sizes")),
+            ("HugePages", &[], Err("no resource request for huge pages")),
         ];
-        for (name, kind, fine) in cases {
-            let source = HostPathVolumeSource { path: at(name), type_: Some(kind.into()) };
-            assert_eq!(host_path(&source).is_ok(), fine, "{name} {kind}");
+        for (medium, sizes, want) in cases {
+            let source = EmptyDirVolumeSource { medium: Some(medium.to_owned()), ..Default::default() };
+            match (page_size(&pod(sizes), &source), want) {
+                (Ok(got), Ok(want)) => assert_eq!(got.as_deref(), want, "{medium} {sizes:?}"),
+                (Err(why), Err(want)) => assert!(why.contains(want), "{why}"),
+                (got, want) => panic!("{medium} {sizes:?}: {got:?} is not {want:?}"),
+            }
         }
     }
 }

@@ -2,7 +2,8 @@
 //! because what a container can write may change between the check and the mount.
 
 use std::fs;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use linux::beneath::Root;
@@ -24,7 +25,7 @@ pub fn bind(volume: &Path, sub_path: &str, target: &Path) -> Result<PathBuf, Vol
             return Err(VolumeError::Refused(format!("subPath {sub_path:?} is not within the volume")));
         }
         Ok(opened) => opened,
-        Err(_) => root.dir(relative).map_err(kernel)?,
+        Err(_) => make(&root, volume, relative)?,
     };
     let source = PathBuf::from(format!("/proc/self/fd/{}", opened.as_raw_fd()));
     let is_dir = fs::metadata(&source).map_err(|e| VolumeError::io("reading a subPath", e))?.is_dir();
@@ -42,6 +43,23 @@ pub fn bind(volume: &Path, sub_path: &str, target: &Path) -> Result<PathBuf, Vol
     }
     mounts::bind(&source, target, true).map_err(kernel)?;
     Ok(target.to_owned())
+}
+
+/// Makes the directory, which whoever may use the volume may use as well.
+// Upstream: pkg/volume/util/subpath/subpath_linux.go doSafeMakeDir
+fn make(root: &Root, volume: &Path, relative: &Path) -> Result<OwnedFd, VolumeError> {
+    let kernel = |source| VolumeError::Kernel {
+        what: format!("failed to create subPath directory for volumeMount {:?}", relative.display()),
+        source,
+    };
+    let opened = root.dir(relative).map_err(kernel)?;
+    let given = || {
+        let mode = fs::metadata(volume)?.permissions().mode() & 0o2777;
+        let made = format!("/proc/self/fd/{}", opened.as_raw_fd());
+        fs::set_permissions(made, fs::Permissions::from_mode(mode))
+    };
+    given().map_err(|e| VolumeError::io("setting a subPath's permissions", e))?;
+    Ok(opened)
 }
 
 /// Whether the path, links followed as the node follows them, ends outside of the volume.
@@ -68,6 +86,14 @@ mod tests {
     use std::os::unix::fs::symlink;
 
     use super::*;
+
+    #[test]
+    fn what_is_made_may_be_used_like_the_volume() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o2777)).unwrap();
+        make(&Root::open(dir.path()).unwrap(), dir.path(), Path::new("a/b")).unwrap();
+        assert_eq!(fs::metadata(dir.path().join("a/b")).unwrap().permissions().mode() & 0o7777, 0o2777);
+    }
 
     #[test]
     fn links_out_of_the_volume_are_found() {

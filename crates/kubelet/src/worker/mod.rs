@@ -5,6 +5,7 @@ mod resize;
 mod start;
 mod terminate;
 
+pub use mounts::recursive_read_only;
 pub use start::with_causes;
 pub use terminate::remove_orphan;
 
@@ -63,6 +64,8 @@ pub struct Worker {
     resize: resize::Resize,
     /// When the pod's use of local storage was measured last.
     measured: Option<Instant>,
+    /// Since when volumes are waited for.
+    volumes_awaited: Option<Instant>,
 }
 
 impl Worker {
@@ -86,6 +89,7 @@ impl Worker {
             finished: false,
             resize,
             measured: None,
+            volumes_awaited: None,
         }
     }
 
@@ -181,6 +185,7 @@ impl Worker {
             verdict: self.verdict.as_ref(),
             runtime_name: &self.core.runtime_name,
             host_ips: &self.core.host_ips(),
+            recursive_read_only: self.core.recursive_read_only(),
             now: self.core.config.clock.now(),
         };
         self.status = status::generate(&facts);

@@ -10,7 +10,7 @@ use api::core::v1::{Container, VolumeMount};
 use cri::v1 as pb;
 
 use super::Worker;
-use super::start::Ready;
+use super::start::{MountedVolumes, Ready};
 use crate::container::config::termination_message_path;
 use crate::container::{dns, expansion};
 use crate::pod;
@@ -62,6 +62,7 @@ impl Worker {
                 container_path: absolute(&mount.mount_path),
                 host_path: host_path.to_string_lossy().into_owned(),
                 readonly: mount.read_only == Some(true) || volume.read_only,
+                recursive_read_only: recursive_read_only(mount, self.core.recursive_read_only())?,
                 propagation: propagation(mount) as i32,
                 ..Default::default()
             });
@@ -103,6 +104,26 @@ impl Worker {
     }
 }
 
+/// The raw devices that the container takes from the pod's volumes.
+// Upstream: pkg/kubelet/kubelet_pods.go makeBlockVolumes
+pub fn devices(container: &Container, volumes: &MountedVolumes) -> Result<Vec<pb::Device>, String> {
+    let taken = container.volume_devices.iter().flatten().map(|device| {
+        let volume = volumes.get(&device.name).filter(|volume| volume.is_device);
+        let volume = volume.ok_or_else(|| {
+            format!("cannot find volume {:?} to pass into container {:?}", device.name, container.name)
+        })?;
+        // The runtime is to find the device itself, whatever links there are to it.
+        let at = fs::canonicalize(&volume.path)
+            .map_err(|e| format!("cannot find the device of volume {:?}: {e}", device.name))?;
+        Ok(pb::Device {
+            container_path: device.device_path.clone(),
+            host_path: at.to_string_lossy().into_owned(),
+            permissions: if volume.read_only { "r" } else { "mrw" }.to_owned(),
+        })
+    });
+    taken.collect()
+}
+
 /// A file that the container may write, whoever it runs as.
 fn make_writable(path: &Path) -> std::io::Result<()> {
     if let Some(parent) = path.parent() {
@@ -121,6 +142,33 @@ fn propagation(mount: &VolumeMount) -> pb::MountPropagation {
         Some("HostToContainer") => pb::MountPropagation::PropagationHostToContainer,
         Some("Bidirectional") => pb::MountPropagation::PropagationBidirectional,
         _ => pb::MountPropagation::PropagationPrivate,
+    }
+}
+
+/// Whether what is mounted below the volume is read-only as well.
+// Upstream: pkg/kubelet/kubelet_pods.go resolveRecursiveReadOnly
+pub fn recursive_read_only(mount: &VolumeMount, able: bool) -> Result<bool, String> {
+    let name = &mount.name;
+    let mode = mount.recursive_read_only.as_deref().unwrap_or("Disabled");
+    if mode == "Disabled" {
+        return Ok(false);
+    }
+    if mount.read_only != Some(true) {
+        return Err(format!("volume {name:?} requested recursive read-only mode, but it is not read-only"));
+    }
+    if let Some(propagation) = mount.mount_propagation.as_deref().filter(|p| *p != "None") {
+        return Err(format!(
+            "volume {name:?} requested recursive read-only mode, but it is not compatible with propagation \
+             {propagation:?}"
+        ));
+    }
+    match mode {
+        "IfPossible" => Ok(able),
+        "Enabled" if able => Ok(true),
+        "Enabled" => Err(format!(
+            "volume {name:?} requested recursive read-only mode, but it is not supported by the runtime"
+        )),
+        other => Err(format!("unknown recursive read-only mode {other:?}")),
     }
 }
 
@@ -150,6 +198,33 @@ fn sub_path(mount: &VolumeMount, environment: &BTreeMap<String, String>) -> Resu
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn read_only_all_the_way_down() {
+        let cases = [
+            (Some(true), None, None, true, Ok(false)),
+            (Some(true), Some("Disabled"), None, true, Ok(false)),
+            (Some(true), Some("IfPossible"), None, true, Ok(true)),
+            (Some(true), Some("IfPossible"), Some("None"), false, Ok(false)),
+            (Some(true), Some("Enabled"), None, true, Ok(true)),
+            (Some(true), Some("Enabled"), None, false, Err("not supported by the runtime")),
+            (None, Some("IfPossible"), None, true, Err("not read-only")),
+            (Some(true), Some("Enabled"), Some("HostToContainer"), true, Err("not compatible")),
+        ];
+        for (read_only, mode, propagation, able, want) in cases {
+            let mount = VolumeMount {
+                read_only,
+                recursive_read_only: mode.map(str::to_owned),
+                mount_propagation: propagation.map(str::to_owned),
+                ..Default::default()
+            };
+            match (recursive_read_only(&mount, able), want) {
+                (Ok(got), Ok(want)) => assert_eq!(got, want, "{mount:?}"),
+                (Err(why), Err(want)) => assert!(why.contains(want), "{why}"),
+                (got, want) => panic!("{mount:?}: {got:?} is not {want:?}"),
+            }
+        }
+    }
 
     #[test]
     fn sub_paths() {

@@ -9,9 +9,10 @@ use api::Object;
 use api::core::v1::{Container, Secret};
 use cri::v1 as pb;
 use jiff::Timestamp;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::Worker;
+use super::{Worker, mounts};
 use crate::actions::{KillReason, Plan};
 use crate::backoff::go_duration;
 use crate::container::config::{self, ContainerFacts, SandboxFacts};
@@ -21,9 +22,13 @@ use crate::images::Image;
 use crate::pod::{self, ContainerKind};
 use crate::pod_state::{self, ContainerRecord, PodState, State};
 use crate::runtime::describe;
-use crate::status::Waiting;
-use crate::volumes::Mounted;
+use crate::status::{Verdict, Waiting};
+use crate::volumes::{self, Mounted};
 use crate::{cgroup, lifecycle, restart_all};
+
+/// How long a pod waits for volumes that its node has no room for.
+// Upstream: pkg/kubelet/volumemanager/volume_manager.go podAttachAndMountTimeout
+const VOLUMES_TIMEOUT: Duration = Duration::from_secs(123);
 
 pub type MountedVolumes = BTreeMap<String, Mounted>;
 
@@ -54,20 +59,44 @@ impl Worker {
             self.resize.of_cgroup = Some(config::pod_resources(&self.pod));
         }
         let around = core.surroundings(&self.pod, state);
-        match core.volumes.setup(&self.pod, &around).await {
+        let node = core.node();
+        let outcome = tokio::select! {
+            outcome = core.volumes.setup(&self.pod, &around, node.as_deref()) => outcome,
+            // A driver that hangs does not keep the pod from being deleted.
+            () = self.ending() => return Err(()),
+        };
+        match outcome {
             Ok(mounted) => {
+                self.volumes_awaited = None;
                 if let Some(at) = core.volumes.next_refresh(self.pod.uid()) {
                     let left = Duration::try_from(at.duration_since(core.config.clock.now()));
                     self.look_again(left.unwrap_or(Duration::from_secs(60)).max(Duration::from_secs(1)));
                 }
                 Ok(mounted)
             }
-            Err((volume, error)) => {
-                let message = format!("MountVolume.SetUp failed for volume {volume:?} : {error}");
-                self.event(true, "FailedMount", &message);
+            Err(failed) => {
+                let exhausted = volumes::exhausted(&failed);
+                for (volume, error) in failed {
+                    match error.event(&volume) {
+                        Some((reason, message)) => self.event(true, reason, &message),
+                        None => {
+                            tracing::debug!(pod = self.pod.name(), volume, %error, "a volume is waited for")
+                        }
+                    }
+                }
+                self.check_room(exhausted);
                 Err(())
             }
         }
+    }
+
+    /// A pod whose volumes the node has no room for is given up after a while.
+    fn check_room(&mut self, exhausted: Option<String>) {
+        let since = *self.volumes_awaited.get_or_insert_with(Instant::now);
+        let Some(message) = exhausted.filter(|_| since.elapsed() >= VOLUMES_TIMEOUT) else { return };
+        let reason = "VolumeAttachmentLimitExceeded";
+        self.event(true, reason, &message);
+        self.verdict = Some(Verdict { reason: reason.to_owned(), message, ..Default::default() });
     }
 
     /// Stops what lived in a sandbox that cannot be used any more.
@@ -251,6 +280,7 @@ impl Worker {
         let environment = self.environment(container, start.volumes, &around).await.map_err(config_error)?;
         let restart_count = self.restart_count(container, start.state);
         let volumes = Ready { volumes: start.volumes, images: &image_volumes };
+        let devices = mounts::devices(container, start.volumes).map_err(config_error)?;
         let mounts = self.mounts(container, restart_count, &volumes, &environment, start.state);
         let mounts = mounts.map_err(config_error)?;
         let seccomp_root = self.core.paths.seccomp();
@@ -260,6 +290,7 @@ impl Worker {
             image_user: &image.user,
             environment: &environment,
             mounts,
+            devices,
             target: start.target.as_deref(),
             memory: &self.core.memory(),
             users: start.users,

@@ -50,7 +50,7 @@ impl Worker {
         if desired_gone || pod::is_terminal_phase(self.status.phase.as_deref().unwrap_or_default()) {
             status::finish(&mut self.status);
         }
-        if let Err(error) = self.core.volumes.teardown(self.pod.uid()) {
+        if let Err(error) = self.core.volumes.teardown(self.pod.uid()).await {
             tracing::warn!(pod = self.pod.name(), %error, "cannot take a pod's volumes away yet");
             return self.failed();
         }
@@ -217,7 +217,7 @@ async fn remove(core: &crate::core::Core, uid: &str) -> Result<(), String> {
         fine(runtime.stop_sandbox(&sandbox.id).await)?;
         fine(runtime.remove_sandbox(&sandbox.id).await)?;
     }
-    core.volumes.teardown(uid).map_err(|e| e.to_string())?;
+    core.volumes.teardown(uid).await.map_err(|e| e.to_string())?;
     linux::mounts::remove_tree(&core.paths.pod(uid)).map_err(|e| with_causes(&e))?;
     core.user_namespaces.release(uid);
     cgroup::remove(&core.config.cgroup_root, uid).map_err(|e| with_causes(&e))

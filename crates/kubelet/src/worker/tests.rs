@@ -25,6 +25,8 @@ use crate::paths::Paths;
 use crate::runtime::{Events, POD_UID, Result, Runtime};
 use crate::status::publisher::Publisher;
 use crate::volumes::Volumes;
+use crate::volumes::csi::{self, Csi};
+use crate::volumes::tokens::Tokens;
 
 #[derive(Default)]
 struct World {
@@ -317,30 +319,46 @@ impl Bench {
         let paths = Paths::new(&config.root_dir, &config.pod_logs_dir);
         let informers = InformerFactory::new(client.clone(), shutdown.clone());
         let services = informers.informer();
+        let kinds = informers.informer();
         informers.start();
         assert!(services.synced().await);
         let wakers = Wakers::default();
         let cache = || (client.clone(), wakers.clone(), shutdown.clone());
         let (a, b, c) = cache();
         let (d, e, f) = cache();
+        let recorder = EventRecorder::new(client.clone(), "kubelet", "node", clock.clone()).0;
+        let tokens = Arc::new(Tokens::new(client.clone(), clock.clone()));
+        let csi = Arc::new(Csi::new(csi::Parts {
+            paths: paths.clone(),
+            node_name: "node".into(),
+            boot_id: "boot".into(),
+            client: client.clone(),
+            clock: clock.clone(),
+            tokens: tokens.clone(),
+            kinds,
+            wakers: wakers.clone(),
+            recorder: recorder.clone(),
+        }));
         let volumes = Volumes::new(
             paths.clone(),
             client.clone(),
             clock.clone(),
             ObjectCache::new(a, b, c),
             ObjectCache::new(d, e, f),
+            tokens,
+            csi,
         );
         let arc: Arc<dyn Runtime> = Arc::new(runtime.clone());
         let publisher = Publisher::new(client.clone());
         tokio::spawn(publisher.clone().run(shutdown.clone()));
         let core = Arc::new(Core {
-            images: Images::new(arc.clone(), clock.clone()),
+            images: Images::new(arc.clone(), clock),
             restarts: Mutex::new(Backoff::new(Duration::from_secs(10), Duration::from_secs(300))),
             publisher,
             access: client::delegated::Delegated::new(client.clone()),
             runtime_name: "fake".into(),
             runtime_version: "1".into(),
-            recorder: EventRecorder::new(client.clone(), "kubelet", "node", clock).0,
+            recorder,
             changes: broadcast::Sender::new(1),
             network_ready: true.into(),
             pods: Mutex::default(),
