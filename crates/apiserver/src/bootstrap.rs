@@ -64,19 +64,19 @@ fn kubernetes_service(server: &ApiServer) -> Value {
             "labels": {"provider": "kubernetes", "component": "apiserver"},
         },
         "spec": {
-            "type": "ClusterIP", "clusterIP": server.services.first_address().to_string(), "sessionAffinity": "None",
+            "type": "ClusterIP", "clusterIP": server.services.first_address(), "sessionAffinity": "None",
             "ports": [{"name": "https", "protocol": "TCP", "port": 443, "targetPort": server.config.advertise.1}],
         },
     })
 }
 
-/// The range that Services' addresses come from, as the API tells it.
+/// The ranges that Services' addresses come from, as the API tells them.
 ///
 /// Upstream: pkg/controlplane/controller/defaultservicecidr/default_servicecidr_controller.go
 fn kubernetes_service_cidr(server: &ApiServer) -> Value {
     json!({
         "apiVersion": "networking.k8s.io/v1", "kind": "ServiceCIDR", "metadata": {"name": "kubernetes"},
-        "spec": {"cidrs": [server.services.range()]},
+        "spec": {"cidrs": server.services.ranges()},
     })
 }
 
@@ -134,12 +134,18 @@ impl ApiServer {
         Ok(())
     }
 
-    /// The range of Services, and that it is ready: what the server allocates from is never being prepared.
+    /// The ranges of Services, and that they are ready: what the server allocates from is never being prepared. A
+    /// cluster may get a second family later.
     async fn bootstrap_service_cidr(&self, client: &Client) -> Result<(), client::Error> {
         let range = kubernetes_service_cidr(self);
         self.create_absent(client, range.clone()).await?;
         let Some(resource) = self.resource_of(&range) else { return Ok(()) };
         let mut current = client.get_value(&resource, "", "kubernetes").await?;
+        let (had, has) = (&current["spec"]["cidrs"], &range["spec"]["cidrs"]);
+        if had.as_array().is_some_and(|had| had.len() == 1) && had[0] == has[0] && had != has {
+            current["spec"]["cidrs"] = has.clone();
+            current = client.update_value(&resource, "", "kubernetes", None, &current).await?;
+        }
         let conditions = current["status"]["conditions"].as_array();
         if conditions.is_some_and(|all| all.iter().any(|condition| condition["type"] == "Ready")) {
             return Ok(());

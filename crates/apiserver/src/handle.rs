@@ -53,8 +53,9 @@ pub struct Config {
     /// Without it, there are no ServiceAccount tokens.
     pub issuer: Option<Arc<TokenIssuer>>,
     pub review_token: Option<ReviewToken>,
-    /// The range of cluster addresses: address and prefix length.
-    pub service_cidr: (IpAddr, u8),
+    /// The ranges of cluster addresses, one a family, that of the first being the usual one: address and prefix
+    /// length.
+    pub service_cidrs: Vec<(IpAddr, u8)>,
     pub node_ports: RangeInclusive<u16>,
     /// Where this server is reached, for discovery and the `kubernetes` Service.
     pub advertise: (IpAddr, u16),
@@ -167,7 +168,7 @@ enum Route {
 impl ApiServer {
     /// [`Registry::run`] must be running.
     pub fn new(registry: Arc<Registry>, config: Config, shutdown: CancellationToken) -> Arc<Self> {
-        let services = Services::new(config.service_cidr, config.node_ports.clone());
+        let services = Services::new(&config.service_cidrs, config.node_ports.clone());
         let peers = Arc::new(Peers::new(Resolver::new(registry.clone()), config.front_proxy.clone()));
         registry.connect(WebhookClient::new(peers.clone()), config.random.clone());
         let server = Arc::new(ApiServer {

@@ -71,7 +71,7 @@ pub fn config() -> Config {
         admit: Arc::new(AdmitAll),
         issuer: None,
         review_token: None,
-        service_cidr: ([10, 43, 0, 0].into(), 16),
+        service_cidrs: vec![([10, 43, 0, 0].into(), 16)],
         node_ports: 30000..=32767,
         advertise: ([192, 0, 2, 1].into(), 6443),
         kubelet_tls: None,

@@ -93,21 +93,24 @@ fn add(config: &Config, attachment: &Attachment, netns: &str, pod: Option<&PodNa
     for range in &ranges {
         host::enable_forwarding(range.is_ipv6())?;
     }
-    let addresses = Addresses::lock(&config.state_dir)?.give(&ranges, attachment)?;
     // The lock is free while the kernel works: wiring touches only what is the attachment's own.
-    let announced = match (&config.policy_dir, pod) {
-        (Some(dir), Some(pod)) => policy::announce(dir, attachment, pod, &addresses),
-        _ => Ok(()),
-    };
-    let made = announced
-        .and_then(|()| attach::add(attachment, &namespace, &addresses, config.mtu))
-        .and_then(|()| publish(config, attachment, &addresses, &mappings));
-    if let Err(error) = made {
-        // The first error is the one to tell; what cannot be undone now, DEL or GC undoes.
-        let _ = delete(config, attachment);
-        return Err(error);
+    let given = Addresses::lock(&config.state_dir).and_then(|table| table.give(&ranges, attachment));
+    let made = given.and_then(|addresses| {
+        if let (Some(dir), Some(pod)) = (&config.policy_dir, pod) {
+            policy::announce(dir, attachment, pod, &addresses)?;
+        }
+        attach::add(attachment, &namespace, &addresses, config.mtu)?;
+        publish(config, attachment, &addresses, &mappings)?;
+        Ok(addresses)
+    });
+    match made {
+        Ok(addresses) => Ok(result(config, attachment, netns, &addresses)),
+        Err(error) => {
+            // The first error is the one to tell; what cannot be undone now, DEL or GC undoes.
+            let _ = delete(config, attachment);
+            Err(error)
+        }
     }
-    Ok(result(config, attachment, netns, &addresses))
 }
 
 fn publish(

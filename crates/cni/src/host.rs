@@ -20,14 +20,33 @@ pub fn setup_host(cluster_cidrs: &[Cidr]) -> Result<(), Error> {
     Ok(())
 }
 
-/// Turns forwarding on. It is left alone where it is on: writing it resets other settings of the family.
-pub(crate) fn enable_forwarding(ipv6: bool) -> Result<(), Error> {
+/// Turns forwarding on in the network namespace of the calling thread. It is left alone where it is on: writing it
+/// resets other settings of the family.
+pub fn enable_forwarding(ipv6: bool) -> Result<(), Error> {
     let path = if ipv6 { "/proc/sys/net/ipv6/conf/all/forwarding" } else { "/proc/sys/net/ipv4/ip_forward" };
     let enable = || match std::fs::read_to_string(path)?.trim() {
-        "0" => std::fs::write(path, "1"),
+        "0" => {
+            if ipv6 {
+                keep_router_advertisements()?;
+            }
+            std::fs::write(path, "1")
+        }
         _ => Ok(()),
     };
     enable().map_err(Error::io(format!("turn on forwarding in {path}")))
+}
+
+/// A host that forwards believes no router unless it is told to: it would lose the routes that it got from one.
+fn keep_router_advertisements() -> io::Result<()> {
+    for link in std::fs::read_dir("/proc/sys/net/ipv6/conf")? {
+        let path = link?.path().join("accept_ra");
+        match std::fs::read_to_string(&path) {
+            Ok(text) if text.trim() == "1" => std::fs::write(&path, "2")?,
+            // The link may go at any moment.
+            Ok(_) | Err(_) => {}
+        }
+    }
+    Ok(())
 }
 
 /// Takes away what the plugin made on this node: the links of every attachment in the state directory, the

@@ -25,4 +25,4 @@ mod rules;
 pub use call::main;
 pub use cidr::Cidr;
 pub use error::Error;
-pub use host::{reset, setup_host};
+pub use host::{enable_forwarding, reset, setup_host};

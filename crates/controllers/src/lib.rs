@@ -31,6 +31,7 @@ mod garbage_graph;
 mod history;
 mod job;
 mod legacy_tokens;
+mod load_balancer;
 mod namespace;
 mod node_ipam;
 mod node_lifecycle;
@@ -78,10 +79,12 @@ pub use volumes::local_path::{LocalPath, run_node as run_local_path, storage_cla
 /// How the controllers are set up.
 #[derive(Clone)]
 pub struct Config {
-    /// The range that nodes' pod ranges are cut from; empty to allocate none.
+    /// The ranges that nodes' pod ranges are cut from, parted by commas; empty to allocate none.
     pub cluster_cidr: String,
-    /// The size of a node's pod range.
+    /// The size of a node's pod range of IPv4.
     pub node_cidr_mask: u8,
+    /// The size of a node's pod range of IPv6.
+    pub node_cidr_mask_ipv6: u8,
     /// What pods verify the API server by.
     pub root_ca_pem: String,
     /// What approved certificate requests are signed with; without it none are.

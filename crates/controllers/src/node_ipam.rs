@@ -39,8 +39,6 @@ impl Pool {
             IpAddr::V4(v4) => (u128::from(u32::from(v4)), 32),
             IpAddr::V6(v6) => (u128::from(v6), 128),
         };
-        // Upstream: the IPv6 default of --node-cidr-mask-size-ipv6; the flag here is IPv4's.
-        let node_mask = if width == 128 { 64.max(mask) } else { node_mask };
         if mask > node_mask || node_mask > width || node_mask - mask > MAX_BITS {
             return Err(wrong(&format!("nodes cannot get ranges of /{node_mask} from it")));
         }
@@ -88,7 +86,10 @@ impl Pool {
 
 fn pools(config: &Config) -> Result<Vec<Pool>, Error> {
     let cidrs = config.cluster_cidr.split(',').map(str::trim).filter(|cidr| !cidr.is_empty());
-    cidrs.map(|cidr| Pool::parse(cidr, config.node_cidr_mask)).collect()
+    let mask = |cidr: &str| {
+        if cidr.contains(':') { config.node_cidr_mask_ipv6 } else { config.node_cidr_mask }
+    };
+    cidrs.map(|cidr| Pool::parse(cidr, mask(cidr))).collect()
 }
 
 /// Whether the configuration can be worked with.
@@ -180,7 +181,7 @@ mod tests {
         check("10.42.0.0/24", 24, &["0.0.0.0/0"], None);
         check("10.42.0.0/24", 24, &["10.99.0.0/24", "nonsense", "fd00::/64"], Some("10.42.0.0/24"));
         check("10.42.0.0/24", 25, &["10.42.0.64/26"], Some("10.42.0.128/25"));
-        check("fd00:10::/56", 24, &["fd00:10::/64"], Some("fd00:10:0:1::/64"));
+        check("fd00:10::/56", 64, &["fd00:10::/64"], Some("fd00:10:0:1::/64"));
     }
 
     #[test]

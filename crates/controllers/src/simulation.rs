@@ -303,6 +303,7 @@ impl Cluster {
         let config = Config {
             cluster_cidr: "10.42.0.0/16".into(),
             node_cidr_mask: 24,
+            node_cidr_mask_ipv6: 64,
             root_ca_pem: "PEM".into(),
             signing_authority: None,
             sign_token: None,

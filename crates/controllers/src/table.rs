@@ -37,6 +37,7 @@ controllers! {
     "disruption-controller" => crate::disruption::run,
     "resourcequota-controller" => crate::resource_quota::run,
     "node-ipam-controller" => crate::node_ipam::run,
+    "service-lb-controller" => crate::load_balancer::run,
     "node-lifecycle-controller" => crate::node_lifecycle::run,
     "taint-eviction-controller" => crate::taint_eviction::run,
     "pod-garbage-collector-controller" => crate::pod_gc::run,
@@ -126,6 +127,7 @@ pub(crate) fn service_account(controller: &str) -> Option<&str> {
         "node-ipam-controller" | "node-lifecycle-controller" | "taint-eviction-controller" => {
             "node-controller"
         }
+        "service-lb-controller" => "service-controller",
         "pod-garbage-collector-controller" => "pod-garbage-collector",
         "persistentvolumeclaim-protection-controller" => "pvc-protection-controller",
         "persistentvolume-protection-controller" => "pv-protection-controller",

@@ -2,7 +2,8 @@
 //!
 //! Start with [`zone`], the decider: a question about the cluster's names to an answer, from whatever [`Cluster`]
 //! knows. [`Informers`] is what the API server says, always current; `server` is the sockets; `forward` asks
-//! upstream servers about all other names. [`ensure_service`] makes the Service that pods ask.
+//! upstream servers about all other names. A server runs on every node: [`announce`] says so on the Node, and
+//! [`keep_service`] makes the Service that pods ask of all that do.
 //!
 //! What always holds: a name inside the cluster's domain is never asked of anyone else, and this server never
 //! asks itself. Answers come from memory and are as fresh as the last event of the API server.
@@ -16,7 +17,7 @@ pub mod zone;
 
 pub use cluster::{Cluster, Informers};
 pub use forward::upstreams;
-pub use kube_service::ensure_service;
+pub use kube_service::{announce, keep_service};
 pub use run::run;
 
 use std::net::SocketAddr;
@@ -49,6 +50,4 @@ pub enum Error {
     Forward(#[source] hickory_resolver::net::NetError),
     #[error("the server ended")]
     Serve(#[source] hickory_server::net::NetError),
-    #[error("cannot publish the Service kube-dns")]
-    Service(#[source] client::Error),
 }

@@ -84,9 +84,11 @@ async fn scenario() {
     server.put("/api/v1/namespaces", json!({"metadata": {"name": "shop"}}));
     let ext = json!({"type": "ExternalName", "externalName": "example.org"});
     server.put("/api/v1/services", json!({"metadata": {"name": "ext", "namespace": "shop"}, "spec": ext}));
-    dns::ensure_service(&client, "10.43.0.10".parse().unwrap(), "one", "192.0.2.1".parse().unwrap(), 10053)
-        .await
-        .unwrap();
+    server.put(
+        "/api/v1/services",
+        json!({"metadata": {"name": "kube-dns", "namespace": "kube-system"},
+            "spec": {"clusterIP": "10.43.0.10", "clusterIPs": ["10.43.0.10"]}}),
+    );
     let many: Vec<_> = (1..=100).map(|number| json!({"addresses": [format!("10.42.0.{number}")]})).collect();
     server.put(
         "/api/v1/services",

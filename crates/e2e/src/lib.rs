@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
+pub mod dev;
 pub mod images;
 
 /// How long anything may take.

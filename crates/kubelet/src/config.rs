@@ -109,7 +109,10 @@ impl Config {
             cluster_domain: "cluster.local".to_owned(),
             resolv_conf: PathBuf::from("/etc/resolv.conf"),
             max_pods: 110,
-            address: IpAddr::from([0, 0, 0, 0]),
+            address: match node_ip {
+                IpAddr::V4(_) => std::net::Ipv4Addr::UNSPECIFIED.into(),
+                IpAddr::V6(_) => std::net::Ipv6Addr::UNSPECIFIED.into(),
+            },
             port: 10250,
             tls: None,
             cgroup_root: PathBuf::from("/"),

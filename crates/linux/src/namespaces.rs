@@ -100,12 +100,18 @@ fn on_own_thread<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 's
     thread.join().unwrap_or_else(|_| Err(Error::call("namespace thread", rustix::io::Errno::CANCELED)))
 }
 
-/// Moves this process, which must have one thread only, into a network namespace and into a mount namespace of its
-/// own, of which nothing that is mounted there is seen outside.
-pub fn become_machine(network: &Path) -> Result<()> {
-    let file = File::open(network).map_err(|e| Error::io(network, e))?;
-    move_into_link_name_space(file.as_fd(), Some(LinkNameSpaceType::Network))
-        .map_err(|e| Error::call("setns", e))?;
+/// Moves this process, which must have one thread only, into a network namespace and into the mount namespace of
+/// `resident`, a process that is there already; without one, into a mount namespace of its own, of which nothing
+/// that is mounted there is seen outside.
+pub fn become_machine(network: &Path, resident: Option<i32>) -> Result<()> {
+    let enter = |path: &Path, kind| {
+        let file = File::open(path).map_err(|e| Error::io(path, e))?;
+        move_into_link_name_space(file.as_fd(), Some(kind)).map_err(|e| Error::call("setns", e))
+    };
+    enter(network, LinkNameSpaceType::Network)?;
+    if let Some(pid) = resident {
+        return enter(Path::new(&format!("/proc/{pid}/ns/mnt")), LinkNameSpaceType::Mount);
+    }
     unshare(UnshareFlags::NEWNS)?;
     mounts::set_propagation(Path::new("/"), mounts::Propagation::Slave, true)
 }

@@ -1,7 +1,14 @@
-//! Links, addresses, routes and neighbours, by rtnetlink. Start with [`Netlink::open`].
+//! Links, addresses, routes and neighbours, by rtnetlink. Start with [`Netlink::open`]; [`Changes`] tells what
+//! changes.
 //!
 //! What always holds: a [`Netlink`] acts in the network namespace of the thread that opened it, wherever it is
 //! used. What is already so, and what is already gone, is no error, so that a step can be repeated.
+
+mod changes;
+mod tunnel;
+
+pub use changes::{Change, Changes};
+pub use tunnel::Vxlan;
 
 use std::io;
 use std::net::IpAddr;
@@ -11,7 +18,6 @@ use futures::TryStreamExt;
 use rtnetlink::packet_route::AddressFamily;
 use rtnetlink::packet_route::address::{AddressAttribute, AddressHeaderFlags, AddressScope};
 use rtnetlink::packet_route::link::{InfoData, InfoVeth, LinkAttribute, LinkFlags, LinkMessage};
-use rtnetlink::packet_route::neighbour::{NeighbourAddress, NeighbourAttribute};
 use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteScope};
 use rtnetlink::{Handle, LinkBridge, LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder};
 
@@ -45,7 +51,7 @@ pub struct VethPair<'a> {
     pub mtu: Option<u32>,
 }
 
-/// A route through one link. Length 0 is the default route.
+/// A route through one link, on which the gateway is. Length 0 is the default route.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Route {
     pub destination: IpAddr,
@@ -197,27 +203,7 @@ impl Netlink {
 
     /// The hardware addresses known on a link.
     pub async fn neighbours(&self, index: u32) -> io::Result<Vec<(IpAddr, Mac)>> {
-        let mut messages = self.handle.neighbours().get().execute();
-        let mut neighbours = Vec::new();
-        while let Some(message) = messages.try_next().await.map_err(error)? {
-            let (mut address, mut mac) = (None, None);
-            for attribute in &message.attributes {
-                match attribute {
-                    NeighbourAttribute::Destination(NeighbourAddress::Inet(ip)) => {
-                        address = Some(IpAddr::V4(*ip))
-                    }
-                    NeighbourAttribute::Destination(NeighbourAddress::Inet6(ip)) => {
-                        address = Some(IpAddr::V6(*ip))
-                    }
-                    NeighbourAttribute::LinkLayerAddress(bytes) => mac = Mac::try_from(&bytes[..]).ok(),
-                    _ => {}
-                }
-            }
-            if message.header.ifindex == index {
-                neighbours.extend(address.zip(mac));
-            }
-        }
-        Ok(neighbours)
+        self.neighbours_that(|header| header.ifindex == index).await
     }
 }
 
@@ -252,7 +238,8 @@ fn route_message(route: &Route) -> io::Result<RouteMessage> {
         .map_err(io::Error::other)?
         .output_interface(route.link);
     match route.gateway {
-        Some(gateway) => builder = builder.gateway(gateway).map_err(io::Error::other)?,
+        // The link is named: whether the gateway is on it is not for another route to say.
+        Some(gateway) => builder = builder.gateway(gateway).map_err(io::Error::other)?.onlink(),
         None => builder = builder.scope(RouteScope::Link),
     }
     Ok(builder.build())

@@ -1,8 +1,14 @@
-//! Routes to the pods of other nodes, where the nodes share a link: each node's pod range by the node's address.
+//! Routes to the pods of other nodes: plain ones where nodes share a link, through a VXLAN elsewhere.
 //!
-//! Start with [`wanted`], the decider. A node that is on no link of ours gets no route here: what leads to it is
-//! for a tunnel. What always holds: routes whose node is gone go too, those of this node's own pods are never
-//! touched, and other routes out of the cluster's ranges are nobody's business here.
+//! Start with [`decide::wanted`], the decider. Each node says in an annotation where its end of the tunnel is
+//! ([`decide::Vtep`]); [`kernel`] brings links, neighbours and routes to what is wanted, by difference. What always
+//! holds: what leads to a node that is gone goes too; a node that tunnels to nobody has no tunnel; routes of this
+//! node's own pods are never touched, and other routes out of the cluster's ranges are nobody's business here.
+
+mod decide;
+mod kernel;
+
+pub use kernel::{pod_mtu, reset};
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -11,146 +17,78 @@ use std::time::Duration;
 
 use api::Object;
 use api::core::v1::Node;
-use client::Client;
-use controller_runtime::{Informer, InformerFactory};
-use linux::netlink::{Netlink, Route};
+use client::{Client, PatchType};
+use controller_runtime::{Event, Informer, InformerFactory};
+use linux::netlink::{Change, Changes, Netlink};
+use serde_json::json;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use crate::Error;
+use decide::{Own, Range, VTEP};
 
-/// How long to wait before a change that the kernel refused is tried again.
+/// How long to wait before a change that the kernel or the API server refused is tried again.
 const RETRY: Duration = Duration::from_secs(5);
+/// How long events are gathered after the first: addresses and links come in bursts.
+const GATHER: Duration = Duration::from_millis(10);
+
+/// How packets reach the pods of other nodes. All nodes of a cluster have the same.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Backend {
+    /// Plain routes to nodes on a link of ours, a VXLAN to all others.
+    #[default]
+    Vxlan,
+    /// A VXLAN to every node, for links that carry packets of known addresses only.
+    VxlanOnly,
+    /// Plain routes only: all nodes share a link, or other routers know the way.
+    HostGw,
+    /// Nothing: somebody else sees to it.
+    None,
+}
+
+impl Backend {
+    fn tunnels(self) -> bool {
+        matches!(self, Backend::Vxlan | Backend::VxlanOnly)
+    }
+}
 
 #[derive(Clone, Debug)]
 pub struct Config {
     /// The node that this is.
     pub node_name: String,
+    /// Where other nodes reach it: packets of the tunnel come from this address.
+    pub node_ip: IpAddr,
     /// Where pods are.
     pub cluster_cidrs: Vec<String>,
+    pub backend: Backend,
 }
 
-/// A range of addresses.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Range {
-    first: IpAddr,
-    length: u8,
-}
-
-impl Range {
-    fn parse(text: &str) -> Option<Self> {
-        let (first, length) = text.split_once('/')?;
-        let range = Range { first: first.parse().ok()?, length: length.parse().ok()? };
-        (range.length <= if range.first.is_ipv4() { 32 } else { 128 }).then_some(range)
-    }
-
-    fn contains(&self, address: IpAddr) -> bool {
-        let bits = |address: IpAddr| match address {
-            IpAddr::V4(address) => u128::from(u32::from(address)) << 96,
-            IpAddr::V6(address) => u128::from(address),
-        };
-        let mask = u128::MAX.checked_shl(128 - u32::from(self.length)).unwrap_or(0);
-        self.first.is_ipv4() == address.is_ipv4() && bits(self.first) & mask == bits(address) & mask
-    }
-}
-
-/// A link with an address of this node.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Attached {
-    pub link: u32,
-    pub address: IpAddr,
-    pub prefix_length: u8,
-}
-
-/// The routes to the pods of all other nodes that can be reached without another hop.
-///
-/// Upstream: k8s.io/cloud-provider's route controller does this for clouds; flannel calls it `host-gw`
-pub fn wanted(nodes: &[Arc<Node>], own_name: &str, attached: &[Attached]) -> Vec<Route> {
-    let mut routes = Vec::new();
-    for node in nodes.iter().filter(|node| node.name() != own_name) {
-        let addresses = node.status.iter().flat_map(|status| status.addresses.iter().flatten());
-        let internal: Vec<IpAddr> = addresses
-            .filter(|address| address.type_ == "InternalIP")
-            .filter_map(|address| address.address.parse().ok())
-            .collect();
-        for range in pod_ranges(node) {
-            let gateway = internal.iter().find(|address| address.is_ipv4() == range.first.is_ipv4());
-            let Some(gateway) = gateway else { continue };
-            let link = attached.iter().find(|attached| {
-                let subnet = Range { first: attached.address, length: attached.prefix_length };
-                attached.address != *gateway && subnet.contains(*gateway)
-            });
-            let Some(link) = link else { continue };
-            routes.push(Route {
-                destination: range.first,
-                prefix_length: range.length,
-                gateway: Some(*gateway),
-                link: link.link,
-            });
-        }
-    }
-    routes
-}
-
-fn pod_ranges(node: &Node) -> Vec<Range> {
-    let Some(spec) = &node.spec else { return Vec::new() };
-    let all: Vec<&String> = match &spec.pod_cidrs {
-        Some(ranges) if !ranges.is_empty() => ranges.iter().collect(),
-        _ => spec.pod_cidr.iter().collect(),
-    };
-    all.into_iter().filter_map(|text| Range::parse(text)).collect()
-}
-
-/// What is to be deleted and added so that of all routes into the cluster's ranges by another node only the wanted
-/// ones are there.
-fn difference(present: &[Route], wanted: &[Route], cluster: &[Range]) -> (Vec<Route>, Vec<Route>) {
-    let ours = |route: &&Route| {
-        route.gateway.is_some() && cluster.iter().any(|range| range.contains(route.destination))
-    };
-    let stale = present.iter().filter(ours).filter(|route| !wanted.contains(route)).cloned().collect();
-    let missing = wanted.iter().filter(|route| !present.contains(route)).cloned().collect();
-    (stale, missing)
-}
-
-/// Keeps routes to the pods of other nodes until the shutdown.
+/// Keeps the way to the pods of other nodes until the shutdown. The client may change the annotations of this
+/// node.
 pub async fn run(config: Config, client: Client, shutdown: CancellationToken) -> Result<(), Error> {
-    let cluster = ranges(&config.cluster_cidrs)?;
+    let cluster = decide::ranges(&config.cluster_cidrs)?;
+    if config.backend == Backend::None {
+        reset(&config.cluster_cidrs).await?;
+        return Ok(());
+    }
     let stop = shutdown.child_token();
     let _stop_informers = stop.clone().drop_guard();
-    let factory = InformerFactory::new(client, stop.clone());
+    let factory = InformerFactory::new(client.clone(), stop.clone());
     let nodes = factory.informer::<Node>();
     let changed = Arc::new(Notify::new());
     let told = changed.clone();
-    let differs = |old: &Node, new: &Node| {
-        pod_ranges(old) != pod_ranges(new)
-            || old.status.as_ref().map(|s| &s.addresses) != new.status.as_ref().map(|s| &s.addresses)
-    };
     nodes.subscribe(move |event| match event {
-        controller_runtime::Event::Updated { old, new } if !differs(old, new) => {}
+        Event::Updated { old, new } if !decide::differs(old, new) => {}
         _ => told.notify_one(),
     });
     factory.start();
     if factory.synced().await {
         let netlink = Netlink::open().map_err(Error::Routes)?;
-        loop {
-            let again = match apply(&netlink, &nodes, &config.node_name, &cluster).await {
-                Ok(()) => None,
-                Err(error) => {
-                    tracing::warn!(%error, "routes to other nodes cannot be kept");
-                    Some(RETRY)
-                }
-            };
-            let retry = async {
-                match again {
-                    Some(wait) => tokio::time::sleep(wait).await,
-                    None => std::future::pending().await,
-                }
-            };
-            tokio::select! {
-                () = stop.cancelled() => break,
-                () = changed.notified() => {}
-                () = retry => {}
-            }
+        let changes = Changes::open().map_err(Error::Routes)?;
+        let mut keeper = Keeper { config, cluster, client, nodes, netlink, changes, links: BTreeSet::new() };
+        tokio::select! {
+            () = stop.cancelled() => {}
+            never = keeper.keep(&changed) => match never {},
         }
     }
     stop.cancel();
@@ -158,130 +96,83 @@ pub async fn run(config: Config, client: Client, shutdown: CancellationToken) ->
     Ok(())
 }
 
-fn ranges(texts: &[String]) -> Result<Vec<Range>, Error> {
-    texts.iter().map(|text| Range::parse(text).ok_or_else(|| Error::ClusterCidr(text.clone()))).collect()
+struct Keeper {
+    config: Config,
+    cluster: Vec<Range>,
+    client: Client,
+    nodes: Informer<Node>,
+    netlink: Netlink,
+    changes: Changes,
+    /// The links that our routes go out by.
+    links: BTreeSet<u32>,
 }
 
-async fn apply(
-    netlink: &Netlink,
-    nodes: &Informer<Node>,
-    own_name: &str,
-    cluster: &[Range],
-) -> std::io::Result<()> {
-    let mut attached = Vec::new();
-    let indexes: BTreeSet<u32> = netlink.links().await?.iter().map(|link| link.index).collect();
-    for link in indexes {
-        let addresses = netlink.addresses(Some(link)).await?;
-        attached.extend(addresses.into_iter().map(|(address, prefix_length)| Attached {
-            link,
-            address,
-            prefix_length,
-        }));
-    }
-    let wanted = wanted(&nodes.list(), own_name, &attached);
-    bring(netlink, &wanted, cluster).await
-}
-
-async fn bring(netlink: &Netlink, wanted: &[Route], cluster: &[Range]) -> std::io::Result<()> {
-    for ipv6 in [false, true] {
-        if !cluster.iter().any(|range| range.first.is_ipv6() == ipv6) {
-            continue;
-        }
-        let present = netlink.routes(ipv6).await?;
-        let wanted: Vec<Route> =
-            wanted.iter().filter(|route| route.destination.is_ipv6() == ipv6).cloned().collect();
-        let (stale, missing) = difference(&present, &wanted, cluster);
-        for route in stale {
-            netlink.delete_route(&route).await?;
-        }
-        for route in missing {
-            netlink.add_route(&route).await?;
+impl Keeper {
+    async fn keep(&mut self, changed: &Notify) -> std::convert::Infallible {
+        loop {
+            let mut failed = false;
+            if let Err(error) = self.settle().await {
+                tracing::warn!(%error, "the way to the pods of other nodes cannot be kept");
+                failed = true;
+            }
+            if let Err(error) = self.publish().await {
+                tracing::warn!(%error, "this node's end of the tunnel cannot be published");
+                failed = true;
+            }
+            let retry =
+                async { if failed { tokio::time::sleep(RETRY).await } else { std::future::pending().await } };
+            tokio::select! {
+                () = changed.notified() => {}
+                () = concerns(&mut self.changes, &self.links) => tokio::time::sleep(GATHER).await,
+                () = retry => {}
+            }
         }
     }
-    Ok(())
+
+    /// Brings the kernel to what the nodes say.
+    async fn settle(&mut self) -> std::io::Result<()> {
+        let attached = kernel::attached(&self.netlink).await?;
+        let own = Own {
+            name: &self.config.node_name,
+            node_ip: self.config.node_ip,
+            backend: self.config.backend,
+            attached: &attached,
+        };
+        let nodes = self.nodes.list();
+        let wanted = decide::wanted(&nodes, &own);
+        let tunnel = kernel::Tunnel {
+            local: self.config.node_ip,
+            mac: decide::mac(&self.config.node_name),
+            addresses: decide::tunnel_addresses(&nodes, &self.config.node_name),
+        };
+        self.links = kernel::bring(&self.netlink, &wanted, &tunnel, &self.cluster).await?;
+        Ok(())
+    }
+
+    /// Says on the Node where this end of the tunnel is, if it does not yet.
+    async fn publish(&self) -> Result<(), client::Error> {
+        let Some(node) = self.nodes.get(&self.config.node_name) else { return Ok(()) };
+        let own = self.config.backend.tunnels();
+        let wanted = own.then(|| decide::own_vtep(&self.config.node_name, self.config.node_ip));
+        let annotations = node.metadata.annotations.as_ref();
+        if annotations.and_then(|all| all.get(VTEP)) == wanted.as_ref() {
+            return Ok(());
+        }
+        let patch = json!({"metadata": {"uid": node.uid(), "annotations": {VTEP: wanted}}});
+        self.client.patch::<Node>("", node.name(), None, PatchType::Merge, &patch).await.map(drop)
+    }
 }
 
-/// Takes the routes to the pods of other nodes away.
-pub async fn reset(cluster_cidrs: &[String]) -> Result<(), Error> {
-    let cluster = ranges(cluster_cidrs)?;
-    let netlink = Netlink::open().map_err(Error::Routes)?;
-    bring(&netlink, &[], &cluster).await.map_err(Error::Routes)
+/// Waits for a change in this namespace that routes may depend on.
+async fn concerns(changes: &mut Changes, links: &BTreeSet<u32>) {
+    loop {
+        match changes.next().await {
+            Some(Change::Link(index)) if !links.contains(&index) => {}
+            Some(_) => return,
+            None => std::future::pending().await,
+        }
+    }
 }
 
 #[cfg(test)]
-mod tests {
-    use serde_json::json;
-
-    use super::*;
-
-    fn node(name: &str, address: &str, pods: &str) -> Arc<Node> {
-        let node = json!({
-            "metadata": {"name": name}, "spec": {"podCIDR": pods, "podCIDRs": [pods]},
-            "status": {"addresses": [
-                {"type": "Hostname", "address": name}, {"type": "InternalIP", "address": address},
-            ]},
-        });
-        Arc::new(Node::from_value(node).unwrap())
-    }
-
-    fn route(destination: &str, gateway: Option<&str>, link: u32) -> Route {
-        let range = Range::parse(destination).unwrap();
-        let gateway = gateway.map(|text| text.parse().unwrap());
-        Route { destination: range.first, prefix_length: range.length, gateway, link }
-    }
-
-    #[test]
-    fn other_nodes_on_a_link_of_ours_get_a_route() {
-        let attached = [
-            Attached { link: 1, address: "127.0.0.1".parse().unwrap(), prefix_length: 8 },
-            Attached { link: 2, address: "192.0.2.1".parse().unwrap(), prefix_length: 24 },
-            Attached { link: 2, address: "fd00::1".parse().unwrap(), prefix_length: 64 },
-        ];
-        let nodes = [
-            node("own", "192.0.2.1", "10.42.0.0/24"),
-            node("near", "192.0.2.2", "10.42.1.0/24"),
-            node("far", "198.51.100.2", "10.42.2.0/24"),
-            node("six", "fd00::2", "fd42:0:0:1::/64"),
-            node("mixed", "192.0.2.3", "fd42:0:0:2::/64"),
-            node("new", "192.0.2.4", ""),
-        ];
-        assert_eq!(
-            wanted(&nodes, "own", &attached),
-            [route("10.42.1.0/24", Some("192.0.2.2"), 2), route("fd42:0:0:1::/64", Some("fd00::2"), 2)]
-        );
-    }
-
-    #[test]
-    fn only_routes_of_other_nodes_go() {
-        let cluster = [Range::parse("10.42.0.0/16").unwrap()];
-        let own_pod = route("10.42.0.5/32", None, 7);
-        let default = route("0.0.0.0/0", Some("192.0.2.9"), 2);
-        let stays = route("10.42.1.0/24", Some("192.0.2.2"), 2);
-        let goes = route("10.42.2.0/24", Some("192.0.2.3"), 2);
-        let comes = route("10.42.3.0/24", Some("192.0.2.4"), 2);
-        let present = [own_pod, default, stays.clone(), goes.clone()];
-        assert_eq!(difference(&present, &[stays, comes.clone()], &cluster), (vec![goes], vec![comes]));
-    }
-
-    #[test]
-    fn the_kernel_is_brought_to_what_is_wanted() {
-        let namespace = linux::netns::NetNs::anonymous().expect("making a network namespace needs root");
-        let check = async || {
-            let netlink = Netlink::open().unwrap();
-            let link = netlink.link("lo").await.unwrap().unwrap().index;
-            netlink.set_up(link).await.unwrap();
-            netlink.add_address(link, "192.0.2.1".parse().unwrap(), 24).await.unwrap();
-            let cluster = [Range::parse("10.42.0.0/16").unwrap()];
-            let one = route("10.42.1.0/24", Some("192.0.2.2"), link);
-            let two = route("10.42.2.0/24", Some("192.0.2.3"), link);
-            bring(&netlink, std::slice::from_ref(&one), &cluster).await.unwrap();
-            bring(&netlink, std::slice::from_ref(&two), &cluster).await.unwrap();
-            let routes = netlink.routes(false).await.unwrap();
-            assert!(routes.contains(&two) && !routes.contains(&one), "{routes:?}");
-            bring(&netlink, &[], &cluster).await.unwrap();
-            assert!(!netlink.routes(false).await.unwrap().contains(&two));
-        };
-        let runtime = || tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        namespace.run(|| runtime().block_on(check())).unwrap();
-    }
-}
+mod tests;

@@ -3,7 +3,8 @@
 use std::net::IpAddr;
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use serde::{Deserialize, Serialize};
 
 use crate::components::{
     ServingFlags, apiserver, controller_manager, cri_server, dns, kubelet, proxy, scheduler,
@@ -90,20 +91,50 @@ pub struct DataDir {
 /// What the whole cluster agrees on.
 #[derive(Args, Clone)]
 pub struct ClusterNetwork {
-    /// Addresses of pods
-    #[arg(long, value_name = "CIDR", default_value = "10.42.0.0/16")]
-    pub cluster_cidr: String,
-    /// Addresses of Services
+    /// Addresses of pods: one range, or one of each family
+    #[arg(long, value_name = "CIDR", value_delimiter = ',', default_value = "10.42.0.0/16")]
+    pub cluster_cidr: Vec<String>,
+    /// Addresses of Services: one range, or one of each family, that of the first being the usual one
     #[arg(
         long,
         visible_alias = "service-cluster-ip-range",
         value_name = "CIDR",
+        value_delimiter = ',',
         default_value = "10.43.0.0/16"
     )]
-    pub service_cidr: String,
+    pub service_cidr: Vec<String>,
+    /// How packets reach pods of other nodes
+    #[arg(long, value_enum, value_name = "BACKEND", default_value_t)]
+    pub network_backend: NetworkBackend,
     /// The DNS domain of the cluster
     #[arg(long, value_name = "DOMAIN", default_value = "cluster.local")]
     pub cluster_domain: String,
+}
+
+/// How packets reach the pods of other nodes. All nodes of a cluster have the same.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum NetworkBackend {
+    /// Plain routes where nodes share a link, VXLAN to all others
+    #[default]
+    Vxlan,
+    /// VXLAN to every node
+    VxlanOnly,
+    /// Plain routes only
+    HostGw,
+    /// Nothing: somebody else sees to it
+    None,
+}
+
+impl From<NetworkBackend> for ::proxy::routes::Backend {
+    fn from(backend: NetworkBackend) -> Self {
+        match backend {
+            NetworkBackend::Vxlan => Self::Vxlan,
+            NetworkBackend::VxlanOnly => Self::VxlanOnly,
+            NetworkBackend::HostGw => Self::HostGw,
+            NetworkBackend::None => Self::None,
+        }
+    }
 }
 
 #[derive(Args, Clone)]
@@ -111,18 +142,18 @@ pub struct ClusterNetwork {
 pub struct Server {
     #[command(flatten)]
     pub data: DataDir,
-    /// The address to listen on
-    #[arg(long, value_name = "IP", default_value = "0.0.0.0")]
-    pub bind_address: IpAddr,
+    /// The address to listen on [default: all of this machine]
+    #[arg(long, value_name = "IP")]
+    pub bind_address: Option<IpAddr>,
     /// The port to listen on
     #[arg(long, value_name = "PORT", default_value_t = 6443)]
     pub secure_port: u16,
     /// The name of this node [default: the host's name]
     #[arg(long, value_name = "NAME")]
     pub node_name: Option<String>,
-    /// The address of this node [default: the one that leads to the default gateway]
-    #[arg(long, value_name = "IP")]
-    pub node_ip: Option<IpAddr>,
+    /// The addresses of this node, at most one of each family [default: those that lead to the default gateways]
+    #[arg(long, value_name = "IP", value_delimiter = ',')]
+    pub node_ip: Vec<IpAddr>,
     /// Run the control plane only; needs no root
     #[arg(long)]
     pub no_node: bool,

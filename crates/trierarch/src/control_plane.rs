@@ -49,10 +49,10 @@ pub struct Settings {
     pub bind_address: IpAddr,
     pub port: u16,
     pub node_name: String,
-    /// The address that others reach this server at.
-    pub node_ip: IpAddr,
-    /// The range of Services: its first address and the length of its prefix.
-    pub service_range: (IpAddr, u8),
+    /// The addresses that others reach this server at; it names the first.
+    pub node_ips: Vec<IpAddr>,
+    /// The ranges of Services, one a family: first address and length of the prefix.
+    pub service_ranges: Vec<(IpAddr, u8)>,
     pub cluster_domain: String,
     pub node_ports: RangeInclusive<u16>,
     /// What is done with requests, and how many at once.
@@ -75,18 +75,37 @@ fn url(bind_address: IpAddr, node_ip: IpAddr, port: u16) -> String {
 impl Settings {
     /// How clients on this machine reach the API.
     pub fn url(&self) -> String {
-        url(self.bind_address, self.node_ip, self.port)
+        url(self.bind_address, self.advertised(), self.port)
+    }
+
+    /// The address by which the `kubernetes` Service leads here.
+    fn advertised(&self) -> IpAddr {
+        self.node_ips.first().copied().unwrap_or(self.bind_address)
+    }
+
+    /// Upstream: cmd/kube-apiserver/app/options/validation.go validatePublicIPServiceClusterIPRangeIPFamilies
+    fn check_families(&self) -> anyhow::Result<()> {
+        let (first, length) = *self.service_ranges.first().context("there is no range of Services")?;
+        let advertised = self.advertised();
+        anyhow::ensure!(
+            first.is_ipv6() == advertised.is_ipv6(),
+            "service IP family \"{first}/{length}\" must match public address family \"{advertised}\""
+        );
+        Ok(())
     }
 
     fn names(&self) -> anyhow::Result<Names> {
         Ok(Names {
             node_name: self.node_name.clone(),
             host_name: host::hostname()?,
-            node_ips: vec![self.node_ip, self.bind_address]
-                .into_iter()
+            node_ips: self
+                .node_ips
+                .iter()
+                .chain([&self.bind_address])
                 .filter(|ip| !ip.is_unspecified())
+                .copied()
                 .collect(),
-            service_ip: host::nth_address(self.service_range, 1),
+            service_ips: self.service_ranges.iter().map(|range| host::nth_address(*range, 1)).collect(),
             cluster_domain: self.cluster_domain.clone(),
             extra: Vec::new(),
         })
@@ -129,6 +148,7 @@ impl ControlPlane {
         listener: TcpListener,
         shutdown: CancellationToken,
     ) -> anyhow::Result<Self> {
+        settings.check_families()?;
         let data_dir = &settings.data_dir;
         parts::make_private(data_dir)?;
         let store = match parts::open_store(data_dir) {
@@ -262,9 +282,9 @@ fn assemble(
         admit: chain.clone(),
         issuer: Some(issuer),
         review_token: Some(Arc::new(move |token, audiences| review.authenticate_token(token, audiences))),
-        service_cidr: settings.service_range,
+        service_cidrs: settings.service_ranges.clone(),
         node_ports: settings.node_ports.clone(),
-        advertise: (settings.node_ip, settings.port),
+        advertise: (settings.advertised(), settings.port),
         kubelet_tls: Some(trust.kubelet_tls.clone()),
         front_proxy: Some(trust.front_proxy.clone()),
         max_in_flight: settings.requests.max_in_flight,

@@ -1,6 +1,6 @@
 //! What is to be known of the machine before anything is touched.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 
 use anyhow::{Context, bail};
 
@@ -14,13 +14,41 @@ pub fn hostname() -> anyhow::Result<String> {
     Ok(name)
 }
 
-/// The address that leads to the default gateway. No packet is sent.
+/// The address that leads to the default gateway, of IPv4 if there is one. No packet is sent.
 pub fn node_ip() -> anyhow::Result<IpAddr> {
-    let none = "this machine has no route to anywhere; give --node-ip";
-    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
-    // A documentation address (RFC 5737): connecting a datagram socket only asks the kernel for a route.
-    socket.connect(SocketAddr::from(([192, 0, 2, 1], 9))).context(none)?;
+    node_ip_of(false).or_else(|none| node_ip_of(true).map_err(|_| none))
+}
+
+/// The address that leads to the default gateway of a family.
+fn node_ip_of(ipv6: bool) -> anyhow::Result<IpAddr> {
+    let family = if ipv6 { "IPv6" } else { "IPv4" };
+    let none = || format!("this machine has no route of {family} to anywhere; give --node-ip");
+    // Documentation addresses (RFC 5737, RFC 3849): connecting a datagram socket only asks the kernel for a route.
+    let (own, other) = if ipv6 {
+        (IpAddr::from(Ipv6Addr::UNSPECIFIED), IpAddr::from([0x2001, 0xdb8, 0, 0, 0, 0, 0, 1]))
+    } else {
+        (IpAddr::from(Ipv4Addr::UNSPECIFIED), IpAddr::from([192, 0, 2, 1]))
+    };
+    let socket = UdpSocket::bind((own, 0)).with_context(none)?;
+    socket.connect((other, 9)).with_context(none)?;
     Ok(socket.local_addr()?.ip())
+}
+
+/// The node's addresses: those given, at most one a family, or one of each family of these ranges.
+pub fn node_ips(given: &[IpAddr], ranges: &[(IpAddr, u8)]) -> anyhow::Result<Vec<IpAddr>> {
+    match given {
+        [] => ranges.iter().map(|(first, _)| node_ip_of(first.is_ipv6())).collect(),
+        [_] => Ok(given.to_vec()),
+        [one, other] if one.is_ipv6() != other.is_ipv6() => Ok(given.to_vec()),
+        _ => bail!("--node-ip: at most one address of each family"),
+    }
+}
+
+/// Where to listen for whoever reaches this machine by one of these addresses.
+pub fn any_address(reached_at: &[IpAddr]) -> IpAddr {
+    // A socket of IPv6 takes connections of both.
+    let ipv6 = reached_at.iter().any(IpAddr::is_ipv6);
+    if ipv6 { Ipv6Addr::UNSPECIFIED.into() } else { Ipv4Addr::UNSPECIFIED.into() }
 }
 
 /// A port that is ours, or one clear line.
@@ -74,9 +102,29 @@ pub fn cidr(flag: &str, text: &str) -> anyhow::Result<(IpAddr, u8)> {
     parse().with_context(|| format!("{flag} {text:?} is not a CIDR like 10.42.0.0/16"))
 }
 
+/// The address ranges of a flag: at most one of each family.
+pub fn cidrs(flag: &str, texts: &[String]) -> anyhow::Result<Vec<(IpAddr, u8)>> {
+    let ranges = texts.iter().map(|text| cidr(flag, text.trim())).collect::<anyhow::Result<Vec<_>>>()?;
+    match ranges.as_slice() {
+        [_] => Ok(ranges),
+        [(one, _), (other, _)] if one.is_ipv6() != other.is_ipv6() => Ok(ranges),
+        _ => bail!("{flag} must be one range, or one of each family"),
+    }
+}
+
 /// Fails when two ranges of flags have an address in common.
-pub fn check_apart(ranges: [(&str, (IpAddr, u8)); 2]) -> anyhow::Result<()> {
-    let [(first_flag, first), (second_flag, second)] = ranges;
+pub fn check_apart(
+    (first_flag, first): (&str, &[(IpAddr, u8)]),
+    (second_flag, second): (&str, &[(IpAddr, u8)]),
+) -> anyhow::Result<()> {
+    let mut pairs = first.iter().flat_map(|one| second.iter().map(move |other| (*one, *other)));
+    if pairs.any(|(one, other)| overlap(one, other)) {
+        bail!("{first_flag} and {second_flag} overlap");
+    }
+    Ok(())
+}
+
+fn overlap(first: (IpAddr, u8), second: (IpAddr, u8)) -> bool {
     let bits = |(address, length): (IpAddr, u8)| match address {
         IpAddr::V4(address) => (4, u128::from(u32::from(address)) << 96, length),
         IpAddr::V6(address) => (6, u128::from(address), length),
@@ -84,10 +132,7 @@ pub fn check_apart(ranges: [(&str, (IpAddr, u8)); 2]) -> anyhow::Result<()> {
     let ((family, first, first_length), (other, second, second_length)) = (bits(first), bits(second));
     let shorter = first_length.min(second_length);
     let mask = u128::MAX.checked_shl(128 - u32::from(shorter)).unwrap_or(0);
-    if family == other && first & mask == second & mask {
-        bail!("{first_flag} and {second_flag} overlap");
-    }
-    Ok(())
+    family == other && first & mask == second & mask
 }
 
 /// The address at this place of a range.
@@ -111,9 +156,34 @@ mod tests {
             ("0.0.0.0/0", "10.0.0.0/8", false),
             ("10.0.0.0/8", "a00::/8", true),
             ("fd00::/48", "fd00:0:0:1::/64", false),
+            ("10.42.0.0/16,fd42::/56", "10.43.0.0/16,fd43::/112", true),
+            ("10.42.0.0/16,fd42::/56", "fd42:0:0:3::/112,10.43.0.0/16", false),
         ] {
-            let ranges = [("--a", cidr("--a", first).unwrap()), ("--b", cidr("--b", second).unwrap())];
-            assert_eq!(check_apart(ranges).is_ok(), apart, "{first} {second}");
+            let ranges = |flag, texts: &str| {
+                cidrs(flag, &texts.split(',').map(str::to_owned).collect::<Vec<_>>()).unwrap()
+            };
+            let (first_ranges, second_ranges) = (ranges("--a", first), ranges("--b", second));
+            let checked = check_apart(("--a", &first_ranges), ("--b", &second_ranges));
+            assert_eq!(checked.is_ok(), apart, "{first} {second}");
         }
+    }
+
+    #[test]
+    fn there_is_at_most_one_range_and_one_address_a_family() {
+        let texts = |texts: &str| texts.split(',').map(str::to_owned).collect::<Vec<_>>();
+        for (text, count) in [
+            ("10.42.0.0/16", Some(1)),
+            ("fd42::/56, 10.42.0.0/16", Some(2)),
+            ("10.42.0.0/16,10.43.0.0/16", None),
+            ("10.42.0.0/16,fd42::/56,fd43::/56", None),
+            ("10.42.0.0", None),
+        ] {
+            assert_eq!(cidrs("--x", &texts(text)).ok().map(|ranges| ranges.len()), count, "{text}");
+        }
+        let ips = |text: &str| text.split(',').map(|ip| ip.parse().unwrap()).collect::<Vec<IpAddr>>();
+        assert_eq!(node_ips(&ips("192.0.2.1,2001:db8::1"), &[]).unwrap().len(), 2);
+        assert!(node_ips(&ips("192.0.2.1,192.0.2.2"), &[]).is_err());
+        assert_eq!(any_address(&ips("192.0.2.1")), ips("0.0.0.0")[0]);
+        assert_eq!(any_address(&ips("192.0.2.1,2001:db8::1")), ips("::")[0]);
     }
 }

@@ -1,5 +1,6 @@
 //! The parts of a node, whether the control plane is in the same process or elsewhere: container engine, kubelet,
-//! masquerading, routes to the pods of other nodes, network policies, and the Service proxy.
+//! masquerading, routes to the pods of other nodes, network policies, the Service proxy, and a server of the cluster
+//! DNS.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
@@ -30,7 +31,8 @@ const LOOK_EVERY: Duration = Duration::from_millis(50);
 pub struct Plan {
     pub data_dir: PathBuf,
     pub name: String,
-    pub ip: IpAddr,
+    /// One a family; the first is the one that others use.
+    pub ips: Vec<IpAddr>,
     pub network: ClusterNetwork,
     pub cgroup_root: String,
     /// The CRI socket of another engine; the built-in one when there is none.
@@ -48,23 +50,30 @@ pub struct Identity {
     pub authority: String,
 }
 
-/// Fails, before anything is touched, when a port of the node is taken or its address is not this machine's.
-pub fn check_ports(ip: IpAddr, more: &[u16]) -> anyhow::Result<()> {
-    for port in [KUBELET_PORT, PROXY_HEALTH_PORT].iter().chain(more) {
-        let address = SocketAddr::new(ip, *port);
-        std::net::TcpListener::bind(address).with_context(|| format!("cannot listen on {address}"))?;
+/// Fails, before anything is touched, when a port of the node is taken or an address is not this machine's.
+pub fn check_ports(ips: &[IpAddr]) -> anyhow::Result<()> {
+    for port in [KUBELET_PORT, PROXY_HEALTH_PORT, dns::DEFAULT_PORT] {
+        for ip in ips {
+            let address = SocketAddr::new(*ip, port);
+            std::net::TcpListener::bind(address).with_context(|| format!("cannot listen on {address}"))?;
+        }
     }
     Ok(())
 }
 
 impl Plan {
     /// Starts all parts.
-    pub fn start(&self, running: &mut Running, identity: Identity) -> anyhow::Result<()> {
+    pub async fn start(&self, running: &mut Running, identity: Identity) -> anyhow::Result<()> {
         self.network.remember(&self.data_dir)?;
-        let service_cidrs = [self.network.service_cidr.clone()];
+        let ip = *self.ips.first().context("a node has an address")?;
+        let backend = self.network.network_backend.into();
         let policy_dir = parts::policy_dir(&self.data_dir);
-        let engine =
-            parts::engine_config(&self.data_dir, &self.cgroup_root, &service_cidrs, Some(&policy_dir))?;
+        let service_cidrs = &self.network.service_cidrs;
+        let mut engine =
+            parts::engine_config(&self.data_dir, &self.cgroup_root, service_cidrs, Some(&policy_dir))?;
+        if let cri_server::CniConfig::Plugins { builtin, .. } = &mut engine.cni {
+            builtin.mtu = proxy::routes::pod_mtu(ip, backend).await?;
+        }
         // It listens before the kubelet starts the first pod.
         let policies = netpol::Config { node_name: self.name.clone(), dir: Some(policy_dir) };
         let policies = netpol::Agent::new(policies)?;
@@ -79,7 +88,7 @@ impl Plan {
         };
         let kubelet = kubelet::Config {
             cri_endpoint: endpoint,
-            cluster_dns: vec![self.network.cluster_dns],
+            cluster_dns: self.network.cluster_dns.clone(),
             cluster_domain: self.network.cluster_domain.clone(),
             cgroup_root: PathBuf::from(&self.cgroup_root),
             static_pod_path: Some(self.data_dir.join("manifests")),
@@ -89,43 +98,64 @@ impl Plan {
                 certificate: identity.serving,
                 client_ca: identity.authority.into_bytes(),
             }),
+            node_ips: self.ips.clone(),
+            address: host::any_address(&self.ips),
             port: KUBELET_PORT,
-            ..kubelet::Config::new(&self.name, self.ip, &self.data_dir, host::clock())
+            ..kubelet::Config::new(&self.name, ip, &self.data_dir, host::clock())
         };
         let log = log_ready(self.name.clone(), identity.kubelet.clone(), running.shutdown.clone());
         running.spawn("log of the node", log);
-        running.spawn("kubelet", kubelet::run(kubelet, identity.kubelet, running.shutdown.clone()));
+        running.spawn("kubelet", kubelet::run(kubelet, identity.kubelet.clone(), running.shutdown.clone()));
         let proxy = proxy::Config {
             node_name: self.name.clone(),
-            cluster_cidrs: vec![self.network.cluster_cidr.clone()],
-            healthz_address: Some(SocketAddr::new(self.ip, PROXY_HEALTH_PORT)),
+            cluster_cidrs: self.network.cluster_cidrs.clone(),
+            healthz_address: Some(SocketAddr::new(ip, PROXY_HEALTH_PORT)),
         };
+        let routes = proxy::routes::Config {
+            node_name: self.name.clone(),
+            node_ip: ip,
+            cluster_cidrs: self.network.cluster_cidrs.clone(),
+            backend,
+        };
+        self.start_dns(running, identity.kubelet.named("coredns"));
+        let shutdown = running.shutdown.clone();
+        let keep = async move {
+            let kept = proxy::routes::run(routes, identity.kubelet, shutdown).await;
+            kept.context("the way to the pods of other nodes cannot be kept")
+        };
+        running.spawn("routes", keep);
         running.spawn("network", network(proxy, identity.proxy, running.shutdown.clone()));
         Ok(())
     }
 }
 
-/// Masquerading, routes and Services.
+impl Plan {
+    /// The DNS of this node, which says so on the Node once it answers.
+    fn start_dns(&self, running: &mut Running, client: Client) {
+        let resolv_conf = std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
+        let config = dns::Config {
+            bind_addresses: self.ips.iter().map(|ip| SocketAddr::new(*ip, dns::DEFAULT_PORT)).collect(),
+            cluster_domain: self.network.cluster_domain.clone(),
+            upstreams: dns::upstreams(&resolv_conf),
+            service_addresses: self.network.cluster_dns.clone(),
+        };
+        let name = self.name.clone();
+        let shutdown = running.shutdown.clone();
+        running.spawn("cluster DNS", async move {
+            let announce = dns::announce(client.clone(), name, dns::DEFAULT_PORT, shutdown.clone());
+            let (answered, ()) = tokio::join!(dns::run(config, client, shutdown), announce);
+            anyhow::Ok(answered?)
+        });
+    }
+}
+
+/// Masquerading and Services.
 async fn network(config: proxy::Config, client: Client, shutdown: CancellationToken) -> anyhow::Result<()> {
     let range =
         |text: &String| text.parse().map_err(|_| anyhow::anyhow!("--cluster-cidr {text:?} is not a CIDR"));
     let ranges: Vec<cni::Cidr> = config.cluster_cidrs.iter().map(range).collect::<anyhow::Result<_>>()?;
     tokio::task::spawn_blocking(move || cni::setup_host(&ranges)).await??;
-    let routes = proxy::routes::Config {
-        node_name: config.node_name.clone(),
-        cluster_cidrs: config.cluster_cidrs.clone(),
-    };
-    tokio::try_join!(
-        async {
-            let routes = proxy::routes::run(routes, client.clone(), shutdown.clone());
-            routes.await.context("routes to other nodes cannot be kept")
-        },
-        async {
-            let proxy = proxy::run(config, client.clone(), shutdown.clone());
-            proxy.await.context("the Service proxy failed")
-        },
-    )?;
-    Ok(())
+    proxy::run(config, client, shutdown).await.context("the Service proxy failed")
 }
 
 /// Says once that the node is Ready, by the word of a kubelet that runs now: its lease is newer than this process.

@@ -54,8 +54,8 @@ pub struct Names {
     pub node_name: String,
     pub host_name: String,
     pub node_ips: Vec<IpAddr>,
-    /// The ClusterIP of the `kubernetes` Service.
-    pub service_ip: IpAddr,
+    /// The addresses that the `kubernetes` Service may have.
+    pub service_ips: Vec<IpAddr>,
     /// `cluster.local`.
     pub cluster_domain: String,
     /// More names of the API server, as DNS names or addresses.
@@ -171,7 +171,7 @@ fn api_server_names(names: &Names) -> Vec<String> {
     all.push(names.host_name.clone());
     all.push(names.node_name.clone());
     all.extend(names.node_ips.iter().map(IpAddr::to_string));
-    all.push(names.service_ip.to_string());
+    all.extend(names.service_ips.iter().map(IpAddr::to_string));
     all.push(Ipv4Addr::LOCALHOST.to_string());
     all.extend(names.extra.iter().cloned());
     all
@@ -543,7 +543,7 @@ pub(crate) mod tests {
             node_name: "one".to_owned(),
             host_name: "host".to_owned(),
             node_ips: vec!["192.0.2.7".parse().unwrap()],
-            service_ip: "10.43.0.1".parse().unwrap(),
+            service_ips: vec!["10.43.0.1".parse().unwrap()],
             cluster_domain: "cluster.local".to_owned(),
             extra: Vec::new(),
         }

@@ -62,7 +62,7 @@ async fn reset_data_dir(data_dir: &Path, cgroup_root: &str) -> anyhow::Result<()
     proxy::reset()?;
     netpol::reset()?;
     if let Some(network) = ClusterNetwork::remembered(data_dir) {
-        proxy::routes::reset(&[network.cluster_cidr]).await?;
+        proxy::routes::reset(&network.cluster_cidrs).await?;
     }
     remove_contents(data_dir)?;
     println!("{} is empty, and nothing of it runs", data_dir.display());

@@ -4,11 +4,9 @@
 //! is there. They talk to the API server as they would over the network, by an identity of their own, only that
 //! the request is a function call.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::Arc;
 
-use anyhow::Context;
-use client::Client;
 use controller_runtime::QueueMetrics;
 use tokio_util::sync::CancellationToken;
 
@@ -23,9 +21,9 @@ use crate::{cli, components, host};
 pub async fn run(args: cli::Server) -> anyhow::Result<()> {
     let plan = Plan::new(&args)?;
     let shutdown = host::shutdown_signal()?;
-    let listener = host::listen(SocketAddr::new(args.bind_address, args.secure_port)).await?;
+    let listener = host::listen(SocketAddr::new(plan.settings.bind_address, args.secure_port)).await?;
     if let Some(node) = &plan.node {
-        node::check_ports(node.ip, &[dns::DEFAULT_PORT])?;
+        node::check_ports(&node.ips)?;
     }
     let mut running = Running::new(shutdown.clone());
     // The API outlives the parts, so that they can say what they did last.
@@ -33,7 +31,7 @@ pub async fn run(args: cli::Server) -> anyhow::Result<()> {
     let control_plane = Arc::new(ControlPlane::start(&plan.settings, listener, api_stop.clone()).await?);
     start_control_plane(&mut running, &plan, &control_plane)?;
     if let Some(node) = &plan.node {
-        start_node(&mut running, node, &control_plane)?;
+        start_node(&mut running, node, &control_plane).await?;
     }
     let outcome = running.wait().await;
     api_stop.cancel();
@@ -54,27 +52,30 @@ struct Plan {
 impl Plan {
     fn new(args: &cli::Server) -> anyhow::Result<Self> {
         let flags = &args.network;
-        let cluster_range = host::cidr("--cluster-cidr", &flags.cluster_cidr)?;
-        let service_range = host::cidr("--service-cidr", &flags.service_cidr)?;
-        host::check_apart([("--cluster-cidr", cluster_range), ("--service-cidr", service_range)])?;
+        let cluster_ranges = host::cidrs("--cluster-cidr", &flags.cluster_cidr)?;
+        let service_ranges = host::cidrs("--service-cidr", &flags.service_cidr)?;
+        host::check_apart(("--cluster-cidr", &cluster_ranges), ("--service-cidr", &service_ranges))?;
+        // What the `kubernetes` Service leads to is of its family.
+        let node_ips = host::node_ips(&args.node_ip, &service_ranges)?;
         if !args.no_node {
             host::check_can_run_containers(", or give --no-node for a control plane only")?;
         }
         let network = ClusterNetwork {
-            cluster_cidr: flags.cluster_cidr.clone(),
-            service_cidr: flags.service_cidr.clone(),
+            cluster_cidrs: cluster_ranges.iter().map(|(first, length)| format!("{first}/{length}")).collect(),
+            service_cidrs: service_ranges.iter().map(|(first, length)| format!("{first}/{length}")).collect(),
             cluster_domain: flags.cluster_domain.clone(),
-            cluster_dns: host::nth_address(service_range, 10),
+            cluster_dns: service_ranges.iter().map(|range| host::nth_address(*range, 10)).collect(),
+            network_backend: flags.network_backend,
         };
         let data_dir = std::path::absolute(&args.data.data_dir)?;
         let settings = Settings {
             kubeconfig: args.write_kubeconfig.clone().unwrap_or_else(|| data_dir.join("admin.kubeconfig")),
             data_dir,
-            bind_address: args.bind_address,
+            bind_address: args.bind_address.unwrap_or_else(|| host::any_address(&node_ips)),
             port: args.secure_port,
             node_name: args.node_name.clone().map_or_else(host::hostname, Ok)?,
-            node_ip: args.node_ip.map_or_else(host::node_ip, Ok)?,
-            service_range,
+            node_ips,
+            service_ranges,
             cluster_domain: flags.cluster_domain.clone(),
             node_ports: NODE_PORTS,
             requests: args.requests.settings()?,
@@ -87,7 +88,7 @@ impl Plan {
         let node = node::Plan {
             data_dir: settings.data_dir.clone(),
             name: settings.node_name.clone(),
-            ip: settings.node_ip,
+            ips: settings.node_ips.clone(),
             network: network.clone(),
             cgroup_root: args.cgroup_root.clone(),
             engine_endpoint: args.container_runtime_endpoint.clone(),
@@ -105,7 +106,8 @@ fn start_control_plane(
     plan: &Plan,
     control_plane: &Arc<ControlPlane>,
 ) -> anyhow::Result<()> {
-    let cluster_cidr = plan.network.cluster_cidr.clone();
+    let cluster = host::cidrs("--cluster-cidr", &plan.network.cluster_cidrs)?;
+    let (node_cidr_mask, node_cidr_mask_ipv6) = components::node_cidr_masks(&cluster, [None; 3])?;
     let (root_ca_pem, signing_authority, sign_token) = {
         let pki = control_plane.renewal.pki();
         let sign_token = components::token_signer(pki.service_account_key())?;
@@ -115,8 +117,9 @@ fn start_control_plane(
     let queues = metrics.clone();
     control_plane.metrics().also(move |registry| queues.register(registry));
     let config = controllers::Config {
-        node_cidr_mask: components::node_cidr_mask(&cluster_cidr)?,
-        cluster_cidr,
+        node_cidr_mask,
+        node_cidr_mask_ipv6,
+        cluster_cidr: plan.network.cluster_cidrs.join(","),
         root_ca_pem,
         signing_authority: Some(signing_authority),
         sign_token: Some(sign_token),
@@ -141,12 +144,18 @@ fn start_control_plane(
     };
     let client = control_plane.client("system:kube-scheduler", &[]);
     running.spawn("scheduler", scheduler::run(config, client, shutdown.clone()));
-    running.spawn("certificates", control_plane.renewal.clone().run(shutdown));
+    running.spawn("certificates", control_plane.renewal.clone().run(shutdown.clone()));
+    let admin = control_plane.client("system:kube-dns", &["system:masters"]);
+    let cluster_dns = plan.network.cluster_dns.clone();
+    running.spawn("Service of the DNS", async move {
+        dns::keep_service(admin, cluster_dns, shutdown).await;
+        anyhow::Ok(())
+    });
     Ok(())
 }
 
-/// The parts of the node, and the cluster DNS.
-fn start_node(
+/// The parts of the node.
+async fn start_node(
     running: &mut Running,
     plan: &node::Plan,
     control_plane: &Arc<ControlPlane>,
@@ -157,7 +166,7 @@ fn start_node(
         serving: control_plane.renewal.current(Leaf::KubeletServer),
         authority: control_plane.renewal.pki().authority().to_owned(),
     };
-    plan.start(running, identity)?;
+    plan.start(running, identity).await?;
     let local_path = controllers::LocalPath {
         node_name: plan.name.clone(),
         root: plan.data_dir.join("storage"),
@@ -166,30 +175,5 @@ fn start_node(
     let admin = control_plane.client("system:local-path-provisioner", &["system:masters"]);
     let volumes = controllers::run_local_path(local_path, admin, running.shutdown.clone());
     running.spawn("local volumes", volumes);
-    let admin = control_plane.client("system:kube-dns", &["system:masters"]);
-    let dns = cluster_dns(plan.network.clone(), plan.name.clone(), plan.ip, admin, running.shutdown.clone());
-    running.spawn("cluster DNS", dns);
-    Ok(())
-}
-
-/// The DNS, and the Service by which pods find it.
-async fn cluster_dns(
-    network: ClusterNetwork,
-    node_name: String,
-    node_ip: IpAddr,
-    client: Client,
-    shutdown: CancellationToken,
-) -> anyhow::Result<()> {
-    let resolv_conf = std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
-    let dns = dns::Config {
-        bind_addresses: vec![SocketAddr::new(node_ip, dns::DEFAULT_PORT)],
-        cluster_domain: network.cluster_domain.clone(),
-        upstreams: dns::upstreams(&resolv_conf),
-        service_addresses: vec![network.cluster_dns],
-    };
-    let publish = dns::ensure_service(&client, network.cluster_dns, &node_name, node_ip, dns::DEFAULT_PORT);
-    tokio::try_join!(async { Ok(dns::run(dns, client.clone(), shutdown.clone()).await?) }, async {
-        publish.await.context("cannot publish the cluster DNS")
-    },)?;
     Ok(())
 }

@@ -1,5 +1,5 @@
 //! What a user feels first: how soon a cluster is there, what it costs when idle, how soon a pod runs; and
-//! [`api`], which builds and runs the load tool of crate `bench`.
+//! [`api`] and [`net`], which build and run the tools of crate `bench`.
 
 pub mod node;
 
@@ -19,9 +19,18 @@ const PODS: usize = 10;
 
 /// Runs the load tool, with a release build of the binary unless another server is named.
 pub fn api(arguments: &[String]) -> anyhow::Result<()> {
+    tool("bench", arguments)
+}
+
+/// Runs the tool that measures the network, with a release build of the binary unless another is named.
+pub fn net(arguments: &[String]) -> anyhow::Result<()> {
+    tool("bench-net", arguments)
+}
+
+fn tool(name: &str, arguments: &[String]) -> anyhow::Result<()> {
     let named = |flag: &str| arguments.iter().any(|a| a == flag || a.starts_with(&format!("{flag}=")));
     let mut command = cargo();
-    command.args(["run", "--quiet", "--release", "--package=bench", "--"]);
+    command.args(["run", "--quiet", "--release", "--package=bench", "--bin", name, "--"]);
     if !["--help", "-h", "--kubeconfig", "--binary"].into_iter().any(named) {
         crate::prerequisites::install(crate::prerequisites::RUN)?;
         command.arg("--binary").arg(build()?);

@@ -83,6 +83,13 @@ enum Bench {
         #[arg(long, default_value_t = 1.0)]
         size: f64,
     },
+    /// The network: Services by the thousand, connections, throughput, DNS; `--help` says more
+    #[command(disable_help_flag = true)]
+    Net {
+        /// Arguments for the tool
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
     /// The node: one pod and a hundred from create to running, what each costs, a container's restart
     Node,
     /// Seconds from `server` to a Ready node, memory and processor share when idle, create-to-running of a pod
@@ -120,6 +127,7 @@ fn execute(command: Command) -> anyhow::Result<()> {
             let size = size.to_string();
             run(cargo().args(["run", "--quiet", "--release", "--package=sim", "--", "--bench", &size]))
         }
+        Command::Bench { bench: Bench::Net { arguments } } => bench::net(&arguments),
         Command::Bench { bench: Bench::Node } => {
             prerequisites::install(prerequisites::RUN)?;
             bench::node::measure(&build()?)

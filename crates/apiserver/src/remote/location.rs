@@ -29,6 +29,18 @@ pub struct Target {
     pub path_and_query: String,
 }
 
+impl Target {
+    /// Host and port as a URL has them; addresses of IPv6 stand in brackets there.
+    pub fn authority(&self) -> String {
+        let (host, port) = (&self.host, self.port);
+        if host.contains(':') && !host.starts_with('[') {
+            format!("[{host}]:{port}")
+        } else {
+            format!("{host}:{port}")
+        }
+    }
+}
+
 pub fn locate(lookup: &dyn Lookup, attributes: &Attributes, info: &RequestInfo) -> Result<Target, Status> {
     let path = || {
         let rest = info.rest.clone().unwrap_or_else(|| "/".to_owned());

@@ -48,8 +48,8 @@ impl<T: AsyncRead + AsyncWrite + Send + Unpin> Io for T {}
 fn unreachable(target: &Target, why: impl std::fmt::Display) -> Status {
     let scheme = if target.tls { "https" } else { "http" };
     Status::service_unavailable(format!(
-        "error trying to reach service: {why} ({scheme}://{}:{})",
-        target.host, target.port
+        "error trying to reach service: {why} ({scheme}://{})",
+        target.authority()
     ))
 }
 
@@ -113,7 +113,7 @@ pub(crate) fn passed_on(asked: &HeaderMap, upgrade: bool) -> HeaderMap {
 
 fn outgoing_headers(asked: &HeaderMap, target: &Target, upgrade: bool) -> HeaderMap {
     let mut headers = passed_on(asked, upgrade);
-    if let Ok(host) = HeaderValue::from_str(&format!("{}:{}", target.host, target.port)) {
+    if let Ok(host) = HeaderValue::from_str(&target.authority()) {
         headers.insert(header::HOST, host);
     }
     headers
@@ -146,7 +146,7 @@ pub async fn forward(
         return join(server, answer, own_side);
     }
     let Some(prefix) = prefix else { return Ok(copied(answer)) };
-    let proxied = Proxied { authority: format!("{}:{}", target.host, target.port), prefix };
+    let proxied = Proxied { authority: target.authority(), prefix };
     below(copied(answer), &proxied).await
 }
 

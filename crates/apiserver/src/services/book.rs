@@ -190,9 +190,9 @@ impl Book {
         }
     }
 
-    /// The ranges to allocate from: those that are ready, or the configured one before any is known.
-    pub fn ranges<'b>(&'b self, configured: &'b Range) -> &'b [Range] {
-        if self.known_ranges { &self.ranges } else { std::slice::from_ref(configured) }
+    /// The ranges to allocate from: those that are ready, or the configured ones before any is known.
+    pub fn ranges<'b>(&'b self, configured: &'b [Range]) -> &'b [Range] {
+        if self.known_ranges { &self.ranges } else { configured }
     }
 
     /// An address that follows a Service which has gone is free again.

@@ -40,7 +40,8 @@ impl From<Error> for Refusal {
 
 /// The configured ranges, and what is taken of all.
 pub struct Services {
-    range: Range,
+    /// At least one; the first is of the family that Services get unless they ask for another.
+    ranges: Vec<Range>,
     node_ports: RangeInclusive<u16>,
     book: Arc<Mutex<Book>>,
 }
@@ -72,18 +73,19 @@ fn list<'a>(service: &'a Value, field: &str) -> &'a [Value] {
 }
 
 impl Services {
-    pub fn new(cidr: (IpAddr, u8), node_ports: RangeInclusive<u16>) -> Self {
-        Services { range: Range::new(cidr.0, cidr.1), node_ports, book: Arc::default() }
+    pub fn new(cidrs: &[(IpAddr, u8)], node_ports: RangeInclusive<u16>) -> Self {
+        let ranges = cidrs.iter().map(|(address, bits)| Range::new(*address, *bits)).collect();
+        Services { ranges, node_ports, book: Arc::default() }
     }
 
-    /// The configured range of addresses, as `10.43.0.0/16`.
-    pub fn range(&self) -> String {
-        self.range.to_string()
+    /// The configured ranges of addresses, as `10.43.0.0/16`.
+    pub fn ranges(&self) -> Vec<String> {
+        self.ranges.iter().map(Range::to_string).collect()
     }
 
-    /// The address of the `kubernetes` Service: the first of the range.
-    pub fn first_address(&self) -> IpAddr {
-        self.range.address(1)
+    /// The address of the `kubernetes` Service: the first of the first range.
+    pub fn first_address(&self) -> Option<IpAddr> {
+        self.ranges.first().map(|range| range.address(1))
     }
 
     fn lock(&self) -> MutexGuard<'_, Book> {
@@ -142,7 +144,8 @@ impl Services {
         old: Option<&Value>,
         random: [u8; 16],
     ) -> Result<Held, Refusal> {
-        families::complete(service, old, &[self.range.family()])?;
+        let has: Vec<&str> = self.ranges.iter().map(Range::family).collect();
+        families::complete(service, old, &has)?;
         let own = old.map(book::held).unwrap_or_default();
         let mut held = Held::default();
         if wants_address(service) {
@@ -175,7 +178,7 @@ impl Services {
             let chosen = match given.parse::<IpAddr>() {
                 Ok(address) if own.addresses.contains(&address) => continue,
                 Ok(address) => {
-                    let why = if !book.ranges(&self.range).iter().any(|range| range.contains(address)) {
+                    let why = if !book.ranges(&self.ranges).iter().any(|range| range.contains(address)) {
                         "the provided network does not match the current range"
                     } else if book.is_taken(address) || held.addresses.contains(&address) {
                         "provided IP is already allocated"
@@ -189,7 +192,7 @@ impl Services {
                 // Not an address at all: validation says so.
                 Err(_) if !given.is_empty() => continue,
                 Err(_) => {
-                    let ranges = book.ranges(&self.range);
+                    let ranges = book.ranges(&self.ranges);
                     let of_family = ranges.iter().filter(|range| *family == range.family());
                     let free =
                         |address: &IpAddr| !book.is_taken(*address) && !held.addresses.contains(address);

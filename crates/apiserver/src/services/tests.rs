@@ -32,8 +32,22 @@ fn book(ranges: &[Value]) -> Book {
     book
 }
 
-fn allocate(mut book: Book, mut service: Value, old: Option<Value>) -> Result<Value, String> {
-    let services = Services::new(("10.0.0.0".parse().unwrap(), 29), 30000..=30002);
+fn allocate(book: Book, service: Value, old: Option<Value>) -> Result<Value, String> {
+    allocate_of(&["10.0.0.0"], book, service, old)
+}
+
+/// From the first eight addresses of each range.
+fn allocate_of(
+    ranges: &[&str],
+    mut book: Book,
+    mut service: Value,
+    old: Option<Value>,
+) -> Result<Value, String> {
+    let ranges: Vec<(IpAddr, u8)> = ranges
+        .iter()
+        .map(|first| (first.parse().unwrap(), if first.contains(':') { 125 } else { 29 }))
+        .collect();
+    let services = Services::new(&ranges, 30000..=30002);
     match services.allocate(&mut book, &mut service, old.as_ref(), [0; 16]) {
         Ok(_) => Ok(service["spec"].clone()),
         Err(Refusal::Invalid(errors)) => Err(errors[0].to_string()),
@@ -110,6 +124,41 @@ fn families_are_filled_in_and_those_that_the_cluster_lacks_refused() {
     check(
         json!({"spec": {"type": "ClusterIP", "ipFamilies": ["IPv6"]}}),
         Err("spec.ipFamilies[0]: Invalid value: \"IPv6\": not configured on this cluster"),
+    );
+}
+
+#[test]
+fn a_cluster_of_both_families_gives_addresses_of_both() {
+    let check = |ranges: [&str; 2], spec: Value, expected: Value| {
+        let given = allocate_of(&ranges, book(&[]), json!({"spec": spec}), None).unwrap();
+        let found = json!([given["clusterIPs"], given["ipFamilies"], given["ipFamilyPolicy"]]);
+        assert_eq!(found, expected, "{spec}");
+        assert_eq!(given["clusterIP"], given["clusterIPs"][0]);
+    };
+    let (four_first, six_first) = (["10.0.0.0", "fd00::"], ["fd00::", "10.0.0.0"]);
+    check(four_first, json!({"type": "ClusterIP"}), json!([["10.0.0.2"], ["IPv4"], "SingleStack"]));
+    check(six_first, json!({"type": "ClusterIP"}), json!([["fd00::1"], ["IPv6"], "SingleStack"]));
+    for policy in ["PreferDualStack", "RequireDualStack"] {
+        check(
+            four_first,
+            json!({"type": "ClusterIP", "ipFamilyPolicy": policy}),
+            json!([["10.0.0.2", "fd00::1"], ["IPv4", "IPv6"], policy]),
+        );
+        check(
+            four_first,
+            json!({"type": "ClusterIP", "ipFamilyPolicy": policy, "ipFamilies": ["IPv6"]}),
+            json!([["fd00::1", "10.0.0.2"], ["IPv6", "IPv4"], policy]),
+        );
+    }
+    check(
+        four_first,
+        json!({"type": "ClusterIP", "clusterIP": "fd00::5", "clusterIPs": ["fd00::5"]}),
+        json!([["fd00::5"], ["IPv6"], "SingleStack"]),
+    );
+    check(
+        four_first,
+        json!({"type": "ClusterIP", "clusterIP": "None", "selector": {"a": "b"}}),
+        json!([["None"], ["IPv4"], "SingleStack"]),
     );
 }
 

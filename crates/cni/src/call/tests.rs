@@ -25,8 +25,9 @@ impl Node {
                     let lo = netlink.link("lo").await.unwrap().unwrap().index;
                     netlink.set_up(lo).await.unwrap();
                     netlink.add_address(lo, "192.0.2.1".parse().unwrap(), 32).await.unwrap();
+                    netlink.add_address(lo, "2001:db8::1".parse().unwrap(), 128).await.unwrap();
                 });
-                host::setup_host(&["10.42.0.0/16".parse().unwrap()]).unwrap();
+                host::setup_host(&["10.42.0.0/16", "fd42::/56"].map(|range| range.parse().unwrap())).unwrap();
             })
             .unwrap();
         node
@@ -170,8 +171,10 @@ fn host_ports_lead_to_the_pod_from_everywhere() {
     node.call("ADD", "bbbb", &b.path, &json!({})).unwrap();
     let node_address = IpAddr::from([192, 0, 2, 1]);
     let loopback = IpAddr::from(Ipv4Addr::LOCALHOST);
+    let node_address_v6: IpAddr = "2001:db8::1".parse().unwrap();
     for client in [&node.namespace, &b.namespace, &a.namespace] {
         connect(&a.namespace, 80, client, (node_address, 8080).into());
+        connect(&a.namespace, 80, client, (node_address_v6, 8080).into());
     }
     connect(&a.namespace, 80, &node.namespace, (loopback, 8080).into());
     connect(&a.namespace, 90, &node.namespace, (loopback, 9090).into());
@@ -199,6 +202,49 @@ fn host_ports_lead_to_the_pod_from_everywhere() {
     node.namespace.run(|| host::reset(&state).unwrap()).unwrap();
     assert_eq!(node.links(), 1);
     assert!(!state.exists());
+}
+
+#[test]
+fn an_add_that_fails_half_way_leaves_nothing() {
+    let node = Node::new();
+    let (a, b) = (node.pod("a"), node.pod("b"));
+    let ports = |host_ip: &str| {
+        let mapping =
+            |port| json!({"hostPort": port, "containerPort": 80, "protocol": "tcp", "hostIP": host_ip});
+        json!({"runtimeConfig": {"portMappings": [mapping(8081), mapping(8080)]}})
+    };
+    let taken = json!({"runtimeConfig": {"portMappings": [
+        {"hostPort": 8080, "containerPort": 80, "protocol": "tcp"},
+    ]}});
+    node.call("ADD", "aaaa", &a.path, &taken).unwrap();
+    let traces = |pod: &Pod| {
+        let rules = ["ip", "ip6"].map(|family| {
+            node.namespace.run(|| linux::nft::list_table_text(family, rules::TABLE).unwrap()).unwrap()
+        });
+        let held = std::fs::read_dir(node.dir.path().join("state").join("addresses")).unwrap();
+        let mut held: Vec<_> = held.map(|entry| entry.unwrap().file_name()).collect();
+        held.sort();
+        let inside = pod.namespace.run(|| {
+            let links = async { linux::netlink::Netlink::open().unwrap().links().await.unwrap().len() };
+            attach::runtime().unwrap().block_on(links)
+        });
+        (rules, held, node.links(), inside.unwrap())
+    };
+    let before = traces(&b);
+    // The second of two host ports leads elsewhere already, in one family and in the other.
+    for host_ip in ["", "0.0.0.0", "::"] {
+        assert_eq!(node.call("ADD", "bbbb", &b.path, &ports(host_ip)).unwrap_err().code(), 101);
+        assert_eq!(traces(&b), before, "{host_ip:?}");
+    }
+    // The second family has no address left.
+    let narrow = json!({"podCIDRs": ["10.42.0.0/24", "fd42:9::/128"]});
+    assert_eq!(node.call("ADD", "bbbb", &b.path, &narrow).unwrap_err().code(), 11);
+    assert_eq!(traces(&b), before);
+    // The pod has an interface of that name already.
+    node.call("ADD", "other", &b.path, &json!({})).unwrap();
+    let with_other = traces(&b);
+    assert_eq!(node.call("ADD", "bbbb", &b.path, &json!({})).unwrap_err().code(), 5);
+    assert_eq!(traces(&b), with_other);
 }
 
 #[test]

@@ -17,18 +17,24 @@ use crate::{cli, host, join};
 pub struct Apiserver {
     #[command(flatten)]
     pub data: cli::DataDir,
-    /// The address to listen on
-    #[arg(long, value_name = "IP", default_value = "0.0.0.0")]
-    pub bind_address: IpAddr,
+    /// The address to listen on [default: all of this machine]
+    #[arg(long, value_name = "IP")]
+    pub bind_address: Option<IpAddr>,
     /// The port to listen on
     #[arg(long, value_name = "PORT", default_value_t = 6443)]
     pub secure_port: u16,
     /// The address that others reach this server at [default: the one that leads to the default gateway]
     #[arg(long, value_name = "IP")]
     pub advertise_address: Option<IpAddr>,
-    /// Addresses of Services
-    #[arg(long, visible_alias = "service-cidr", value_name = "CIDR", default_value = "10.43.0.0/16")]
-    pub service_cluster_ip_range: String,
+    /// Addresses of Services: one range, or one of each family, that of the first being the usual one
+    #[arg(
+        long,
+        visible_alias = "service-cidr",
+        value_name = "CIDR",
+        value_delimiter = ',',
+        default_value = "10.43.0.0/16"
+    )]
+    pub service_cluster_ip_range: Vec<String>,
     /// Ports of Services on nodes
     #[arg(long, value_name = "FROM-TO", default_value = "30000-32767", value_parser = port_range)]
     pub service_node_port_range: RangeInclusive<u16>,
@@ -236,14 +242,16 @@ impl Apiserver {
             "--etcd-servers: there is no etcd backend yet; state is kept in --data-dir"
         );
         let data_dir = std::path::absolute(&self.data.data_dir)?;
+        let node_ip = self.advertise_address.map_or_else(host::node_ip, Ok)?;
+        let bind_address = self.bind_address.unwrap_or_else(|| host::any_address(&[node_ip]));
         Ok(Settings {
             kubeconfig: data_dir.join("admin.kubeconfig"),
             data_dir,
-            bind_address: self.bind_address,
+            bind_address,
             port: self.secure_port,
             node_name: host::hostname()?,
-            node_ip: self.advertise_address.map_or_else(host::node_ip, Ok)?,
-            service_range: host::cidr("--service-cluster-ip-range", &self.service_cluster_ip_range)?,
+            node_ips: vec![node_ip],
+            service_ranges: host::cidrs("--service-cluster-ip-range", &self.service_cluster_ip_range)?,
             cluster_domain: self.cluster_domain.clone(),
             node_ports: self.service_node_port_range.clone(),
             requests: self.requests.settings()?,
@@ -257,7 +265,7 @@ impl Apiserver {
 
 pub async fn run(args: Apiserver) -> anyhow::Result<()> {
     let settings = args.settings()?;
-    let listener = host::listen(SocketAddr::new(args.bind_address, args.secure_port)).await?;
+    let listener = host::listen(SocketAddr::new(settings.bind_address, args.secure_port)).await?;
     let shutdown = host::shutdown_signal()?;
     let control_plane = ControlPlane::start(&settings, listener, shutdown.clone()).await?;
     if args.enable_bootstrap_token_auth && settings.given.client_authority.is_none() {

@@ -1,5 +1,6 @@
 //! `trierarch controller-manager`: upstream's kube-controller-manager.
 
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -44,12 +45,18 @@ pub struct ControllerManager {
     /// Give each node a range of pod addresses
     #[arg(long, default_value_t = true, action = clap::ArgAction::Set, num_args = 0..=1, default_missing_value = "true", require_equals = true)]
     pub allocate_node_cidrs: bool,
-    /// Addresses of pods, of which each node gets a part
-    #[arg(long, value_name = "CIDR", default_value = "10.42.0.0/16")]
-    pub cluster_cidr: String,
+    /// Addresses of pods, of which each node gets a part: one range, or one of each family
+    #[arg(long, value_name = "CIDR", value_delimiter = ',', default_value = "10.42.0.0/16")]
+    pub cluster_cidr: Vec<String>,
     /// The size of a node's part, as a prefix length [default: 24, or 64 with IPv6]
     #[arg(long, value_name = "LENGTH")]
     pub node_cidr_mask_size: Option<u8>,
+    /// The size of a node's part of IPv4, as a prefix length [default: 24]
+    #[arg(long, value_name = "LENGTH")]
+    pub node_cidr_mask_size_ipv4: Option<u8>,
+    /// The size of a node's part of IPv6, as a prefix length [default: 64]
+    #[arg(long, value_name = "LENGTH")]
+    pub node_cidr_mask_size_ipv6: Option<u8>,
     /// The certificates that pods verify the API server by [default: the kubeconfig's]
     #[arg(long, value_name = "FILE")]
     pub root_ca_file: Option<PathBuf>,
@@ -87,10 +94,36 @@ fn signing_authority(args: &ControllerManager) -> anyhow::Result<Option<controll
     }))
 }
 
-/// Each node gets 256 addresses of IPv4, or as upstream does of IPv6.
-pub fn node_cidr_mask(cluster_cidr: &str) -> anyhow::Result<u8> {
-    let range = host::cidr("--cluster-cidr", cluster_cidr)?;
-    Ok(if range.0.is_ipv4() { 24.max(range.1) } else { 64.max(range.1) })
+/// The sizes of a node's parts of IPv4 and of IPv6: as given, or as upstream has them, but no larger than the
+/// cluster's.
+///
+/// Upstream: cmd/kube-controller-manager/app/core.go setNodeCIDRMaskSizes
+pub fn node_cidr_masks(cluster: &[(IpAddr, u8)], given: [Option<u8>; 3]) -> anyhow::Result<(u8, u8)> {
+    let [any, ipv4, ipv6] = given;
+    let has = |ipv6| cluster.iter().any(|range| range.0.is_ipv6() == ipv6);
+    anyhow::ensure!(
+        any.is_none() || cluster.len() < 2,
+        "usage of --node-cidr-mask-size is not allowed with dual-stack clusters"
+    );
+    anyhow::ensure!(
+        any.is_none() || (ipv4.is_none() && ipv6.is_none()),
+        "usage of --node-cidr-mask-size-ipv4 and --node-cidr-mask-size-ipv6 is not allowed if --node-cidr-mask-size \
+         is set. For dual-stack clusters please unset it and use IPFamily specific flags"
+    );
+    anyhow::ensure!(
+        ipv4.is_none() || has(false),
+        "usage of --node-cidr-mask-size-ipv4 is not allowed for a single-stack IPv6 cluster"
+    );
+    anyhow::ensure!(
+        ipv6.is_none() || has(true),
+        "usage of --node-cidr-mask-size-ipv6 is not allowed for a single-stack IPv4 cluster"
+    );
+    let usual = |ipv6, size: u8| {
+        let range = cluster.iter().find(|range| range.0.is_ipv6() == ipv6);
+        range.map_or(size, |range| size.max(range.1))
+    };
+    let size = |given: Option<u8>, ipv6, size| given.or(any).unwrap_or_else(|| usual(ipv6, size));
+    Ok((size(ipv4, false, 24), size(ipv6, true, 64)))
 }
 
 /// The names of controllers that do not run.
@@ -139,10 +172,13 @@ pub async fn run(args: ControllerManager) -> anyhow::Result<()> {
     let known: Vec<&str> = controllers::names().collect();
     let disabled = disabled(&args.controllers, &known)?;
     let metrics = QueueMetrics::default();
-    let mask = node_cidr_mask(&args.cluster_cidr)?;
+    let cluster = host::cidrs("--cluster-cidr", &args.cluster_cidr)?;
+    let sizes = [args.node_cidr_mask_size, args.node_cidr_mask_size_ipv4, args.node_cidr_mask_size_ipv6];
+    let (node_cidr_mask, node_cidr_mask_ipv6) = node_cidr_masks(&cluster, sizes)?;
     let config = controllers::Config {
-        node_cidr_mask: args.node_cidr_mask_size.unwrap_or(mask),
-        cluster_cidr: if args.allocate_node_cidrs { args.cluster_cidr.clone() } else { String::new() },
+        node_cidr_mask,
+        node_cidr_mask_ipv6,
+        cluster_cidr: if args.allocate_node_cidrs { args.cluster_cidr.join(",") } else { String::new() },
         root_ca_pem: match &args.root_ca_file {
             Some(path) => read(path)?,
             None => authority_of(&args.access.kubeconfig)?,
@@ -177,6 +213,24 @@ pub async fn run(args: ControllerManager) -> anyhow::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn nodes_get_parts_of_each_family() {
+        let check = |cluster: &str, given: [Option<u8>; 3], expected: Option<(u8, u8)>| {
+            let cluster: Vec<_> = cluster.split(',').map(|text| host::cidr("", text).unwrap()).collect();
+            assert_eq!(node_cidr_masks(&cluster, given).ok(), expected, "{cluster:?} {given:?}");
+        };
+        let (four, six, both) = ("10.42.0.0/16", "fd42::/56", "10.42.0.0/16,fd42::/56");
+        check(four, [None; 3], Some((24, 64)));
+        check("10.42.0.0/28,fd42::/96", [None; 3], Some((28, 96)));
+        check(four, [Some(25), None, None], Some((25, 25)));
+        check(six, [Some(72), None, None], Some((72, 72)));
+        check(both, [Some(25), None, None], None);
+        check(both, [None, Some(25), Some(72)], Some((25, 72)));
+        check(four, [Some(25), Some(25), None], None);
+        check(six, [None, Some(25), None], None);
+        check(four, [None, None, Some(72)], None);
+    }
 
     #[test]
     fn controllers_are_chosen_by_name() {

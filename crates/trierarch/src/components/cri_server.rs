@@ -18,8 +18,8 @@ pub struct CriServer {
     #[arg(long, value_name = "COMMAND")]
     pub oci_runtime: Option<PathBuf>,
     /// Addresses of Services, which pods reach through this node
-    #[arg(long, value_name = "CIDR", default_value = "10.43.0.0/16")]
-    pub service_cidr: String,
+    #[arg(long, value_name = "CIDR", value_delimiter = ',', default_value = "10.43.0.0/16")]
+    pub service_cidr: Vec<String>,
     /// The cgroup under which the cgroups of pods that name no parent are made
     #[arg(long, value_name = "CGROUP", default_value = "/")]
     pub cgroup_root: String,
@@ -40,12 +40,12 @@ const FIRST_LOOK: Duration = Duration::from_millis(20);
 
 pub async fn run(args: CriServer) -> anyhow::Result<()> {
     host::check_can_run_containers("")?;
-    host::cidr("--service-cidr", &args.service_cidr)?;
+    host::cidrs("--service-cidr", &args.service_cidr)?;
     let data_dir = std::path::absolute(&args.data.data_dir)?;
     parts::make_private(&data_dir)?;
     let policy_dir = args.network_policy_dir.map(std::path::absolute).transpose()?;
     let mut config =
-        parts::engine_config(&data_dir, &args.cgroup_root, &[args.service_cidr], policy_dir.as_deref())?;
+        parts::engine_config(&data_dir, &args.cgroup_root, &args.service_cidr, policy_dir.as_deref())?;
     if let Some(socket) = args.socket {
         config.socket = std::path::absolute(socket)?;
     }

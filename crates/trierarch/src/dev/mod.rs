@@ -17,15 +17,16 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use api::core::v1::Node;
-use clap::{Args, Subcommand};
+use clap::{Args, Subcommand, ValueEnum};
 use client::kubeconfig::Kubeconfig;
 use client::{Client, ListOptions, WatchEvent};
 
 pub use node::main as node_main;
 
+use crate::cli::NetworkBackend;
 use crate::join::token::{Join, Token};
 use crate::{components, host, image};
-use state::Cluster;
+use state::{Cluster, IpFamily};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 /// How often to look whether a server that was just started has written its kubeconfig and answers.
@@ -50,6 +51,12 @@ pub enum Verb {
         /// How many nodes it has; the first runs the control plane
         #[arg(long, value_name = "COUNT", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=200))]
         nodes: u8,
+        /// Which addresses nodes, pods and Services have; a cluster keeps what it was made with [default: ipv4]
+        #[arg(long, value_enum, value_name = "FAMILY")]
+        ip_family: Option<IpFamily>,
+        /// How packets reach pods of other nodes; a cluster keeps what it was made with [default: vxlan]
+        #[arg(long, value_enum, value_name = "BACKEND")]
+        network_backend: Option<NetworkBackend>,
     },
     /// Stop a cluster and take every trace of it away
     Down,
@@ -83,7 +90,11 @@ pub async fn run(args: Dev) -> anyhow::Result<()> {
     let clusters = std::path::absolute(&args.dev_dir)?;
     let existing = || Cluster::load(&clusters, &args.name);
     match args.command {
-        Verb::Up { nodes } => return up(&clusters, &args.name, nodes).await,
+        Verb::Up { nodes, ip_family, network_backend } => {
+            let mut cluster = Cluster::load_or_new(&clusters, &args.name)?;
+            cluster.settle(ip_family, network_backend)?;
+            return up(cluster, nodes).await;
+        }
         Verb::Down => return down(existing()?).await,
         Verb::List => list(&clusters)?,
         Verb::Kubeconfig => print!("{}", crate::certificates::read(&existing()?.kubeconfig())?),
@@ -106,10 +117,9 @@ pub async fn run(args: Dev) -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn up(clusters: &Path, name: &str, count: u8) -> anyhow::Result<()> {
+async fn up(mut cluster: Cluster, count: u8) -> anyhow::Result<()> {
     host::check_can_run_containers("")?;
     let begun = Instant::now();
-    let mut cluster = Cluster::load_or_new(clusters, name)?;
     cluster.grow_to(count);
     cluster.save()?;
     network::make(&cluster).await?;
@@ -152,13 +162,20 @@ fn common_arguments(cluster: &Cluster, node: &state::NodeState) -> Vec<String> {
     vec![
         format!("--data-dir={}", cluster.data_dir(node).display()),
         format!("--node-name={}", node.name),
-        format!("--node-ip={}", node.ip),
+        format!("--node-ip={}", node.ips.iter().map(ToString::to_string).collect::<Vec<_>>().join(",")),
         format!("--cgroup-root={}", cluster.cgroup(node).display()),
     ]
 }
 
 fn server_arguments(cluster: &Cluster, node: &state::NodeState) -> Vec<String> {
-    [vec!["server".to_owned()], common_arguments(cluster, node)].concat()
+    let backend = cluster.network_backend.to_possible_value().map(|value| value.get_name().to_owned());
+    let own = vec![
+        "server".to_owned(),
+        format!("--cluster-cidr={}", cluster.ip_family.cluster_cidrs()),
+        format!("--service-cidr={}", cluster.ip_family.service_cidrs()),
+        format!("--network-backend={}", backend.unwrap_or_default()),
+    ];
+    [own, common_arguments(cluster, node)].concat()
 }
 
 fn agent_arguments(cluster: &Cluster, node: &state::NodeState, server: &str, join: &Join) -> Vec<String> {
@@ -236,8 +253,9 @@ fn list(clusters: &Path) -> anyhow::Result<()> {
     for cluster in Cluster::all(clusters)? {
         let running = cluster.nodes.iter().filter(|node| node.runs()).count();
         let of = format!("{running}/{}", cluster.nodes.len());
-        let address = cluster.nodes.first().map(|node| node.ip.to_string()).unwrap_or_default();
-        println!("{:20}  {of:>7}  https://{address}:6443", cluster.name);
+        let address = cluster.nodes.first().and_then(|node| node.ips.first());
+        let api = address.map(|ip| format!("https://{}", std::net::SocketAddr::new(*ip, 6443)));
+        println!("{:20}  {of:>7}  {}", cluster.name, api.unwrap_or_default());
     }
     Ok(())
 }

@@ -1,6 +1,6 @@
 //! The network of a cluster: a bridge on the host, and a link to it for each node's namespace.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use anyhow::Context;
 use linux::netlink::{Netlink, Route, VethPair};
@@ -8,7 +8,10 @@ use linux::netns::{self, NetNs};
 
 use super::state::{Cluster, NodeState};
 
-const PREFIX_LENGTH: u8 = 24;
+fn prefix_length(address: IpAddr) -> u8 {
+    if address.is_ipv4() { 24 } else { 64 }
+}
+
 /// Upstream: every node's link has this name in kind, and in what people try by hand
 const NODE_LINK: &str = "eth0";
 
@@ -17,7 +20,9 @@ pub async fn make(cluster: &Cluster) -> anyhow::Result<()> {
     let netlink = Netlink::open()?;
     netlink.create_bridge(&cluster.bridge()).await.context("cannot make a bridge")?;
     let bridge = link(&netlink, &cluster.bridge()).await?;
-    netlink.add_address(bridge, cluster.gateway(), PREFIX_LENGTH).await?;
+    for gateway in cluster.gateways() {
+        netlink.add_address(bridge, gateway, prefix_length(gateway)).await?;
+    }
     for node in &cluster.nodes {
         attach(&netlink, bridge, cluster, node)
             .await
@@ -55,27 +60,28 @@ async fn attach(netlink: &Netlink, bridge: u32, cluster: &Cluster, node: &NodeSt
     let index = link(netlink, &port).await?;
     netlink.set_bridge(index, bridge).await?;
     netlink.set_up(index).await?;
-    let (ip, gateway) = (node.ip, cluster.gateway());
+    let addresses: Vec<(IpAddr, IpAddr)> = node.ips.iter().copied().zip(cluster.gateways()).collect();
     // It starts a runtime of its own, which this one's threads must not.
-    tokio::task::spawn_blocking(move || namespace.run(|| configure(ip, gateway))).await??
+    tokio::task::spawn_blocking(move || namespace.run(|| configure(&addresses))).await??
 }
 
-/// Inside a node's namespace.
-fn configure(ip: IpAddr, gateway: IpAddr) -> anyhow::Result<()> {
+/// Inside a node's namespace: addresses, each with its gateway.
+fn configure(addresses: &[(IpAddr, IpAddr)]) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         let netlink = Netlink::open()?;
         netlink.set_up(link(&netlink, "lo").await?).await?;
         let eth0 = link(&netlink, NODE_LINK).await?;
         netlink.set_up(eth0).await?;
-        netlink.add_address(eth0, ip, PREFIX_LENGTH).await?;
-        let default = Route {
-            destination: IpAddr::V4(Ipv4Addr::UNSPECIFIED),
-            prefix_length: 0,
-            gateway: Some(gateway),
-            link: eth0,
-        };
-        Ok(netlink.add_route(&default).await?)
+        for (ip, gateway) in addresses {
+            netlink.add_address(eth0, *ip, prefix_length(*ip)).await?;
+            let everywhere: IpAddr =
+                if ip.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+            let default =
+                Route { destination: everywhere, prefix_length: 0, gateway: Some(*gateway), link: eth0 };
+            netlink.add_route(&default).await?;
+        }
+        Ok(())
     })
 }
 
@@ -85,16 +91,16 @@ fn table(cluster: &Cluster) -> String {
 
 /// What nodes send to the world goes by the host's address.
 fn masquerade(cluster: &Cluster) -> anyhow::Result<()> {
-    let forwarding = "/proc/sys/net/ipv4/ip_forward";
-    if std::fs::read_to_string(forwarding)?.trim() == "0" {
-        std::fs::write(forwarding, "1").context("cannot let this machine forward")?;
+    for gateway in cluster.gateways() {
+        cni::enable_forwarding(gateway.is_ipv6())?;
+        let ip = if gateway.is_ipv4() { "ip" } else { "ip6" };
+        let (table, subnet) = (table(cluster), format!("{gateway}/{}", prefix_length(gateway)));
+        linux::nft::apply(&format!(
+            "table {ip} {table}\ndelete table {ip} {table}\ntable {ip} {table} {{\n chain postrouting {{\n  \
+             type nat hook postrouting priority srcnat; policy accept;\n  \
+             {ip} saddr {subnet} {ip} daddr != {subnet} masquerade\n }}\n}}\n"
+        ))?;
     }
-    let (table, subnet) = (table(cluster), format!("10.222.{}.0/{PREFIX_LENGTH}", cluster.slot));
-    linux::nft::apply(&format!(
-        "table ip {table}\ndelete table ip {table}\ntable ip {table} {{\n chain postrouting {{\n  \
-         type nat hook postrouting priority srcnat; policy accept;\n  \
-         ip saddr {subnet} ip daddr != {subnet} masquerade\n }}\n}}\n"
-    ))?;
     Ok(())
 }
 
@@ -121,6 +127,8 @@ pub async fn remove(cluster: &Cluster) -> anyhow::Result<()> {
     for node in &cluster.nodes {
         netns::remove(cluster.namespace(node))?;
     }
-    linux::nft::delete_table("ip", &table(cluster))?;
+    for family in ["ip", "ip6"] {
+        linux::nft::delete_table(family, &table(cluster))?;
+    }
     Ok(())
 }

@@ -50,8 +50,10 @@ fn become_node(arguments: &mut dyn Iterator<Item = OsString>) -> anyhow::Result<
     rustix::process::setsid().context("cannot begin a session")?;
     let cgroup = Cgroup::new(&cgroup);
     cgroup.create()?;
+    // Where the node's process alone has died, its containers run on, and what they have mounted is where they are.
+    let resident = cgroup.processes().first().copied();
     cgroup.add(rustix::process::getpid().as_raw_nonzero().get())?;
-    linux::namespaces::become_machine(&namespace)?;
+    linux::namespaces::become_machine(&namespace, resident)?;
     let program = std::env::current_exe()?;
     Err(Command::new(program).args(arguments).exec()).context("cannot start")
 }

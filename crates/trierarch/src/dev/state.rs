@@ -1,11 +1,13 @@
 //! What is remembered of a cluster between two commands: a file in its folder.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
+use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
+use crate::cli::NetworkBackend;
 use crate::pki::write_atomically;
 
 const FILE: &str = "cluster.json";
@@ -16,8 +18,44 @@ pub struct Cluster {
     /// Tells its addresses and links from those of other clusters of this machine.
     pub slot: u8,
     pub nodes: Vec<NodeState>,
+    #[serde(default)]
+    pub ip_family: IpFamily,
+    #[serde(default)]
+    pub network_backend: NetworkBackend,
     #[serde(skip)]
     clusters: PathBuf,
+}
+
+/// Which addresses the nodes, pods and Services of a cluster have.
+///
+/// Upstream: kind's networking.ipFamily
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum IpFamily {
+    #[default]
+    Ipv4,
+    Ipv6,
+    /// Of both families, IPv4 first
+    Dual,
+}
+
+impl IpFamily {
+    /// What is of IPv4, what is of IPv6, or both.
+    fn of<T>(self, ipv4: T, ipv6: T) -> Vec<T> {
+        match self {
+            IpFamily::Ipv4 => vec![ipv4],
+            IpFamily::Ipv6 => vec![ipv6],
+            IpFamily::Dual => vec![ipv4, ipv6],
+        }
+    }
+
+    pub fn cluster_cidrs(self) -> String {
+        self.of("10.42.0.0/16", "fd42::/56").join(",")
+    }
+
+    pub fn service_cidrs(self) -> String {
+        self.of("10.43.0.0/16", "fd43::/112").join(",")
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -25,7 +63,8 @@ pub struct NodeState {
     pub name: String,
     /// Its place in the cluster, from 1.
     pub number: u8,
-    pub ip: IpAddr,
+    /// One of each family that the cluster has.
+    pub ips: Vec<IpAddr>,
     pub process: Option<Process>,
 }
 
@@ -103,18 +142,39 @@ impl Cluster {
         let taken: Vec<u8> = Cluster::all(clusters)?.iter().map(|cluster| cluster.slot).collect();
         let free = (0..=u8::MAX).find(|slot| !taken.contains(slot));
         let slot = free.context("there are too many clusters on this machine")?;
-        let cluster =
-            Cluster { name: name.to_owned(), slot, nodes: Vec::new(), clusters: clusters.to_owned() };
+        let cluster = Cluster {
+            name: name.to_owned(),
+            slot,
+            nodes: Vec::new(),
+            ip_family: IpFamily::default(),
+            network_backend: NetworkBackend::default(),
+            clusters: clusters.to_owned(),
+        };
         crate::parts::make_private(&cluster.folder())?;
         Ok(cluster)
+    }
+
+    /// Takes over what a cluster is made with. One that is made already stays as it is, and says so.
+    pub fn settle(
+        &mut self,
+        ip_family: Option<IpFamily>,
+        network_backend: Option<NetworkBackend>,
+    ) -> anyhow::Result<()> {
+        let family = ip_family.unwrap_or(self.ip_family);
+        let backend = network_backend.unwrap_or(self.network_backend);
+        if !self.nodes.is_empty() && (family, backend) != (self.ip_family, self.network_backend) {
+            bail!("{} was made with other addresses or another backend; `dev down` it first", self.name);
+        }
+        (self.ip_family, self.network_backend) = (family, backend);
+        Ok(())
     }
 
     /// Adds nodes until there are so many. A cluster never shrinks: its nodes may be at work.
     pub fn grow_to(&mut self, count: u8) {
         for number in (1..=count).skip(self.nodes.len()) {
             let name = format!("{}-{number}", self.name);
-            let ip = IpAddr::V4(Ipv4Addr::new(10, 222, self.slot, number + 10));
-            self.nodes.push(NodeState { name, number, ip, process: None });
+            let ips = self.addresses(number + 10);
+            self.nodes.push(NodeState { name, number, ips, process: None });
         }
     }
 
@@ -173,9 +233,16 @@ impl Cluster {
         format!("tridev{}n{}", self.slot, node.number)
     }
 
-    /// The host's address among the nodes.
-    pub fn gateway(&self) -> IpAddr {
-        IpAddr::V4(Ipv4Addr::new(10, 222, self.slot, 1))
+    /// The host's addresses among the nodes.
+    pub fn gateways(&self) -> Vec<IpAddr> {
+        self.addresses(1)
+    }
+
+    /// The addresses of a place on the cluster's link: in 10.222.SLOT.0/24 and fd00:10:222:SLOT::/64.
+    fn addresses(&self, place: u8) -> Vec<IpAddr> {
+        let ipv4 = Ipv4Addr::new(10, 222, self.slot, place);
+        let ipv6 = Ipv6Addr::new(0xfd00, 0x10, 0x222, self.slot.into(), 0, 0, 0, place.into());
+        self.ip_family.of(ipv4.into(), ipv6.into())
     }
 }
 
@@ -192,9 +259,12 @@ mod tests {
         let mut two = Cluster::load_or_new(dir.path(), "two").unwrap();
         two.grow_to(1);
         two.save().unwrap();
-        assert_ne!(one.gateway(), two.gateway());
+        assert_ne!(one.gateways(), two.gateways());
         assert_ne!(one.bridge(), two.bridge());
-        assert_ne!(one.nodes[0].ip, one.nodes[1].ip);
+        assert_ne!(one.nodes[0].ips, one.nodes[1].ips);
+        one.ip_family = IpFamily::Dual;
+        assert_eq!(one.gateways().len(), 2);
+        one.ip_family = IpFamily::Ipv4;
         let mut again = Cluster::load_or_new(dir.path(), "one").unwrap();
         again.grow_to(1);
         assert_eq!(again.nodes, one.nodes, "a cluster never shrinks");

@@ -34,9 +34,9 @@ pub struct Agent {
     /// The name of this node [default: the host's name]
     #[arg(long, value_name = "NAME")]
     pub node_name: Option<String>,
-    /// The address of this node [default: the one that leads to the default gateway]
-    #[arg(long, value_name = "IP")]
-    pub node_ip: Option<IpAddr>,
+    /// The addresses of this node, at most one of each family [default: those that lead to the default gateways]
+    #[arg(long, value_name = "IP", value_delimiter = ',')]
+    pub node_ip: Vec<IpAddr>,
     /// Labels of the Node, as it is made
     #[arg(long, value_name = "KEY=VALUE", value_delimiter = ',')]
     pub node_labels: Vec<String>,
@@ -61,8 +61,7 @@ pub async fn run(args: Agent) -> anyhow::Result<()> {
         (components::labels(&args.node_labels)?, components::taints(&args.register_with_taints)?);
     host::check_can_run_containers("")?;
     let name = args.node_name.clone().map_or_else(host::hostname, Ok)?;
-    let ip = args.node_ip.map_or_else(host::node_ip, Ok)?;
-    node::check_ports(ip, &[])?;
+    node::check_ports(&host::node_ips(&args.node_ip, &[])?)?;
     let data_dir = std::path::absolute(&args.data.data_dir)?;
     if data_dir.join("state.redb").exists() {
         bail!("{} is the data directory of a server", data_dir.display());
@@ -73,17 +72,23 @@ pub async fn run(args: Agent) -> anyhow::Result<()> {
     }
     let shutdown = host::shutdown_signal()?;
     parts::make_private(&data_dir)?;
-    let certificates = NodeCertificates::new(&data_dir.join("pki"), &name, &[ip], host::clock());
+    let certificates =
+        |ips: &[IpAddr]| NodeCertificates::new(&data_dir.join("pki"), &name, ips, host::clock());
     if let Some(join) = args.token.as_ref().filter(|_| !kubeconfig.exists()) {
-        first_join(&server, join, &certificates, &data_dir, &kubeconfig, &shutdown).await?;
+        first_join(&server, join, &certificates(&[]), &data_dir, &kubeconfig, &shutdown).await?;
     }
     let client = components::client_of(&kubeconfig, "kubelet")?;
+    // Which families the node needs an address of, only the cluster knows.
+    let network = network_of(&client, &data_dir, &shutdown).await?;
+    let ips = host::node_ips(&args.node_ip, &host::cidrs("--cluster-cidr", &network.cluster_cidrs)?)?;
+    node::check_ports(&ips)?;
+    let certificates = certificates(&ips);
     let serving = certificates.serving(&client, &shutdown).await?;
     let plan = node::Plan {
-        network: network_of(&client, &data_dir, &shutdown).await?,
+        network,
         data_dir,
         name,
-        ip,
+        ips,
         cgroup_root: args.cgroup_root,
         engine_endpoint: args.container_runtime_endpoint,
         labels,
@@ -97,7 +102,7 @@ pub async fn run(args: Agent) -> anyhow::Result<()> {
     };
     let mut running = Running::new(shutdown.clone());
     running.spawn("certificates", async move { certificates.renew(client, true, shutdown).await });
-    plan.start(&mut running, identity)?;
+    plan.start(&mut running, identity).await?;
     running.wait().await
 }
 

@@ -10,6 +10,8 @@ use client::Client;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
+use crate::cli::NetworkBackend;
+
 /// Those who show a token that was made for joining.
 pub const TOKEN_GROUP: &str = "system:bootstrappers:trierarch:default-node-token";
 const NODES_GROUP: &str = "system:nodes";
@@ -20,10 +22,40 @@ const CONFIG: &str = "trierarch-cluster";
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct ClusterNetwork {
-    pub cluster_cidr: String,
-    pub service_cidr: String,
+    /// Where pods are, one range a family.
+    #[serde(rename = "cluster-cidr", with = "commas")]
+    pub cluster_cidrs: Vec<String>,
+    /// Where Services are.
+    #[serde(rename = "service-cidr", with = "commas")]
+    pub service_cidrs: Vec<String>,
     pub cluster_domain: String,
-    pub cluster_dns: IpAddr,
+    /// The Services' addresses of the DNS.
+    #[serde(with = "commas")]
+    pub cluster_dns: Vec<IpAddr>,
+    #[serde(default)]
+    pub network_backend: NetworkBackend,
+}
+
+/// Lists as one text: a ConfigMap holds nothing else.
+mod commas {
+    use std::fmt::Display;
+    use std::str::FromStr;
+
+    use serde::{Deserialize, Deserializer, Serializer, de};
+
+    pub fn serialize<T: Display, S: Serializer>(list: &[T], to: S) -> Result<S::Ok, S::Error> {
+        to.collect_str(&list.iter().map(ToString::to_string).collect::<Vec<_>>().join(","))
+    }
+
+    pub fn deserialize<'de, T, D>(from: D) -> Result<Vec<T>, D::Error>
+    where
+        T: FromStr,
+        T::Err: Display,
+        D: Deserializer<'de>,
+    {
+        let text = String::deserialize(from)?;
+        text.split(',').map(|one| one.parse().map_err(de::Error::custom)).collect()
+    }
 }
 
 fn binding(name: &str, role: &str, group: &str) -> Value {
@@ -90,8 +122,19 @@ fn policy_reader() -> Vec<Value> {
     ]
 }
 
+/// What the DNS server on a node reads beside what the proxy there does.
+fn node_dns() -> Value {
+    json!({
+        "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRole",
+        "metadata": {"name": NODE_DNS},
+        "rules": [{"apiGroups": [""], "resources": ["namespaces"], "verbs": ["list", "watch"]}],
+    })
+}
+
+const NODE_DNS: &str = "trierarch:node-dns";
+
 /// The rights of those who join, and of nodes beyond what the node authorizer gives them: to renew their own
-/// certificate, and to read what the Service proxy and network policies on them need.
+/// certificate, and to read what the Service proxy, network policies and the DNS on them need.
 pub fn rights() -> Vec<Value> {
     let csr = "system:certificates.k8s.io:certificatesigningrequests";
     let mut rights = serving_approver();
@@ -101,6 +144,8 @@ pub fn rights() -> Vec<Value> {
         binding("trierarch:node-autoapprove-bootstrap", &format!("{csr}:nodeclient"), TOKEN_GROUP),
         binding("trierarch:node-autoapprove-renewal", &format!("{csr}:selfnodeclient"), NODES_GROUP),
         binding("trierarch:node-proxier", "system:node-proxier", NODES_GROUP),
+        node_dns(),
+        binding(NODE_DNS, NODE_DNS, NODES_GROUP),
     ]);
     rights
 }
@@ -155,10 +200,11 @@ mod tests {
     #[test]
     fn what_nodes_are_told_is_what_they_read() {
         let given = ClusterNetwork {
-            cluster_cidr: "10.42.0.0/16".into(),
-            service_cidr: "10.43.0.0/16".into(),
+            cluster_cidrs: vec!["10.42.0.0/16".into(), "fd42::/56".into()],
+            service_cidrs: vec!["10.43.0.0/16".into()],
             cluster_domain: "cluster.local".into(),
-            cluster_dns: "10.43.0.10".parse().unwrap(),
+            cluster_dns: vec!["10.43.0.10".parse().unwrap(), "fd43::a".parse().unwrap()],
+            network_backend: NetworkBackend::VxlanOnly,
         };
         let map = network(&given).remove(0);
         assert_eq!(serde_json::from_value::<ClusterNetwork>(map["data"].clone()).unwrap(), given);
@@ -173,6 +219,7 @@ mod tests {
         let mut roles = apiserver::authz::bootstrap_objects();
         roles.extend(serving_approver());
         roles.extend(policy_reader());
+        roles.push(node_dns());
         for binding in rights().iter().filter(|object| object["kind"] == "ClusterRoleBinding") {
             let role = &binding["roleRef"]["name"];
             assert!(

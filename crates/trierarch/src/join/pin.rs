@@ -153,7 +153,7 @@ mod tests {
             node_name: "one".into(),
             host_name: "host".into(),
             node_ips: Vec::new(),
-            service_ip: "10.43.0.1".parse().unwrap(),
+            service_ips: vec!["10.43.0.1".parse().unwrap()],
             cluster_domain: "cluster.local".into(),
             extra: Vec::new(),
         };
