@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use crate::Encoding;
 
 /// What names look like, so that one can be put in another's place in any encoding.
-const NAME: &str = "bench-pod-0000000";
+pub const NAME: &str = "bench-pod-0000000";
 /// What stands before the sixteen digits of a mark.
 pub const MARK: &[u8] = b"@bench=";
 const MARK_DIGITS: usize = 16;
@@ -32,7 +32,7 @@ impl Template {
         Self::new(&node(), "io.k8s.api.core.v1.Node", encoding)
     }
 
-    fn new(object: &Value, definition: &str, encoding: Encoding) -> anyhow::Result<Self> {
+    pub fn new(object: &Value, definition: &str, encoding: Encoding) -> anyhow::Result<Self> {
         let bytes = match encoding {
             Encoding::Json => object.to_string().into_bytes(),
             Encoding::Protobuf => {

@@ -1,4 +1,4 @@
-//! Measures an API server from outside: `cargo xtask bench api`.
+//! Measures an API server from outside: `cargo xtask bench api`; and [`scheduler`], `cargo xtask bench scheduler`.
 //!
 //! The load generator shares the machine with the server, so it must be cheap: one thread, bodies that were made
 //! beforehand ([`body`]), answers that are counted and dropped ([`wire`]). [`work`] is the list of what is
@@ -9,6 +9,7 @@ mod body;
 mod fan_out;
 mod report;
 mod scale;
+mod scheduler;
 mod target;
 mod wire;
 mod work;
@@ -91,7 +92,7 @@ pub enum Http {
 fn main() -> std::process::ExitCode {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let outcome = match runtime {
-        Ok(runtime) => tokio::task::LocalSet::new().block_on(&runtime, run(Options::parse())),
+        Ok(runtime) => tokio::task::LocalSet::new().block_on(&runtime, measure()),
         Err(error) => Err(error.into()),
     };
     match outcome {
@@ -100,6 +101,16 @@ fn main() -> std::process::ExitCode {
             eprintln!("bench: {error:#}");
             std::process::ExitCode::FAILURE
         }
+    }
+}
+
+/// The first argument may name what is measured: the API server, if it does not.
+async fn measure() -> anyhow::Result<()> {
+    let mut arguments = std::env::args_os().peekable();
+    let program = arguments.next();
+    match arguments.next_if(|argument| argument == "scheduler") {
+        Some(_) => scheduler::run(scheduler::Options::parse_from(program.into_iter().chain(arguments))).await,
+        None => run(Options::parse()).await,
     }
 }
 

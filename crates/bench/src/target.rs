@@ -23,6 +23,8 @@ pub struct Target {
     /// The server's process and those of its store.
     pids: Vec<u32>,
     pub started: Option<Started>,
+    /// How many names were given out.
+    numbers: std::cell::Cell<usize>,
 }
 
 /// A server of our own.
@@ -42,7 +44,7 @@ impl Target {
         let address = Address::new(&config)?;
         let pids = listener(address.port()).into_iter().collect();
         let name = file.file_stem().map_or_else(String::new, |stem| stem.to_string_lossy().into_owned());
-        Ok(Target { name, address, pids, started: None })
+        Ok(Target { name, address, pids, started: None, numbers: Default::default() })
     }
 
     pub fn count_also(&mut self, pids: &[u32]) {
@@ -66,7 +68,13 @@ impl Target {
         let config = client::kubeconfig::Kubeconfig::read(&started.folder.path().join("admin.kubeconfig"))?
             .config(None)?;
         let address = Address::new(&config)?;
-        Ok(Target { name: "trierarch".into(), address, pids: vec![pid], started: Some(started) })
+        Ok(Target {
+            name: "trierarch".into(),
+            address,
+            pids: vec![pid],
+            started: Some(started),
+            numbers: Default::default(),
+        })
     }
 
     /// Stops the server and starts it again on the same data.
@@ -79,13 +87,22 @@ impl Target {
 
     /// What the server and its store have in memory now.
     pub fn resident_bytes(&self) -> u64 {
-        self.pids.iter().filter_map(|pid| resident_bytes(*pid)).sum()
+        resident_bytes_of(&self.pids)
     }
 
     /// The processor time of the server and its store so far.
     pub fn cpu_seconds(&self) -> f64 {
-        let ticks: u64 = self.pids.iter().filter_map(|pid| cpu_ticks(*pid)).sum();
-        ticks as f64 / rustix::param::clock_ticks_per_second() as f64
+        cpu_seconds_of(&self.pids)
+    }
+
+    /// The data directory of a server of our own.
+    pub fn folder(&self) -> Option<&Path> {
+        self.started.as_ref().map(|started| started.folder.path())
+    }
+
+    /// The first of so many numbers for names that are not in use.
+    pub fn next_number(&self, count: usize) -> usize {
+        self.numbers.replace(self.numbers.get() + count)
     }
 
     /// Makes a namespace in which pods can be created.
@@ -162,6 +179,17 @@ impl Drop for Started {
     fn drop(&mut self) {
         self.stop();
     }
+}
+
+/// What these processes have in memory now.
+pub fn resident_bytes_of(pids: &[u32]) -> u64 {
+    pids.iter().filter_map(|pid| resident_bytes(*pid)).sum()
+}
+
+/// The processor time of these processes so far.
+pub fn cpu_seconds_of(pids: &[u32]) -> f64 {
+    let ticks: u64 = pids.iter().filter_map(|pid| cpu_ticks(*pid)).sum();
+    ticks as f64 / rustix::param::clock_ticks_per_second() as f64
 }
 
 fn resident_bytes(pid: u32) -> Option<u64> {

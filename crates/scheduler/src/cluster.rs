@@ -1,12 +1,15 @@
 //! [`Cluster`]: nodes and pods as the scheduler knows them, its own unconfirmed placements included.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use api::Object;
 use api::core::v1::{Node, Pod};
 
+use crate::devices::Devices;
+use crate::groups::Groups;
 use crate::pod::Labels;
+use crate::tally::{Count, Namespaces, Question, Tallies, Wish};
 use crate::volumes::Volumes;
 use crate::{NodeInfo, PodInfo};
 
@@ -18,8 +21,14 @@ pub enum Change {
         old: Arc<Node>,
         new: Arc<Node>,
     },
-    /// A pod came onto a node, or changed there.
+    NodeGone(Arc<Node>),
+    /// A pod came onto a node.
     PodPlaced(Arc<PodInfo>),
+    /// A pod changed on its node.
+    PodUpdated {
+        old: Arc<PodInfo>,
+        new: Arc<PodInfo>,
+    },
     /// A pod left its node, or needs its room no more.
     PodGone(Arc<PodInfo>),
     /// The waiting pod itself.
@@ -31,36 +40,80 @@ pub enum Change {
     },
     /// A volume, a storage class, or what a CSI driver says of itself.
     Volumes,
+    /// Something of dynamic resources: claims, slices, device classes.
+    Devices,
     /// Something else that plugins read: a namespace, a disruption budget, a Service.
     Other,
 }
 
-#[derive(Default)]
-pub struct Cluster {
-    /// In a fixed order, so that all nodes get their turn. A node without `node` is known by its pods only.
-    nodes: Vec<NodeInfo>,
-    index: HashMap<String, usize>,
-    /// Where each pod is counted.
-    placed: HashMap<String, String>,
-    /// Pods that were placed and are not confirmed by the API yet.
-    assumed: HashMap<String, String>,
-    /// Pods that wait for victims to leave a node.
-    nominated: HashMap<String, Vec<Arc<PodInfo>>>,
-    /// How many pods of any affinity there are: none makes inter-pod affinity free of cost.
-    with_affinity: usize,
-    pub namespaces: BTreeMap<String, Labels>,
-    /// Selectors of Services and controllers, by namespace, for spreading by default.
-    pub groups: Groups,
-    pub volumes: Volumes,
+/// The kinds of changes, by which plugins say what may ever help.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    NodeAdded,
+    NodeUpdated,
+    NodeGone,
+    PodPlaced,
+    PodUpdated,
+    PodGone,
+    PodItself,
+    Claim,
+    Volumes,
+    Devices,
+    Other,
 }
 
-/// The selectors that say which pods belong together, by namespace.
-pub type Groups = HashMap<String, Vec<apimachinery::selector::LabelSelector>>;
+impl Change {
+    pub fn kind(&self) -> Kind {
+        match self {
+            Change::NodeAdded(_) => Kind::NodeAdded,
+            Change::NodeUpdated { .. } => Kind::NodeUpdated,
+            Change::NodeGone(_) => Kind::NodeGone,
+            Change::PodPlaced(_) => Kind::PodPlaced,
+            Change::PodUpdated { .. } => Kind::PodUpdated,
+            Change::PodGone(_) => Kind::PodGone,
+            Change::PodItself => Kind::PodItself,
+            Change::Claim { .. } => Kind::Claim,
+            Change::Volumes => Kind::Volumes,
+            Change::Devices => Kind::Devices,
+            Change::Other => Kind::Other,
+        }
+    }
+}
+
+/// Where a pod is counted.
+struct Placed {
+    node: String,
+    /// Its place among the node's pods.
+    at: usize,
+}
+
+#[derive(Default)]
+pub struct Cluster {
+    /// In a fixed order, so that all nodes get their turn.
+    nodes: Vec<NodeInfo>,
+    index: HashMap<String, usize>,
+    placed: HashMap<String, Placed>,
+    /// Pods that were placed and are not confirmed by the API yet.
+    assumed: HashSet<String>,
+    /// Pods that wait for victims to leave a node.
+    nominated: HashMap<String, Vec<Arc<PodInfo>>>,
+    nominated_to: HashMap<String, String>,
+    tallies: Tallies,
+    namespaces: Namespaces,
+    pub groups: Groups,
+    pub volumes: Volumes,
+    pub devices: Devices,
+}
 
 impl Cluster {
     /// The nodes that exist.
     pub fn nodes(&self) -> impl ExactSizeIterator<Item = &NodeInfo> + Clone {
         self.nodes.iter()
+    }
+
+    /// How many nodes, pods on them, and assumed pods there are.
+    pub fn size(&self) -> (usize, usize, usize) {
+        (self.nodes.len(), self.placed.len(), self.assumed.len())
     }
 
     pub fn node_at(&self, index: usize) -> &NodeInfo {
@@ -76,56 +129,156 @@ impl Cluster {
         self.index.get(name).map(|at| &self.nodes[*at])
     }
 
-    pub fn has_affinity_pods(&self) -> bool {
-        self.with_affinity > 0
+    /// The pods that wait for the room of a node.
+    pub fn nominated(&self, node: &str) -> &[Arc<PodInfo>] {
+        if self.nominated.is_empty() {
+            return &[];
+        }
+        self.nominated.get(node).map(Vec::as_slice).unwrap_or_default()
     }
 
-    pub fn nominated(&self, node: &str) -> &[Arc<PodInfo>] {
-        self.nominated.get(node).map(Vec::as_slice).unwrap_or_default()
+    pub fn has_nominated(&self) -> bool {
+        !self.nominated.is_empty()
+    }
+
+    /// Where the pod waits for room, if it does.
+    pub fn nominated_to(&self, key: &str) -> Option<&str> {
+        self.nominated_to.get(key).map(String::as_str)
+    }
+
+    /// Has these questions counted, so that they can be answered.
+    pub fn ask<'a>(&mut self, questions: impl IntoIterator<Item = &'a Arc<Question>>) {
+        let before = self.tallies.asked();
+        for question in questions {
+            self.tallies.ask(question, &self.nodes, &self.namespaces);
+        }
+        self.tallies.trim(before);
+    }
+
+    /// The answer to a question that was asked before.
+    pub fn answer(&self, question: &Question) -> Count<'_> {
+        self.tallies.answer(question)
+    }
+
+    #[cfg(test)]
+    pub fn questions(&self) -> usize {
+        self.tallies.questions()
+    }
+
+    /// What placed pods want of this one.
+    pub fn wishes<'a>(
+        &'a self,
+        pod: &'a PodInfo,
+        which: impl Fn(Wish) -> bool + 'a,
+    ) -> impl Iterator<Item = (&'a str, Wish, Count<'a>)> + 'a {
+        self.tallies.wishes(pod, &self.namespaces, which)
+    }
+
+    pub fn namespaces(&self) -> &Namespaces {
+        &self.namespaces
+    }
+
+    /// Takes note of a namespace's labels; `None` when it is gone.
+    pub fn set_namespace(&mut self, name: &str, labels: Option<Labels>) {
+        if self.namespaces.get(name) == labels.as_ref() {
+            return;
+        }
+        match labels {
+            Some(labels) => drop(self.namespaces.insert(name.to_owned(), labels)),
+            None => drop(self.namespaces.remove(name)),
+        }
+        self.tallies.namespace_changed();
     }
 
     /// Takes note of a node. Pods that came before it are found by the caller.
     pub fn set_node(&mut self, node: Arc<Node>) -> Option<Change> {
-        match self.index.get(node.name()) {
-            Some(at) => {
-                let info = &mut self.nodes[*at];
-                let old = info.node.clone()?;
-                if Arc::ptr_eq(&old, &node) {
-                    return None;
-                }
-                info.set_node(Some(node.clone()));
-                Some(Change::NodeUpdated { old, new: node })
-            }
-            None => {
-                self.index.insert(node.name().to_owned(), self.nodes.len());
-                self.nodes.push(NodeInfo::new(node.clone()));
-                Some(Change::NodeAdded(node))
-            }
+        let Some(at) = self.index.get(node.name()).copied() else {
+            let at = self.nodes.len();
+            self.index.insert(node.name().to_owned(), at);
+            let mut info = NodeInfo::new(node.clone());
+            info.index = at;
+            self.tallies.join(at, &info);
+            self.nodes.push(info);
+            return Some(Change::NodeAdded(node));
+        };
+        let old = self.nodes[at].node.clone()?;
+        if Arc::ptr_eq(&old, &node) {
+            return None;
         }
+        let choices = |node: &Node| {
+            (node.metadata.labels.clone(), node.spec.as_ref().and_then(|spec| spec.taints.clone()))
+        };
+        let moves = choices(&old) != choices(&node);
+        if moves {
+            self.leave(at);
+        }
+        self.nodes[at].set_node(Some(node.clone()));
+        if moves {
+            self.tallies.join(at, &self.nodes[at]);
+            let Cluster { nodes, tallies, namespaces, .. } = self;
+            nodes[at].pods.iter().for_each(|pod| tallies.count(pod, at, 1, nodes, namespaces));
+        }
+        Some(Change::NodeUpdated { old, new: node })
     }
 
-    pub fn remove_node(&mut self, name: &str) {
-        let Some(at) = self.index.remove(name) else { return };
+    /// The node's pods, and the node, are counted no more.
+    fn leave(&mut self, at: usize) {
+        let Cluster { nodes, tallies, namespaces, .. } = self;
+        nodes[at].pods.iter().for_each(|pod| tallies.count(pod, at, -1, nodes, namespaces));
+        tallies.leave(at, &nodes[at]);
+    }
+
+    pub fn remove_node(&mut self, name: &str) -> Option<Change> {
+        let at = self.index.remove(name)?;
+        self.leave(at);
+        self.tallies.swap_remove(at, self.nodes.len());
         let info = self.nodes.swap_remove(at);
         for pod in &info.pods {
             self.placed.remove(&pod.key);
-            self.with_affinity -= usize::from(pod.has_affinity());
+            self.assumed.remove(&pod.key);
         }
-        if let Some(moved) = self.nodes.get(at) {
+        if let Some(moved) = self.nodes.get_mut(at) {
+            moved.index = at;
             self.index.insert(moved.name().to_owned(), at);
         }
+        info.node.map(Change::NodeGone)
     }
 
     /// Counts a pod on its node, in the place of what was known of it. A pod of an unknown node is not counted.
     pub fn set_pod(&mut self, pod: Arc<PodInfo>) -> Option<Change> {
-        self.assumed.remove(&pod.key);
+        let assumed = self.assumed.remove(&pod.key);
         let before = self.take(&pod.key);
         if pod.node_name().is_empty() || pod.is_terminal() {
             return before.map(Change::PodGone);
         }
         let node = pod.node_name().to_owned();
         self.place(pod.clone(), &node);
-        Some(Change::PodPlaced(pod))
+        Some(match before {
+            Some(old) if !assumed && old.uid() == pod.uid() => Change::PodUpdated { old, new: pod },
+            _ => Change::PodPlaced(pod),
+        })
+    }
+
+    /// The API shows a pod as it was assumed: there is nothing to count anew. False when that is not so.
+    pub fn confirm(&mut self, key: &str, pod: &Arc<Pod>) -> Option<Arc<PodInfo>> {
+        if !self.assumed.contains(key) {
+            return None;
+        }
+        let Placed { node, at } = self.placed.get(key)?;
+        let info = &mut self.nodes[*self.index.get(node)?];
+        let assumed = info.pods.get_mut(*at)?;
+        let bound = pod.spec.as_ref().and_then(|spec| spec.node_name.as_deref());
+        let same = bound == Some(node)
+            && assumed.uid() == pod.uid()
+            && assumed.pod.metadata.labels == pod.metadata.labels
+            && assumed.pod.metadata.generation == pod.metadata.generation
+            && pod.metadata.deletion_timestamp.is_none()
+            && !is_terminal(pod);
+        if !same {
+            return None;
+        }
+        self.assumed.remove(key);
+        Some(assumed.clone())
     }
 
     pub fn remove_pod(&mut self, key: &str) -> Option<Change> {
@@ -136,51 +289,73 @@ impl Cluster {
     /// Takes the room of a pod before the API knows of it.
     pub fn assume(&mut self, pod: Arc<PodInfo>, node: &str) {
         self.take(&pod.key);
-        self.assumed.insert(pod.key.clone(), node.to_owned());
+        self.assumed.insert(pod.key.clone());
         self.place(pod, node);
     }
 
     /// The binding failed: gives the room back.
     pub fn forget(&mut self, key: &str) -> Option<Change> {
-        self.assumed.remove(key)?;
+        if !self.assumed.remove(key) {
+            return None;
+        }
         self.take(key).map(Change::PodGone)
     }
 
     pub fn is_assumed(&self, key: &str) -> bool {
-        self.assumed.contains_key(key)
+        self.assumed.contains(key)
     }
 
     /// Where the pod is counted, the pod as it was counted.
     pub fn pod(&self, key: &str) -> Option<&Arc<PodInfo>> {
-        let node = self.node(self.placed.get(key)?)?;
-        node.pods.iter().find(|pod| pod.key == key)
+        let Placed { node, at } = self.placed.get(key)?;
+        self.node(node)?.pods.get(*at)
     }
 
     pub fn nominate(&mut self, pod: Arc<PodInfo>, node: &str) {
         self.withdraw(&pod.key);
+        self.nominated_to.insert(pod.key.clone(), node.to_owned());
         self.nominated.entry(node.to_owned()).or_default().push(pod);
     }
 
-    pub fn withdraw(&mut self, key: &str) {
-        self.nominated.retain(|_, pods| {
+    /// True when the pod was nominated.
+    pub fn withdraw(&mut self, key: &str) -> bool {
+        let Some(node) = self.nominated_to.remove(key) else { return false };
+        if let Some(pods) = self.nominated.get_mut(&node) {
             pods.retain(|pod| pod.key != key);
-            !pods.is_empty()
-        });
+            if pods.is_empty() {
+                self.nominated.remove(&node);
+            }
+        }
+        true
     }
 
     fn place(&mut self, pod: Arc<PodInfo>, node: &str) {
-        let Some(at) = self.index.get(node) else { return };
-        self.placed.insert(pod.key.clone(), node.to_owned());
-        self.with_affinity += usize::from(pod.has_affinity());
-        self.nodes[*at].add_pod(pod);
+        let Some(index) = self.index.get(node).copied() else { return };
+        let at = self.nodes[index].pods.len();
+        self.placed.insert(pod.key.clone(), Placed { node: node.to_owned(), at });
+        self.tallies.count(&pod, index, 1, &self.nodes, &self.namespaces);
+        self.nodes[index].add_pod(pod);
     }
 
     fn take(&mut self, key: &str) -> Option<Arc<PodInfo>> {
-        let node = self.placed.remove(key)?;
-        let pod = self.nodes[*self.index.get(&node)?].remove_pod(key)?;
-        self.with_affinity -= usize::from(pod.has_affinity());
+        let Placed { node, at } = self.placed.remove(key)?;
+        let index = *self.index.get(&node)?;
+        let info = &mut self.nodes[index];
+        let pod = info.remove_pod_at(at);
+        if let Some(moved) = info.pods.get(at)
+            && let Some(placed) = self.placed.get_mut(&moved.key)
+        {
+            placed.at = at;
+        }
+        self.tallies.count(&pod, index, -1, &self.nodes, &self.namespaces);
         Some(pod)
     }
+}
+
+/// Succeeded or failed: takes no room any more.
+pub fn is_terminal(pod: &Pod) -> bool {
+    let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
+    matches!(phase, Some("Succeeded" | "Failed"))
 }
 
 /// Whether what the scheduler reads of a node differs.
@@ -199,8 +374,7 @@ pub fn node_differs(old: &Node, new: &Node) -> bool {
 /// Whether a pod is one that some scheduler has to place.
 pub fn is_waiting(pod: &Pod) -> bool {
     let Some(spec) = &pod.spec else { return false };
-    let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
     spec.node_name.as_deref().unwrap_or_default().is_empty()
         && pod.metadata.deletion_timestamp.is_none()
-        && !matches!(phase, Some("Succeeded" | "Failed"))
+        && !is_terminal(pod)
 }

@@ -98,13 +98,16 @@ impl<'a> Filters<'a> {
     }
 
     /// Checks the node as it is, and also as it will be when the pods arrive that wait for its room.
-    fn check_with_nominated(
+    pub fn check_with_nominated(
         &mut self,
         pod: &PodInfo,
         cluster: &Cluster,
         node: &NodeInfo,
     ) -> Result<(), (&'static str, Refusal)> {
         let expected = cluster.nominated(node.name());
+        if expected.is_empty() {
+            return self.check(node);
+        }
         let expected: Vec<_> =
             expected.iter().filter(|o| o.priority >= pod.priority && o.key != pod.key).collect();
         if !expected.is_empty() {
@@ -139,8 +142,10 @@ impl Scheduler {
         &mut self,
         profile: &Profile,
         pod: &PodInfo,
-        cluster: &Cluster,
+        cluster: &mut Cluster,
     ) -> Result<String, Box<Unschedulable>> {
+        profile.ask(pod, cluster);
+        let cluster = &*cluster;
         let feasible = self.feasible(profile, pod, cluster)?;
         Ok(self.choose(profile, pod, cluster, &feasible, &HashMap::new()))
     }
@@ -151,8 +156,10 @@ impl Scheduler {
         extenders: &[Extender],
         profile: &Profile,
         pod: &PodInfo,
-        cluster: &Cluster,
+        cluster: &mut Cluster,
     ) -> Result<Result<String, Box<Unschedulable>>, String> {
+        profile.ask(pod, cluster);
+        let cluster = &*cluster;
         let mut feasible = match self.feasible(profile, pod, cluster) {
             Ok(feasible) => feasible,
             Err(against) => return Ok(Err(against)),
@@ -202,10 +209,14 @@ impl Scheduler {
         }
         let mut filters = Filters::new(profile, pod, cluster);
         // The node that was cleared for the pod is tried first.
-        if let Some(node) = pod.nominated_node().and_then(|name| cluster.node(name))
+        let nominated = cluster.nominated_to(&pod.key).or(pod.nominated_node());
+        if let Some(node) = nominated.and_then(|name| cluster.node(name))
             && filters.check_with_nominated(pod, cluster, node).is_ok()
         {
             return Ok(vec![node]);
+        }
+        if let Some((names, plugins)) = profile.narrow(pod) {
+            return search_among(pod, cluster, &mut filters, &names, &plugins);
         }
         let enough = nodes_to_find(cluster.nodes().len(), profile.percentage_of_nodes);
         self.search(pod, cluster, &mut filters, enough)
@@ -260,17 +271,49 @@ impl Scheduler {
     /// One of those with the highest score.
     fn best<'a>(&mut self, scores: &[i64], nodes: &[&'a NodeInfo]) -> &'a NodeInfo {
         let best = scores.iter().copied().max().unwrap_or(0);
-        let equals: Vec<usize> = (0..nodes.len()).filter(|at| scores[*at] == best).collect();
-        nodes[equals[self.next_random() as usize % equals.len()]]
+        let equals = || (0..nodes.len()).filter(|at| scores[*at] == best);
+        let chosen = self.next_random() as usize % equals().count();
+        nodes[equals().nth(chosen).expect("it is less than there are")]
     }
 
     /// Xorshift: evenness is enough.
-    fn next_random(&mut self) -> u64 {
+    pub fn next_random(&mut self) -> u64 {
         self.random ^= self.random << 13;
         self.random ^= self.random >> 7;
         self.random ^= self.random << 17;
         self.random
     }
+}
+
+/// Looks at the only nodes that can do.
+///
+/// Upstream: pkg/scheduler/schedule_one.go findNodesThatFitPod, framework/types.go Diagnosis
+fn search_among<'a>(
+    pod: &PodInfo,
+    cluster: &'a Cluster,
+    filters: &mut Filters,
+    names: &[String],
+    plugins: &[&'static str],
+) -> Result<Vec<&'a NodeInfo>, Box<Unschedulable>> {
+    let nodes = cluster.nodes().len();
+    let mut against = Unschedulable { nodes, refused_by: plugins.to_vec(), ..Default::default() };
+    let mut feasible = Vec::new();
+    let known: Vec<usize> = names.iter().filter_map(|name| cluster.index_of(name)).collect();
+    for at in &known {
+        let node = cluster.node_at(*at);
+        match filters.check_with_nominated(pod, cluster, node) {
+            Ok(()) => feasible.push(node),
+            Err((plugin, refusal)) => against.count(*at, plugin, refusal),
+        }
+    }
+    if !feasible.is_empty() {
+        return Ok(feasible);
+    }
+    if nodes > known.len() {
+        let reason = format!("node(s) didn't satisfy plugin(s) [{}]", plugins.join(" "));
+        against.reasons.insert(reason, nodes - known.len());
+    }
+    Err(Box::new(against))
 }
 
 /// How many feasible nodes are enough, so that large clusters are not searched through for each pod.
@@ -315,24 +358,24 @@ mod tests {
         cluster
     }
 
-    fn place(cluster: &Cluster, pod: &PodInfo) -> String {
+    fn place(cluster: &mut Cluster, pod: &PodInfo) -> String {
         Scheduler::new(7).place(&Profile::default(), pod, cluster).unwrap_or_else(|e| e.to_string())
     }
 
     #[test]
     fn refusals_are_counted_in_upstream_words() {
         let taint = json!([{"key": "x", "effect": "NoSchedule"}]);
-        let cluster = cluster(&[
+        let mut cluster = cluster(&[
             node("a", "0", json!({}), json!([])),
             node("b", "0", json!({}), json!([])),
             node("c", "4", json!({}), taint),
         ]);
         assert_eq!(
-            place(&cluster, &pod("p", json!({}), json!({}))),
+            place(&mut cluster, &pod("p", json!({}), json!({}))),
             "0/3 nodes are available: 1 node(s) had untolerated taint(s), 2 Insufficient cpu."
         );
         assert_eq!(
-            place(&Cluster::default(), &pod("p", json!({}), json!({}))),
+            place(&mut Cluster::default(), &pod("p", json!({}), json!({}))),
             "0/0 nodes are available: no nodes available to schedule pods."
         );
     }
@@ -342,7 +385,7 @@ mod tests {
         let mut cluster =
             cluster(&[node("a", "4", json!({}), json!([])), node("b", "4", json!({}), json!([]))]);
         cluster.assume(pod("other", json!({}), json!({})), "a");
-        assert_eq!(place(&cluster, &pod("p", json!({}), json!({}))), "b");
+        assert_eq!(place(&mut cluster, &pod("p", json!({}), json!({}))), "b");
     }
 
     #[test]
@@ -350,9 +393,9 @@ mod tests {
         let mut cluster = cluster(&[node("a", "1", json!({}), json!([]))]);
         cluster.assume(pod("other", json!({}), json!({})), "a");
         let waiting = pod("p", json!({}), json!({}));
-        assert_eq!(place(&cluster, &waiting), "0/1 nodes are available: 1 Insufficient cpu.");
+        assert_eq!(place(&mut cluster, &waiting), "0/1 nodes are available: 1 Insufficient cpu.");
         assert!(cluster.forget("default/other").is_some());
-        assert_eq!(place(&cluster, &waiting), "a");
+        assert_eq!(place(&mut cluster, &waiting), "a");
     }
 
     #[test]
@@ -364,16 +407,16 @@ mod tests {
         let away = json!({"affinity": {"podAntiAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": [term]}}});
         for name in ["p1", "p2"] {
             let pod = pod(name, json!({"app": "web"}), away.clone());
-            let node = place(&cluster, &pod);
+            let node = place(&mut cluster, &pod);
             cluster.assume(pod, &node);
         }
         assert_eq!(cluster.nodes().map(|n| n.pods.len()).collect::<Vec<_>>(), [1, 1]);
         assert_eq!(
-            place(&cluster, &pod("p3", json!({"app": "web"}), away)),
+            place(&mut cluster, &pod("p3", json!({"app": "web"}), away)),
             "0/2 nodes are available: 2 node(s) didn't match pod anti-affinity rules."
         );
         assert_eq!(
-            place(&cluster, &pod("p4", json!({"app": "web"}), json!({}))),
+            place(&mut cluster, &pod("p4", json!({"app": "web"}), json!({}))),
             "0/2 nodes are available: 2 node(s) didn't satisfy existing pods anti-affinity rules."
         );
     }
@@ -391,7 +434,7 @@ mod tests {
             "whenUnsatisfiable": "DoNotSchedule", "labelSelector": {"matchLabels": {"app": "web"}}}]});
         for at in 0..6 {
             let pod = pod(&format!("p{at}"), json!({"app": "web"}), spread.clone());
-            let node = place(&cluster, &pod);
+            let node = place(&mut cluster, &pod);
             cluster.assume(pod, &node);
         }
         let of = |name: &str| cluster.node(name).unwrap().pods.len();

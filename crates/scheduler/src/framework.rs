@@ -9,10 +9,10 @@
 use std::borrow::Cow;
 use std::time::Duration;
 
-use client::Resource;
+use client::{PatchType, Resource};
 use serde_json::Value;
 
-use crate::cluster::{Change, Cluster};
+use crate::cluster::{Change, Cluster, Kind};
 use crate::{NodeInfo, PodInfo};
 
 pub const MAX_SCORE: i64 = 100;
@@ -45,14 +45,17 @@ pub enum Prepared {
 }
 
 /// Something to be written before a pod can be bound. The object's resource version goes with the patch, so that
-/// a plan over what is history fails.
+/// a plan over what is history fails; of several writes to one object each has the version that the one before made.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Write {
     pub resource: Resource,
     pub namespace: String,
     pub name: String,
     pub subresource: Option<&'static str>,
-    pub merge_patch: Value,
+    pub patch_type: PatchType,
+    pub patch: Value,
+    /// Where in the patch the time of the write belongs: an object, and a key.
+    pub stamp: Option<(&'static str, &'static str)>,
 }
 
 pub trait Plugin: Send + Sync {
@@ -65,6 +68,14 @@ pub trait Plugin: Send + Sync {
 
     /// Why no node at all will do for the pod, before any is looked at.
     fn refuse_all(&self, _pod: &PodInfo, _cluster: &Cluster) -> Option<Refusal> {
+        None
+    }
+
+    /// Has the cluster count what the plugin will want to know of other pods.
+    fn ask(&self, _pod: &PodInfo, _cluster: &mut Cluster) {}
+
+    /// The only nodes that can do, by name; `None` when the pod does not name any.
+    fn narrow(&self, _pod: &PodInfo) -> Option<Vec<String>> {
         None
     }
 
@@ -88,8 +99,16 @@ pub trait Plugin: Send + Sync {
         Ok(Vec::new())
     }
 
-    /// Gives back what [`Plugin::reserve`] took; also called when it took nothing.
-    fn unreserve(&self, _pod: &PodInfo, _cluster: &mut Cluster) {}
+    /// Gives back what [`Plugin::reserve`] took, and says what is to be written for it; also called when it took
+    /// nothing.
+    fn unreserve(&self, _pod: &PodInfo, _cluster: &mut Cluster) -> Vec<Write> {
+        Vec::new()
+    }
+
+    /// What is to be written so that a pod that the plugin refused may fit later.
+    fn relieve(&self, _pod: &PodInfo, _cluster: &Cluster) -> Vec<Write> {
+        Vec::new()
+    }
 
     /// How long that may take.
     fn preparation_timeout(&self) -> Option<Duration> {
@@ -101,8 +120,15 @@ pub trait Plugin: Send + Sync {
         Prepared::Ready
     }
 
+    /// The kinds of changes that may ever make a pod fit that this plugin refused.
+    fn events(&self) -> &'static [Kind] {
+        &[]
+    }
+
     /// Whether a change may make a pod fit that this plugin refused.
-    fn may_help(&self, pod: &PodInfo, change: &Change) -> bool;
+    fn may_help(&self, _pod: &PodInfo, _change: &Change) -> bool {
+        false
+    }
 }
 
 pub trait Filter {

@@ -9,11 +9,14 @@ use api::core::v1::{
     Namespace, Node, PersistentVolume, PersistentVolumeClaim, Pod, ReplicationController, Service,
 };
 use api::policy::v1::PodDisruptionBudget;
+use api::resource::v1::{ResourceClaim, ResourceSlice};
 use api::storage::v1::{CSIDriver, CSINode, CSIStorageCapacity, StorageClass, VolumeAttachment};
 use apimachinery::selector::LabelSelector;
 use controller_runtime::{Informer, InformerFactory, WorkQueue};
 
 use crate::cluster::{Change, Cluster};
+use crate::devices::DeviceClass;
+use crate::groups::Owner;
 use crate::pod;
 
 /// What may have changed.
@@ -22,11 +25,21 @@ pub enum Key {
     Pod(String),
     Node(String),
     Namespace(String),
-    /// The Services and controllers of a namespace, whose selectors say which pods belong together.
-    Groups(String),
+    /// A Service or a controller, whose selector says which pods belong together.
+    Service(String),
+    Owner(Owner, String),
     Budgets,
     Claim(String),
     Storage(Storage, String),
+    Device(Device, String),
+}
+
+/// The kinds of dynamic resources.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Device {
+    Claim,
+    Class,
+    Slice,
 }
 
 /// The cluster-wide kinds that volumes are judged by.
@@ -56,6 +69,9 @@ pub struct Informers {
     csi_drivers: Informer<CSIDriver>,
     capacities: Informer<CSIStorageCapacity>,
     attachments: Informer<VolumeAttachment>,
+    resource_claims: Informer<ResourceClaim>,
+    device_classes: Informer<DeviceClass>,
+    resource_slices: Informer<ResourceSlice>,
 }
 
 /// The index of pods by the node that they are on.
@@ -79,6 +95,9 @@ impl Informers {
             csi_drivers: factory.informer(),
             capacities: factory.informer(),
             attachments: factory.informer(),
+            resource_claims: factory.informer(),
+            device_classes: factory.informer(),
+            resource_slices: factory.informer(),
         };
         informers.pods.add_index(BY_NODE, |pod: &Pod| {
             pod.spec
@@ -90,10 +109,12 @@ impl Informers {
         tell(&informers.pods, keys, |pod| Key::Pod(pod.key()));
         tell(&informers.nodes, keys, |node| Key::Node(node.key()));
         tell(&informers.namespaces, keys, |namespace| Key::Namespace(namespace.key()));
-        tell(&informers.services, keys, |object| Key::Groups(object.namespace().to_owned()));
-        tell(&informers.replica_sets, keys, |object| Key::Groups(object.namespace().to_owned()));
-        tell(&informers.stateful_sets, keys, |object| Key::Groups(object.namespace().to_owned()));
-        tell(&informers.replication_controllers, keys, |object| Key::Groups(object.namespace().to_owned()));
+        tell(&informers.services, keys, |object| Key::Service(object.key()));
+        tell(&informers.replica_sets, keys, |object| Key::Owner(Owner::ReplicaSet, object.key()));
+        tell(&informers.stateful_sets, keys, |object| Key::Owner(Owner::StatefulSet, object.key()));
+        tell(&informers.replication_controllers, keys, |object| {
+            Key::Owner(Owner::ReplicationController, object.key())
+        });
         tell(&informers.budgets, keys, |_| Key::Budgets);
         tell(&informers.claims, keys, |claim| Key::Claim(claim.key()));
         tell(&informers.volumes, keys, |object| Key::Storage(Storage::Volume, object.key()));
@@ -102,26 +123,37 @@ impl Informers {
         tell(&informers.csi_drivers, keys, |object| Key::Storage(Storage::CsiDriver, object.key()));
         tell(&informers.capacities, keys, |object| Key::Storage(Storage::Capacity, object.key()));
         tell(&informers.attachments, keys, |object| Key::Storage(Storage::Attachment, object.key()));
+        tell(&informers.resource_claims, keys, |object| Key::Device(Device::Claim, object.key()));
+        tell(&informers.device_classes, keys, |object| Key::Device(Device::Class, object.key()));
+        tell(&informers.resource_slices, keys, |object| Key::Device(Device::Slice, object.key()));
         informers
     }
 
-    /// The selectors of what groups pods in a namespace.
-    pub fn selectors(&self, namespace: &str) -> Vec<LabelSelector> {
-        let of_map = |map: Option<&pod::Labels>| {
-            let map = map.filter(|map| !map.is_empty())?;
-            Some(LabelSelector::from_map(map.iter().map(|(k, v)| (k.as_str(), v.as_str()))))
+    /// Brings what the cluster knows of a Service up to date.
+    pub fn observe_service(&self, key: &str, cluster: &mut Cluster) {
+        let service = self.services.get(key);
+        let selector = service.and_then(|service| service.spec.as_ref()?.selector.clone());
+        cluster.groups.set_service(key, selector);
+    }
+
+    /// The same for a controller of pods.
+    pub fn observe_owner(&self, owner: Owner, key: &str, cluster: &mut Cluster) {
+        let selector = match owner {
+            Owner::ReplicaSet => self
+                .replica_sets
+                .get(key)
+                .and_then(|set| Some(pod::selector(Some(&set.spec.as_ref()?.selector)))),
+            Owner::StatefulSet => self
+                .stateful_sets
+                .get(key)
+                .and_then(|set| Some(pod::selector(Some(&set.spec.as_ref()?.selector)))),
+            Owner::ReplicationController => self.replication_controllers.get(key).and_then(|controller| {
+                let selector = controller.spec.as_ref()?.selector.clone()?;
+                let pairs = selector.iter().map(|(key, value)| (key.as_str(), value.as_str()));
+                (!selector.is_empty()).then(|| LabelSelector::from_map(pairs))
+            }),
         };
-        let services = self.services.by_namespace(namespace);
-        let controllers = self.replication_controllers.by_namespace(namespace);
-        let replica_sets = self.replica_sets.by_namespace(namespace);
-        let stateful_sets = self.stateful_sets.by_namespace(namespace);
-        let services = services.iter().filter_map(|s| of_map(s.spec.as_ref()?.selector.as_ref()));
-        let controllers = controllers.iter().filter_map(|c| of_map(c.spec.as_ref()?.selector.as_ref()));
-        let replica_sets =
-            replica_sets.iter().filter_map(|r| Some(pod::selector(Some(&r.spec.as_ref()?.selector))));
-        let stateful_sets =
-            stateful_sets.iter().filter_map(|s| Some(pod::selector(Some(&s.spec.as_ref()?.selector))));
-        services.chain(controllers).chain(replica_sets).chain(stateful_sets).collect()
+        cluster.groups.set_owner(owner, key, selector);
     }
 
     /// Brings what the cluster knows of a claim up to date.
@@ -143,6 +175,19 @@ impl Informers {
             Storage::Attachment => put(&mut volumes.attachments, key, self.attachments.get(key)),
         }
         Change::Volumes
+    }
+}
+
+impl Informers {
+    /// Brings what the cluster knows of dynamic resources up to date.
+    pub fn observe_device(&self, kind: Device, key: &str, cluster: &mut Cluster) -> Change {
+        let devices = &mut cluster.devices;
+        match kind {
+            Device::Claim => devices.set_claim(key, self.resource_claims.get(key)),
+            Device::Class => devices.set_class(key, self.device_classes.get(key)),
+            Device::Slice => devices.set_slice(key, self.resource_slices.get(key)),
+        }
+        Change::Devices
     }
 }
 

@@ -3,7 +3,8 @@
 //! Start with [`cycle`]: how one pod is placed, a pure function of the [`cluster`] as the scheduler knows it.
 //! What a node must offer and which of several is best is asked of [`plugins`], each a file; [`framework`]
 //! says what a plugin is, a [`profile`] which of them are asked, and [`configuration`] reads profiles from a file.
-//! When a pod fits nowhere, [`preemption`] says whom to evict. [`queue`] decides which pod comes next and when a
+//! When a pod fits nowhere, [`preemption`] says whom to evict. [`tally`] keeps count of what pods want to know
+//! of other pods. [`queue`] decides which pod comes next and when a
 //! refused one is tried again; an [`extender`] is somebody else's say in it. [`run()`] feeds events of its [`informers`] into all that, and [`writes`] carry
 //! decisions out.
 //!
@@ -16,17 +17,21 @@
 pub mod cluster;
 pub mod configuration;
 pub mod cycle;
+mod devices;
 pub mod extender;
 pub mod framework;
+mod groups;
 mod informers;
+mod metrics;
 mod node;
 pub mod plugins;
 mod pod;
-mod preemption;
+pub mod preemption;
 pub mod profile;
 pub mod queue;
 mod resources;
 mod run;
+pub mod tally;
 mod volumes;
 mod writes;
 
@@ -34,6 +39,7 @@ mod writes;
 mod testing;
 
 pub use configuration::Configuration;
+pub use metrics::Metrics;
 pub use node::NodeInfo;
 pub use pod::PodInfo;
 pub use profile::Profile;

@@ -13,6 +13,8 @@ use crate::resources::Resources;
 pub struct NodeInfo {
     /// `None` while only pods speak of the node.
     pub node: Option<Arc<Node>>,
+    /// Its place in the cluster.
+    pub index: usize,
     pub pods: Vec<Arc<PodInfo>>,
     pub allocatable: Resources,
     pub requested: Resources,
@@ -20,7 +22,7 @@ pub struct NodeInfo {
     pub scoring_requested: Resources,
     pub host_ports: Vec<HostPort>,
     /// Sizes by name of the images that the node has.
-    pub images: HashMap<String, i64>,
+    pub images: Arc<HashMap<String, i64>>,
 }
 
 static NO_LABELS: Labels = Labels::new();
@@ -35,7 +37,7 @@ impl NodeInfo {
     pub fn set_node(&mut self, node: Option<Arc<Node>>) {
         let status = node.as_ref().and_then(|node| node.status.as_ref());
         self.allocatable = Resources::from_list(status.and_then(|status| status.allocatable.as_ref()));
-        self.images = status
+        let images: HashMap<String, i64> = status
             .and_then(|status| status.images.as_ref())
             .into_iter()
             .flatten()
@@ -44,6 +46,7 @@ impl NodeInfo {
                 image.names.iter().flatten().map(move |name| (name.clone(), size))
             })
             .collect();
+        self.images = Arc::new(images);
         self.node = node;
     }
 
@@ -74,6 +77,11 @@ impl NodeInfo {
 
     pub fn remove_pod(&mut self, key: &str) -> Option<Arc<PodInfo>> {
         let at = self.pods.iter().position(|pod| pod.key == key)?;
+        Some(self.remove_pod_at(at))
+    }
+
+    /// Removes the pod at this place; the last one takes it.
+    pub fn remove_pod_at(&mut self, at: usize) -> Arc<PodInfo> {
         let pod = self.pods.swap_remove(at);
         self.requested.sub(&pod.requests);
         self.scoring_requested.sub(&pod.scoring_requests);
@@ -82,6 +90,6 @@ impl NodeInfo {
                 self.host_ports.swap_remove(at);
             }
         }
-        Some(pod)
+        pod
     }
 }

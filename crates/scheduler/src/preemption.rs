@@ -20,34 +20,69 @@ pub struct Candidate {
     pub budget_violations: usize,
 }
 
-/// The ways to make room for the pod, or why there is none.
+/// Why nobody is evicted.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Hopeless {
+    /// The pod may not evict others, or not now: what it was promised stays.
+    NotEligible(&'static str),
+    NoCandidate(String),
+}
+
+impl std::fmt::Display for Hopeless {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Hopeless::NotEligible(why) => f.write_str(why),
+            Hopeless::NoCandidate(why) => f.write_str(why),
+        }
+    }
+}
+
+/// Whether somebody leaves already to make room.
+///
+/// Upstream: plugins/defaultpreemption/default_preemption.go podTerminatingByPreemption
+fn makes_room(pod: &PodInfo) -> bool {
+    let conditions = pod.pod.status.as_ref().and_then(|status| status.conditions.as_deref());
+    let target = conditions.unwrap_or_default().iter().find(|c| c.type_ == "DisruptionTarget");
+    pod.is_deleting()
+        && target.is_some_and(|c| c.status == "True" && c.reason.as_deref() == Some("PreemptionByScheduler"))
+}
+
+/// The ways to make room for the pod, or why there is none. Not all of a large cluster's nodes are looked at;
+/// `start` says at which of them to begin.
 pub fn candidates(
     profile: &Profile,
     pod: &PodInfo,
-    cluster: &Cluster,
+    cluster: &mut Cluster,
     against: &Unschedulable,
     budgets: &[Arc<PodDisruptionBudget>],
-) -> Result<Vec<Candidate>, String> {
+    start: usize,
+) -> Result<Vec<Candidate>, Hopeless> {
     let Some(Preemption { min_candidate_percentage, min_candidates }) = profile.preemption else {
-        return Err(String::new());
+        return Err(Hopeless::NotEligible(""));
     };
     if pod.spec().and_then(|spec| spec.preemption_policy.as_deref()) == Some("Never") {
-        return Err("not eligible due to preemptionPolicy=Never.".into());
+        return Err(Hopeless::NotEligible("not eligible due to preemptionPolicy=Never."));
     }
-    if let Some(node) = pod.nominated_node().and_then(|name| cluster.node(name))
-        && node.pods.iter().any(|other| other.priority < pod.priority && other.is_deleting())
+    let nominated = cluster.nominated_to(&pod.key).or(pod.nominated_node());
+    if let Some(node) = nominated.and_then(|name| cluster.node(name))
+        && against.resolvable.contains(&node.index)
+        && node.pods.iter().any(|other| other.priority < pod.priority && makes_room(other))
     {
-        return Err("not eligible due to a terminating pod on the nominated node.".into());
+        let words = "not eligible due to a terminating pod on the nominated node.";
+        return Err(Hopeless::NotEligible(words));
     }
     let enough = min_candidates.max(cluster.nodes().len() * min_candidate_percentage / 100);
+    profile.ask(pod, cluster);
+    let cluster = &*cluster;
     let mut filters = Filters::new(profile, pod, cluster);
     let mut candidates: Vec<Candidate> = Vec::new();
     let mut no_victims = 0;
-    for at in &against.resolvable {
+    let (before, after) = against.resolvable.split_at(start % against.resolvable.len().max(1));
+    for at in after.iter().chain(before) {
         let node = cluster.node_at(*at);
         if !node.pods.iter().any(|other| other.priority < pod.priority) {
             no_victims += 1;
-        } else if let Some(candidate) = victims_on(&mut filters, pod, node, budgets) {
+        } else if let Some(candidate) = victims_on(&mut filters, pod, cluster, node, budgets) {
             candidates.push(candidate);
             if candidates.len() >= enough {
                 break;
@@ -63,7 +98,8 @@ pub fn candidates(
         reasons.push(format!("{helpless} Preemption is not helpful for scheduling"));
     }
     if candidates.is_empty() {
-        return Err(format!("0/{} nodes are available: {}.", against.nodes, reasons.join(", ")));
+        let words = format!("0/{} nodes are available: {}.", against.nodes, reasons.join(", "));
+        return Err(Hopeless::NoCandidate(words));
     }
     Ok(candidates)
 }
@@ -78,6 +114,7 @@ pub fn best(candidates: Vec<Candidate>) -> Option<Candidate> {
 fn victims_on(
     filters: &mut Filters,
     pod: &PodInfo,
+    cluster: &Cluster,
     node: &NodeInfo,
     budgets: &[Arc<PodDisruptionBudget>],
 ) -> Option<Candidate> {
@@ -90,7 +127,7 @@ fn victims_on(
     }
     let mut gone: Vec<Arc<PodInfo>> = lower.clone();
     let mut candidate = None;
-    if filters.check(&cleared).is_ok() {
+    if filters.check_with_nominated(pod, cluster, &cleared).is_ok() {
         // The more important are kept first, and of those the ones that budgets protect.
         lower.sort_by(|a, b| more_important(a, b));
         let violating = violations(&lower, budgets);
@@ -101,7 +138,7 @@ fn victims_on(
             for other in others {
                 cleared.add_pod(other.clone());
                 filters.assume(other, node, 1);
-                if filters.check(&cleared).is_ok() {
+                if filters.check_with_nominated(pod, cluster, &cleared).is_ok() {
                     gone.retain(|g| g.key != other.key);
                 } else {
                     cleared.remove_pod(&other.key);
@@ -187,14 +224,14 @@ mod tests {
         on.iter().for_each(|(node, name, priority, cpu)| cluster.assume(pod(name, *priority, cpu), node));
         let preemptor = pod("important", 100, "2");
         let profile = Profile::default();
-        let against = Scheduler::new(1).place(&profile, &preemptor, &cluster).unwrap_err();
-        let said = match candidates(&profile, &preemptor, &cluster, &against, budgets) {
+        let against = Scheduler::new(1).place(&profile, &preemptor, &mut cluster).unwrap_err();
+        let said = match candidates(&profile, &preemptor, &mut cluster, &against, budgets, 0) {
             Ok(candidates) => {
                 let candidate = best(candidates).unwrap();
                 let victims: Vec<_> = candidate.victims.iter().map(|v| v.pod.name().to_owned()).collect();
                 format!("{}: {}", candidate.node, victims.join(" "))
             }
-            Err(why) => why,
+            Err(why) => why.to_string(),
         };
         assert_eq!(said, expected);
     }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::cluster::{Change, Cluster};
+use crate::cluster::{Change, Cluster, Kind};
 use crate::framework::{Plugin, Prepared, Refusal, Write};
 use crate::plugins::TABLE;
 use crate::{NodeInfo, PodInfo};
@@ -70,9 +70,34 @@ impl Profile {
         filters.find_map(|c| Some((c.plugin.name(), c.plugin.refuse_all(pod, cluster)?)))
     }
 
+    /// Has the cluster count what the plugins will want to know for the pod.
+    pub fn ask(&self, pod: &PodInfo, cluster: &mut Cluster) {
+        self.plugins.iter().for_each(|configured| configured.plugin.ask(pod, cluster));
+    }
+
+    /// The only nodes that can do, and the plugins that say so.
+    pub fn narrow(&self, pod: &PodInfo) -> Option<(Vec<String>, Vec<&'static str>)> {
+        let mut narrow: Option<(Vec<String>, Vec<&'static str>)> = None;
+        for configured in self.plugins.iter().filter(|c| c.filters) {
+            let Some(names) = configured.plugin.narrow(pod) else { continue };
+            let (all, plugins) = narrow.get_or_insert_with(|| (names.clone(), Vec::new()));
+            all.retain(|name| names.contains(name));
+            plugins.push(configured.plugin.name());
+        }
+        narrow
+    }
+
+    /// Whether changes of this kind may ever help a pod that the plugin refused.
+    pub fn is_concerned(&self, plugin: &str, kind: Kind) -> bool {
+        let plugin = self.plugins.iter().find(|configured| configured.plugin.name() == plugin);
+        plugin.is_some_and(|configured| configured.plugin.events().contains(&kind))
+    }
+
     /// Whether the change may make a pod fit that these plugins refused.
     pub fn may_help(&self, refused_by: &[&str], pod: &PodInfo, change: &Change) -> bool {
-        self.plugins.iter().any(|c| refused_by.contains(&c.plugin.name()) && c.plugin.may_help(pod, change))
+        let kind = change.kind();
+        let asked = self.plugins.iter().filter(|c| refused_by.contains(&c.plugin.name()));
+        asked.filter(|c| c.plugin.events().contains(&kind)).any(|c| c.plugin.may_help(pod, change))
     }
 
     /// The plugins' scores of the nodes, weighted, together.
@@ -99,7 +124,8 @@ impl Profile {
             match configured.plugin.reserve(pod, node, cluster) {
                 Ok(more) => writes.extend(more),
                 Err(why) => {
-                    self.unreserve(pod, cluster);
+                    // Nothing was written yet that would have to be undone.
+                    drop(self.unreserve(pod, cluster));
                     return Err(format!("running Reserve plugin {:?}: {why}", configured.plugin.name()));
                 }
             }
@@ -107,8 +133,17 @@ impl Profile {
         Ok(writes)
     }
 
-    pub fn unreserve(&self, pod: &PodInfo, cluster: &mut Cluster) {
-        self.plugins.iter().rev().filter(|c| c.reserves).for_each(|c| c.plugin.unreserve(pod, cluster));
+    /// All plugins give back what they took; what is to be written for it.
+    #[must_use]
+    pub fn unreserve(&self, pod: &PodInfo, cluster: &mut Cluster) -> Vec<Write> {
+        let reserving = self.plugins.iter().rev().filter(|c| c.reserves);
+        reserving.flat_map(|c| c.plugin.unreserve(pod, cluster)).collect()
+    }
+
+    /// What is to be written so that a refused pod may fit later.
+    pub fn relieve(&self, refused_by: &[&str], pod: &PodInfo, cluster: &Cluster) -> Vec<Write> {
+        let asked = self.plugins.iter().filter(|c| refused_by.contains(&c.plugin.name()));
+        asked.flat_map(|c| c.plugin.relieve(pod, cluster)).collect()
     }
 
     /// How long what was reserved may take to be there.

@@ -1,12 +1,12 @@
 //! Which pod is tried next, and when a refused one is tried again.
 //!
-//! A pod is in one of four places: ready (by priority, then age), backing off until a moment, asleep until a
-//! change may help it, or held back by a plugin. Time is a parameter.
+//! A pod is in one of these places: ready (by priority, then by how long it waits), backing off until a moment,
+//! asleep until a change may help it, or held back by a plugin. Time is a parameter.
 //!
 //! Upstream: pkg/scheduler/backend/queue/scheduling_queue.go
 
 use std::cmp::Reverse;
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,9 +18,12 @@ use crate::PodInfo;
 const MAX_SLEEP: Duration = Duration::from_secs(5 * 60);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Place {
+pub enum Place {
     Ready,
-    Until(Instant),
+    /// Something may have helped it; it is tried before its time when nothing else is ready.
+    BackingOff(Instant),
+    /// It failed for no fault of its own.
+    Failed(Instant),
     Asleep(Instant),
     HeldBack,
     /// Taken by the scheduler.
@@ -30,13 +33,15 @@ enum Place {
 struct Waiting {
     pod: Arc<PodInfo>,
     place: Place,
-    /// When it came, for order among equals.
+    /// When it came to wait, for order among equals.
     arrival: u64,
     attempts: u32,
+    /// When it came first.
+    since: Instant,
     /// The plugins that refused it last.
     refused_by: Vec<&'static str>,
-    /// Something happened while it was tried that may help it.
-    helped: bool,
+    /// How many changes there had been when it was taken.
+    changes: u64,
 }
 
 type Order = (Reverse<i32>, u64, String);
@@ -45,9 +50,15 @@ pub struct Queue {
     backoff: Backoff,
     pods: HashMap<String, Waiting>,
     ready: BTreeSet<Order>,
-    /// Pods with a moment: of back-off, or the end of their sleep.
-    timed: BTreeSet<(Instant, String)>,
+    backing_off: BTreeSet<(Instant, String)>,
+    failed: BTreeSet<(Instant, String)>,
+    /// By the end of their sleep.
+    asleep: BTreeSet<(Instant, String)>,
+    /// The sleeping pods by who refused them.
+    refused: HashMap<Vec<&'static str>, HashSet<String>>,
+    held_back: usize,
     arrivals: u64,
+    changes: u64,
 }
 
 /// How long a pod waits after its first failed attempt; twice as long after each more, up to a maximum.
@@ -63,31 +74,50 @@ impl Backoff {
     }
 }
 
+/// How many pods wait where.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Depth {
+    pub active: usize,
+    pub backoff: usize,
+    pub unschedulable: usize,
+    pub gated: usize,
+}
+
 impl Queue {
     pub fn new(backoff: Backoff) -> Self {
-        Queue { backoff, pods: HashMap::new(), ready: BTreeSet::new(), timed: BTreeSet::new(), arrivals: 0 }
+        Queue {
+            backoff,
+            pods: HashMap::new(),
+            ready: BTreeSet::new(),
+            backing_off: BTreeSet::new(),
+            failed: BTreeSet::new(),
+            asleep: BTreeSet::new(),
+            refused: HashMap::new(),
+            held_back: 0,
+            arrivals: 0,
+            changes: 0,
+        }
     }
 
     /// Takes note of a pod that has no node: a new one, or a change of a known one. A plugin may hold it back.
-    pub fn set(&mut self, pod: Arc<PodInfo>, held_back: bool) {
+    pub fn set(&mut self, pod: Arc<PodInfo>, held_back: bool, now: Instant) {
         let key = pod.key.clone();
         let Some(known) = self.pods.get_mut(&key) else {
-            self.arrivals += 1;
             let place = if held_back { Place::HeldBack } else { Place::Ready };
-            let arrival = self.arrivals;
             let waiting = Waiting {
                 pod,
                 place: Place::Tried,
-                arrival,
+                arrival: self.next_arrival(),
                 attempts: 0,
+                since: now,
                 refused_by: Vec::new(),
-                helped: false,
+                changes: 0,
             };
             self.pods.insert(key.clone(), waiting);
             self.move_to(&key, place);
             return;
         };
-        let spec_changed =
+        let changed =
             known.pod.pod.spec != pod.pod.spec || known.pod.pod.metadata.labels != pod.pod.metadata.labels;
         let place = known.place;
         self.move_to(&key, Place::Tried);
@@ -95,8 +125,8 @@ impl Queue {
         known.pod = pod;
         match place {
             Place::HeldBack if !held_back => self.move_to(&key, Place::Ready),
-            Place::Asleep(_) if spec_changed => self.move_to(&key, Place::Ready),
-            Place::Tried => known.helped |= spec_changed,
+            Place::Asleep(_) if changed => self.move_to(&key, Place::Ready),
+            Place::Tried if changed => self.changes += 1,
             _ => self.move_to(&key, place),
         }
     }
@@ -110,30 +140,60 @@ impl Queue {
         self.pods.get(key).map(|waiting| &waiting.pod)
     }
 
+    pub fn depth(&self) -> Depth {
+        Depth {
+            active: self.ready.len(),
+            backoff: self.backing_off.len() + self.failed.len(),
+            unschedulable: self.asleep.len(),
+            gated: self.held_back,
+        }
+    }
+
+    /// How often the pod was tried, and since when it waits.
+    pub fn attempts(&self, key: &str) -> Option<(u32, Instant)> {
+        self.pods.get(key).map(|waiting| (waiting.attempts, waiting.since))
+    }
+
     /// The next pod to try.
     pub fn pop(&mut self, now: Instant) -> Option<Arc<PodInfo>> {
-        while let Some((_, key)) = self.timed.first().filter(|(at, _)| *at <= now).cloned() {
+        for key in self.due(now) {
             self.move_to(&key, Place::Ready);
         }
-        let (_, _, key) = self.ready.first().cloned()?;
+        let ready = self.ready.first().map(|(_, _, key)| key);
+        // Upstream: scheduling_queue.go, feature SchedulerPopFromBackoffQ
+        let key = ready.or(self.backing_off.first().map(|(_, key)| key)).cloned()?;
         self.move_to(&key, Place::Tried);
+        let changes = self.changes;
         let waiting = self.pods.get_mut(&key)?;
         waiting.attempts += 1;
-        waiting.helped = false;
+        waiting.changes = changes;
         Some(waiting.pod.clone())
+    }
+
+    fn due(&self, now: Instant) -> Vec<String> {
+        let timed = [&self.backing_off, &self.failed, &self.asleep].into_iter();
+        let due = timed.flat_map(|timed| timed.iter().take_while(|(at, _)| *at <= now));
+        due.map(|(_, key)| key.clone()).collect()
     }
 
     /// When [`Queue::pop`] will have a pod though nothing happens.
     pub fn next_moment(&self) -> Option<Instant> {
-        self.timed.first().map(|(at, _)| *at)
+        let timed = [&self.backing_off, &self.failed, &self.asleep].into_iter();
+        timed.filter_map(|timed| timed.first().map(|(at, _)| *at)).min()
     }
 
     /// A tried pod found no node.
-    pub fn refused(&mut self, key: &str, refused_by: Vec<&'static str>, now: Instant) {
-        let Some(waiting) = self.pods.get_mut(key) else { return };
+    pub fn refused(&mut self, key: &str, mut refused_by: Vec<&'static str>, now: Instant) {
+        let (changes, arrival) = (self.changes, self.next_arrival());
+        let Some(waiting) = self.pods.get_mut(key).filter(|waiting| waiting.place == Place::Tried) else {
+            return;
+        };
+        refused_by.sort_unstable();
         waiting.refused_by = refused_by;
-        let place = if waiting.helped {
-            Place::Until(now + self.backoff.after(waiting.attempts))
+        waiting.arrival = arrival;
+        // What happened while it was tried may have helped it.
+        let place = if waiting.changes != changes {
+            Place::BackingOff(now + self.backoff.after(waiting.attempts))
         } else {
             Place::Asleep(now + MAX_SLEEP)
         };
@@ -142,45 +202,87 @@ impl Queue {
 
     /// A tried pod could not be placed for no fault of its own.
     pub fn failed(&mut self, key: &str, now: Instant) {
-        if let Some(waiting) = self.pods.get(key) {
-            let until = now + self.backoff.after(waiting.attempts);
-            self.move_to(key, Place::Until(until));
-        }
+        let arrival = self.next_arrival();
+        let Some(waiting) = self.pods.get_mut(key).filter(|waiting| waiting.place == Place::Tried) else {
+            return;
+        };
+        waiting.arrival = arrival;
+        let until = now + self.backoff.after(waiting.attempts);
+        self.move_to(key, Place::Failed(until));
     }
 
-    /// Wakes the sleeping pods that something may help; `may_help` is asked with the plugins that refused.
-    pub fn wake(&mut self, may_help: impl Fn(&PodInfo, &[&str]) -> bool, now: Instant) {
-        let helps =
-            |waiting: &Waiting| waiting.refused_by.is_empty() || may_help(&waiting.pod, &waiting.refused_by);
+    /// Wakes the sleeping pods that something may help: of those refused by plugins that are `concerned`, the ones
+    /// for which `may_help`, asked with these plugins, says so.
+    pub fn wake(
+        &mut self,
+        concerned: impl Fn(&str) -> bool,
+        may_help: impl Fn(&PodInfo, &[&str]) -> bool,
+        now: Instant,
+    ) {
+        self.changes += 1;
         let mut woken = Vec::new();
-        for (key, waiting) in &mut self.pods {
-            match waiting.place {
-                Place::Asleep(since) if helps(waiting) => {
-                    let refused_at = since - MAX_SLEEP;
+        for (refused_by, keys) in &self.refused {
+            if !refused_by.is_empty() && !refused_by.iter().any(|plugin| concerned(plugin)) {
+                continue;
+            }
+            for key in keys {
+                let Some(waiting) = self.pods.get(key) else { continue };
+                let Place::Asleep(until) = waiting.place else { continue };
+                if refused_by.is_empty() || may_help(&waiting.pod, refused_by) {
+                    let refused_at = until - MAX_SLEEP;
                     woken.push((key.clone(), refused_at + self.backoff.after(waiting.attempts)));
                 }
-                Place::Tried => waiting.helped = true,
-                _ => {}
             }
         }
         for (key, until) in woken {
-            self.move_to(&key, if until <= now { Place::Ready } else { Place::Until(until) });
+            self.move_to(&key, if until <= now { Place::Ready } else { Place::BackingOff(until) });
         }
+    }
+
+    /// A pod that waits, for whatever, is tried now.
+    pub fn activate(&mut self, key: &str) {
+        let waits =
+            |w: &Waiting| matches!(w.place, Place::Asleep(_) | Place::BackingOff(_) | Place::Failed(_));
+        if self.pods.get(key).is_some_and(waits) {
+            self.move_to(key, Place::Ready);
+        }
+    }
+
+    fn next_arrival(&mut self) -> u64 {
+        self.arrivals += 1;
+        self.arrivals
     }
 
     fn move_to(&mut self, key: &str, place: Place) {
         let Some(waiting) = self.pods.get_mut(key) else { return };
         let order = (Reverse(waiting.pod.priority), waiting.arrival, key.to_owned());
-        match waiting.place {
+        let place_before = std::mem::replace(&mut waiting.place, place);
+        match place_before {
             Place::Ready => drop(self.ready.remove(&order)),
-            Place::Until(at) | Place::Asleep(at) => drop(self.timed.remove(&(at, key.to_owned()))),
-            Place::HeldBack | Place::Tried => {}
+            Place::BackingOff(at) => drop(self.backing_off.remove(&(at, key.to_owned()))),
+            Place::Failed(at) => drop(self.failed.remove(&(at, key.to_owned()))),
+            Place::Asleep(at) => {
+                self.asleep.remove(&(at, key.to_owned()));
+                if let Some(keys) = self.refused.get_mut(&waiting.refused_by) {
+                    keys.remove(key);
+                    if keys.is_empty() {
+                        self.refused.remove(&waiting.refused_by);
+                    }
+                }
+            }
+            Place::HeldBack => self.held_back -= 1,
+            Place::Tried => {}
         }
-        waiting.place = place;
         match place {
             Place::Ready => drop(self.ready.insert(order)),
-            Place::Until(at) | Place::Asleep(at) => drop(self.timed.insert((at, key.to_owned()))),
-            Place::HeldBack | Place::Tried => {}
+            Place::BackingOff(at) => drop(self.backing_off.insert((at, key.to_owned()))),
+            Place::Failed(at) => drop(self.failed.insert((at, key.to_owned()))),
+            Place::Asleep(at) => {
+                self.asleep.insert((at, key.to_owned()));
+                self.refused.entry(waiting.refused_by.clone()).or_default().insert(key.to_owned());
+            }
+            Place::HeldBack => self.held_back += 1,
+            Place::Tried => {}
         }
     }
 }
@@ -199,12 +301,13 @@ mod tests {
 
     fn wake(queue: &mut Queue, change: Change, now: Instant) {
         let profile = Profile::default();
-        queue.wake(|pod, refused_by| profile.may_help(refused_by, pod, &change), now);
+        let concerned = |plugin: &str| profile.is_concerned(plugin, change.kind());
+        queue.wake(concerned, |pod, refused_by| profile.may_help(refused_by, pod, &change), now);
     }
 
     fn set(queue: &mut Queue, pod: Arc<PodInfo>) {
         let held_back = Profile::default().is_held_back(&pod);
-        queue.set(pod, held_back);
+        queue.set(pod, held_back, Instant::now());
     }
 
     fn pod(name: &str, priority: i32, gated: bool) -> Arc<PodInfo> {
@@ -237,9 +340,31 @@ mod tests {
         wake(&mut queue, Change::PodPlaced(pod("x", 0, false)), now);
         assert_eq!(queue.next_moment(), Some(now + MAX_SLEEP));
         wake(&mut queue, Change::PodGone(pod("x", 0, false)), now);
-        assert_eq!(pop(&mut queue, now), None, "it still backs off");
         assert_eq!(queue.next_moment(), Some(now + BACKOFF.initial));
+        set(&mut queue, pod("b", 0, false));
+        assert_eq!(pop(&mut queue, now).as_deref(), Some("b"), "a still backs off");
+        assert_eq!(pop(&mut queue, now).as_deref(), Some("a"), "but nothing else is ready");
+    }
+
+    #[test]
+    fn a_pod_that_failed_waits_its_time_out() {
+        let (mut queue, now) = (Queue::new(BACKOFF), Instant::now());
+        set(&mut queue, pod("a", 0, false));
+        pop(&mut queue, now);
+        queue.failed("default/a", now);
+        assert_eq!(pop(&mut queue, now), None);
         assert_eq!(pop(&mut queue, now + BACKOFF.initial).as_deref(), Some("a"));
+    }
+
+    #[test]
+    fn a_pod_that_was_refused_waits_behind_those_that_came_since() {
+        let (mut queue, now) = (Queue::new(BACKOFF), Instant::now());
+        set(&mut queue, pod("a", 0, false));
+        pop(&mut queue, now);
+        set(&mut queue, pod("b", 0, false));
+        queue.refused("default/a", vec!["NodeResourcesFit"], now);
+        wake(&mut queue, Change::PodGone(pod("x", 0, false)), now + BACKOFF.max);
+        assert_eq!(pop(&mut queue, now).as_deref(), Some("b"));
     }
 
     #[test]

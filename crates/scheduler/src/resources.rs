@@ -24,6 +24,28 @@ pub struct Resources {
     pub others: BTreeMap<String, i64>,
 }
 
+/// A resource, its name looked at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Resource<'a> {
+    Cpu,
+    Memory,
+    EphemeralStorage,
+    Pods,
+    Other(&'a str),
+}
+
+impl<'a> Resource<'a> {
+    pub fn named(name: &'a str) -> Self {
+        match name {
+            "cpu" => Resource::Cpu,
+            "memory" => Resource::Memory,
+            "ephemeral-storage" => Resource::EphemeralStorage,
+            "pods" => Resource::Pods,
+            name => Resource::Other(name),
+        }
+    }
+}
+
 impl Resources {
     pub fn from_list(list: Option<&List>) -> Self {
         let mut resources = Resources::default();
@@ -43,12 +65,16 @@ impl Resources {
 
     /// The amount of a resource by its name.
     pub fn of(&self, name: &str) -> i64 {
-        match name {
-            "cpu" => self.milli_cpu,
-            "memory" => self.memory,
-            "ephemeral-storage" => self.ephemeral_storage,
-            "pods" => self.pods,
-            name => self.others.get(name).copied().unwrap_or(0),
+        self.amount(Resource::named(name))
+    }
+
+    pub fn amount(&self, resource: Resource) -> i64 {
+        match resource {
+            Resource::Cpu => self.milli_cpu,
+            Resource::Memory => self.memory,
+            Resource::EphemeralStorage => self.ephemeral_storage,
+            Resource::Pods => self.pods,
+            Resource::Other(name) => self.others.get(name).copied().unwrap_or(0),
         }
     }
 

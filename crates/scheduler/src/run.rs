@@ -20,12 +20,13 @@ use crate::cluster::{Change, Cluster, is_waiting, node_differs};
 use crate::configuration::Configuration;
 use crate::cycle::{Scheduler, Unschedulable};
 use crate::extender::Extender;
-use crate::framework::Prepared;
+use crate::framework::{Prepared, Write};
 use crate::informers::{BY_NODE, Informers, Key};
-use crate::preemption::{self, Candidate};
+use crate::metrics::{Metrics, Outcome};
+use crate::preemption::{self, Candidate, Hopeless};
 use crate::profile::Profile;
 use crate::queue::{Backoff, Queue};
-use crate::writes::{Written, bind, evict, prepare, report, unscheduled_status};
+use crate::writes::{Nomination, Written, bind, evict, prepare, release, report, unscheduled_status};
 
 /// How many bindings and other writes may be under way.
 const MAX_WRITES: usize = 128;
@@ -35,6 +36,8 @@ pub struct Config {
     pub clock: Clock,
     /// Seeds the choice among equally good nodes.
     pub seed: u64,
+    /// What is counted, for whoever asks.
+    pub metrics: Metrics,
     /// Who this is among several schedulers, of which only one works; `None` when there is only this one.
     pub identity: Option<String>,
 }
@@ -74,6 +77,17 @@ struct Loop {
     scheduler: Scheduler,
     pending: HashMap<String, Pending>,
     writes: JoinSet<Written>,
+    metrics: Metrics,
+    /// The attempts that have not ended: their pods are not bound yet.
+    attempts: HashMap<String, Attempt>,
+}
+
+struct Attempt {
+    begun: Instant,
+    /// How many it is of the pod's.
+    number: u32,
+    /// Since when the pod waits.
+    since: Instant,
 }
 
 impl Loop {
@@ -104,6 +118,8 @@ impl Loop {
             scheduler: Scheduler::new(config.seed),
             pending: HashMap::new(),
             writes: JoinSet::new(),
+            metrics: config.metrics,
+            attempts: HashMap::new(),
         };
         let work = async {
             if factory.synced().await {
@@ -125,6 +141,9 @@ impl Loop {
             while let Some(written) = self.writes.try_join_next() {
                 self.written(written);
             }
+            self.metrics.waiting(self.queue.depth());
+            let (nodes, pods, assumed) = self.cluster.size();
+            self.metrics.known(nodes, pods, assumed);
             let room = self.writes.len() < MAX_WRITES;
             if room && let Some(pod) = self.queue.pop(Instant::now()) {
                 self.schedule(pod).await;
@@ -160,30 +179,26 @@ impl Loop {
             Key::Pod(key) => self.observe_pod(key),
             Key::Node(name) => self.observe_node(name),
             Key::Namespace(name) => {
-                match self.informers.namespaces.get(name) {
-                    Some(namespace) => {
-                        let labels = namespace.metadata.labels.clone().unwrap_or_default();
-                        self.cluster.namespaces.insert(name.clone(), labels);
-                    }
-                    None => drop(self.cluster.namespaces.remove(name)),
-                }
+                let namespace = self.informers.namespaces.get(name);
+                let labels = namespace.map(|n| n.metadata.labels.clone().unwrap_or_default());
+                self.cluster.set_namespace(name, labels);
                 Some(Change::Other)
             }
-            Key::Groups(namespace) => {
-                let selectors = self.informers.selectors(namespace);
-                if selectors.is_empty() {
-                    self.cluster.groups.remove(namespace);
-                } else {
-                    self.cluster.groups.insert(namespace.clone(), selectors);
-                }
+            Key::Service(key) => {
+                self.informers.observe_service(key, &mut self.cluster);
+                None
+            }
+            Key::Owner(owner, key) => {
+                self.informers.observe_owner(*owner, key, &mut self.cluster);
                 None
             }
             Key::Budgets => Some(Change::Other),
             Key::Claim(key) => Some(self.informers.observe_claim(key, &mut self.cluster)),
+            Key::Device(kind, key) => Some(self.informers.observe_device(*kind, key, &mut self.cluster)),
             Key::Storage(kind, key) => Some(self.informers.observe_storage(*kind, key, &mut self.cluster)),
         };
         if let Some(change) = change {
-            if matches!(change, Change::Claim { .. } | Change::Volumes) {
+            if matches!(change, Change::Claim { .. } | Change::Volumes | Change::Devices) {
                 self.advance();
             }
             self.wake(&change);
@@ -192,52 +207,63 @@ impl Loop {
     }
 
     fn wake(&mut self, change: &Change) {
-        let profiles = &self.profiles;
+        let (profiles, kind) = (&self.profiles, change.kind());
+        let concerned = |plugin: &str| profiles.values().any(|profile| profile.is_concerned(plugin, kind));
         let may_help = |pod: &PodInfo, refused_by: &[&str]| {
             let profile = profiles.get(pod.scheduler_name());
             profile.is_some_and(|profile| profile.may_help(refused_by, pod, change))
         };
-        self.queue.wake(may_help, Instant::now());
+        self.queue.wake(concerned, may_help, Instant::now());
     }
 
     fn observe_pod(&mut self, key: &str) -> Option<Change> {
         let Some(pod) = self.informers.pods.get(key) else {
+            let waited = self.queue.get(key).cloned();
             self.queue.remove(key);
-            self.cluster.withdraw(key);
+            let withdrawn = self.cluster.withdraw(key);
             self.abandon(key);
-            return self.cluster.remove_pod(key);
+            let gone = self.cluster.remove_pod(key);
+            // Its room was kept, too, while it only waited for it.
+            return gone.or(waited.filter(|_| withdrawn).map(Change::PodGone));
         };
-        let info = Arc::new(PodInfo::new(pod));
-        let pod = &info.pod;
-        let profile = self.profiles.get(info.scheduler_name()).cloned();
-        if let Some(profile) = profile.filter(|_| is_waiting(pod)) {
-            let placed = self.cluster.pod(key).map(|placed| placed.uid() == pod.uid());
-            if placed == Some(true) && self.cluster.is_assumed(key) {
-                return None;
-            }
-            self.abandon(key);
-            let gone = placed.and_then(|_| self.cluster.remove_pod(key));
-            match info.nominated_node() {
-                Some(node) => self.cluster.nominate(info.clone(), node),
-                None => self.cluster.withdraw(key),
-            }
-            let held_back = profile.is_held_back(&info);
-            self.queue.set(info, held_back);
-            return gone;
+        if is_waiting(&pod) {
+            return self.observe_waiting(key, pod);
         }
         self.queue.remove(key);
         self.cluster.withdraw(key);
-        let known = self.cluster.pod(key).is_some_and(|known| same_for_scheduling(&known.pod, pod));
+        if let Some(info) = self.cluster.confirm(key, &pod) {
+            return Some(Change::PodPlaced(info));
+        }
+        let known = self.cluster.pod(key).is_some_and(|known| same_for_scheduling(&known.pod, &pod));
         if known && !self.cluster.is_assumed(key) {
             return None;
         }
-        self.cluster.set_pod(info)
+        self.cluster.set_pod(Arc::new(PodInfo::new(pod)))
+    }
+
+    /// A pod that has no node.
+    fn observe_waiting(&mut self, key: &str, pod: Arc<Pod>) -> Option<Change> {
+        let name = pod.spec.as_ref().and_then(|spec| spec.scheduler_name.as_deref());
+        let profile = self.profiles.get(name.unwrap_or("default-scheduler")).cloned()?;
+        let placed = self.cluster.pod(key).map(|placed| placed.uid() == pod.uid());
+        if placed == Some(true) && self.cluster.is_assumed(key) {
+            return None;
+        }
+        let info = Arc::new(PodInfo::new(pod));
+        self.abandon(key);
+        let gone = placed.and_then(|_| self.cluster.remove_pod(key));
+        match info.nominated_node() {
+            Some(node) => self.cluster.nominate(info.clone(), node),
+            None => drop(self.cluster.withdraw(key)),
+        }
+        let held_back = profile.is_held_back(&info);
+        self.queue.set(info, held_back, Instant::now());
+        gone
     }
 
     fn observe_node(&mut self, name: &str) -> Option<Change> {
         let Some(node) = self.informers.nodes.get(name) else {
-            self.cluster.remove_node(name);
-            return None;
+            return self.cluster.remove_node(name);
         };
         match self.cluster.set_node(node)? {
             Change::NodeUpdated { old, new } if !node_differs(&old, &new) => None,
@@ -253,11 +279,15 @@ impl Loop {
 
     async fn schedule(&mut self, pod: Arc<PodInfo>) {
         let Some(profile) = self.profiles.get(pod.scheduler_name()).cloned() else { return };
+        let begun = Instant::now();
+        let (number, since) = self.queue.attempts(&pod.key).unwrap_or((1, begun));
+        self.attempts.insert(pod.key.clone(), Attempt { begun, number, since });
         let placed = if self.extenders.is_empty() {
-            Ok(self.scheduler.place(&profile, &pod, &self.cluster))
+            Ok(self.scheduler.place(&profile, &pod, &mut self.cluster))
         } else {
-            self.scheduler.place_with(&self.extenders, &profile, &pod, &self.cluster).await
+            self.scheduler.place_with(&self.extenders, &profile, &pod, &mut self.cluster).await
         };
+        self.metrics.algorithm(begun.elapsed());
         let node = match placed {
             Ok(Ok(node)) => node,
             Ok(Err(against)) => return self.refuse(&profile, &pod, *against).await,
@@ -276,7 +306,7 @@ impl Loop {
         let key = pod.key.clone();
         let deadline = Instant::now() + profile.preparation_timeout();
         self.pending.insert(key.clone(), Pending { pod, node, written: false, deadline });
-        self.writes.spawn(prepare(self.client.clone(), key, writes));
+        self.writes.spawn(prepare(self.client.clone(), key, writes, self.clock.clone()));
     }
 
     fn bind(&mut self, pod: Arc<PodInfo>, node: String) {
@@ -318,14 +348,22 @@ impl Loop {
         if let Some(Pending { pod, .. }) = self.pending.remove(key)
             && let Some(profile) = self.profiles.get(pod.scheduler_name())
         {
-            profile.unreserve(&pod, &mut self.cluster);
+            let writes = profile.unreserve(&pod, &mut self.cluster);
+            self.release(writes);
+        }
+    }
+
+    fn release(&mut self, writes: Vec<Write>) {
+        if !writes.is_empty() {
+            self.writes.spawn(release(self.client.clone(), writes, self.clock.clone()));
         }
     }
 
     /// A placed pod cannot have what it needs: it gives everything back and is tried again.
     fn unplace(&mut self, pod: &Arc<PodInfo>, why: &str) {
         let Some(profile) = self.profiles.get(pod.scheduler_name()).cloned() else { return };
-        profile.unreserve(pod, &mut self.cluster);
+        let writes = profile.unreserve(pod, &mut self.cluster);
+        self.release(writes);
         if let Some(change) = self.cluster.forget(&pod.key) {
             self.wake(&change);
         }
@@ -334,8 +372,18 @@ impl Loop {
 
     /// Tells why the pod could not be placed this time, for no lack of nodes.
     fn give_up(&mut self, profile: &Profile, pod: &Arc<PodInfo>, why: &str) {
-        self.tell(profile, pod, why, None, "SchedulerError");
+        self.ended(Outcome::Error, profile, &pod.key);
+        self.tell(profile, pod, why, Nomination::AsItIs, "SchedulerError");
         self.queue.failed(&pod.key, Instant::now());
+    }
+
+    /// Counts an attempt that has ended.
+    fn ended(&mut self, outcome: Outcome, profile: &Profile, key: &str) {
+        let Some(Attempt { begun, number, since }) = self.attempts.remove(key) else { return };
+        self.metrics.attempt(outcome, &profile.scheduler_name, begun.elapsed());
+        if outcome == Outcome::Scheduled {
+            self.metrics.scheduled(number, since.elapsed());
+        }
     }
 
     /// An event and a condition say why the pod has no node.
@@ -344,33 +392,46 @@ impl Loop {
         profile: &Profile,
         pod: &Arc<PodInfo>,
         message: &str,
-        node: Option<&str>,
+        nomination: Nomination,
         reason: &str,
     ) {
         if let Some(events) = self.events.get(&profile.scheduler_name) {
-            events.warning(&*pod.pod, "FailedScheduling", message);
+            events.warning(&*pod.pod, "FailedScheduling", truncated(message));
         }
-        if let Some(patch) = unscheduled_status(&pod.pod, message, node, reason, &self.clock) {
+        if let Some(patch) = unscheduled_status(&pod.pod, message, nomination, reason, &self.clock) {
             self.writes.spawn(report(self.client.clone(), pod.clone(), patch));
         }
     }
 
     /// No node will do: tells so, and makes room if that can be.
     async fn refuse(&mut self, profile: &Profile, pod: &Arc<PodInfo>, mut against: Unschedulable) {
-        let mut candidate = None;
+        let writes = profile.relieve(&against.refused_by, pod, &self.cluster);
+        self.release(writes);
+        let (mut candidate, mut nomination) = (None, Nomination::AsItIs);
         if against.nodes > 0 && profile.preemption.is_some() {
             let budgets = self.informers.budgets.list();
-            match preemption::candidates(profile, pod, &self.cluster, &against, &budgets) {
+            let start = self.scheduler.next_random() as usize;
+            match preemption::candidates(profile, pod, &mut self.cluster, &against, &budgets, start) {
                 Ok(candidates) => candidate = preemption::best(self.allowed(pod, candidates).await),
-                Err(why) => against.preemption = Some(why),
+                Err(why) => {
+                    if matches!(why, Hopeless::NoCandidate(_)) {
+                        nomination = Nomination::None;
+                        self.cluster.withdraw(&pod.key);
+                    }
+                    against.preemption = Some(why.to_string());
+                }
             }
         }
-        let nominated = candidate.as_ref().map(|candidate| candidate.node.clone());
-        self.tell(profile, pod, &against.to_string(), nominated.as_deref(), "Unschedulable");
+        if let Some(candidate) = &candidate {
+            nomination = Nomination::To(&candidate.node);
+        }
+        self.tell(profile, pod, &against.to_string(), nomination, "Unschedulable");
         if let Some(candidate) = candidate {
+            self.metrics.preemption(candidate.victims.len());
             self.cluster.nominate(pod.clone(), &candidate.node);
             self.preempt(profile, pod, candidate);
         }
+        self.ended(Outcome::Unschedulable, profile, &pod.key);
         self.queue.refused(&pod.key, against.refused_by, Instant::now());
     }
 
@@ -393,6 +454,15 @@ impl Loop {
     }
 
     fn preempt(&mut self, profile: &Profile, pod: &PodInfo, candidate: Candidate) {
+        // Less important pods that wait for the same room look for another.
+        let waiting = self.cluster.nominated(&candidate.node).iter();
+        let less: Vec<_> = waiting.filter(|other| other.priority < pod.priority).cloned().collect();
+        for other in less {
+            self.cluster.withdraw(&other.key);
+            let patch = serde_json::json!({"status": {"nominatedNodeName": null}});
+            self.queue.activate(&other.key);
+            self.writes.spawn(report(self.client.clone(), other, patch));
+        }
         for victim in candidate.victims {
             if let Some(events) = self.events.get(&profile.scheduler_name) {
                 let message = format!("Preempted by pod {} on node {}", pod.uid(), candidate.node);
@@ -418,6 +488,9 @@ impl Loop {
                 return;
             }
             Ok(Written::Bound { pod, node, outcome: Ok(()) }) => {
+                if let Some(profile) = self.profiles.get(pod.scheduler_name()).cloned() {
+                    self.ended(Outcome::Scheduled, &profile, &pod.key);
+                }
                 if let Some(events) = self.events.get(pod.scheduler_name()) {
                     let (namespace, name) = (pod.pod.namespace(), pod.pod.name());
                     let message = format!("Successfully assigned {namespace}/{name} to {node}");
@@ -429,8 +502,10 @@ impl Loop {
             Ok(Written::Reported) | Err(_) => return,
         };
         tracing::warn!(pod = pod.key, node, error = &error as &dyn std::error::Error, "cannot bind");
-        if let Some(profile) = self.profiles.get(pod.scheduler_name()) {
-            profile.unreserve(&pod, &mut self.cluster);
+        if let Some(profile) = self.profiles.get(pod.scheduler_name()).cloned() {
+            self.ended(Outcome::Error, &profile, &pod.key);
+            let writes = profile.unreserve(&pod, &mut self.cluster);
+            self.release(writes);
         }
         if let Some(change) = self.cluster.forget(&pod.key) {
             self.wake(&change);
@@ -442,6 +517,19 @@ impl Loop {
             self.queue.failed(&pod.key, Instant::now());
         }
     }
+}
+
+/// As much of a message as an event takes.
+///
+/// Upstream: pkg/scheduler/schedule_one.go truncateMessage
+fn truncated(message: &str) -> String {
+    const MAX: usize = 1024;
+    const SUFFIX: &str = " ...";
+    if message.len() <= MAX {
+        return message.to_owned();
+    }
+    let end = message.floor_char_boundary(MAX - SUFFIX.len());
+    format!("{}{SUFFIX}", &message[..end])
 }
 
 /// Whether a placed pod counts for the same as before: most of its updates are of its status.

@@ -27,17 +27,42 @@ pub enum Written {
     Reported,
 }
 
-pub async fn prepare(client: Client, key: String, writes: Vec<Write>) -> Written {
-    for write in writes {
-        let Write { resource, namespace, name, subresource, merge_patch } = write;
-        let patched = client
-            .patch_value(&resource, &namespace, &name, subresource, PatchType::Merge, &merge_patch)
-            .await;
-        if let Err(error) = patched {
-            return Written::Prepared { key, outcome: Err(error) };
-        }
+pub async fn prepare(client: Client, key: String, writes: Vec<Write>, clock: Clock) -> Written {
+    let outcome = carry_out(&client, writes, &clock).await;
+    Written::Prepared { key, outcome }
+}
+
+/// Gives back what was written for a pod that is not bound after all.
+pub async fn release(client: Client, writes: Vec<Write>, clock: Clock) -> Written {
+    if let Some(error) = failure(carry_out(&client, writes, &clock).await) {
+        tracing::warn!(error = &error as &dyn std::error::Error, "cannot give back what a pod had reserved");
     }
-    Written::Prepared { key, outcome: Ok(()) }
+    Written::Reported
+}
+
+async fn carry_out(client: &Client, writes: Vec<Write>, clock: &Clock) -> Result<(), client::Error> {
+    // Of objects that were written here: the version that came of it.
+    let mut versions: Vec<(Resource, String, String, Value)> = Vec::new();
+    for write in writes {
+        let Write { resource, namespace, name, subresource, patch_type, mut patch, stamp } = write;
+        if let Some((object, key)) = stamp
+            && let Some(object) = patch.pointer_mut(object)
+        {
+            object[key] = json!(clock.time());
+        }
+        let same = |known: &&(Resource, String, String, Value)| {
+            known.0 == resource && known.1 == namespace && known.2 == name
+        };
+        if let Some(known) = versions.iter().rfind(same)
+            && let Some(version) = patch.pointer_mut("/metadata/resourceVersion")
+        {
+            *version = known.3.clone();
+        }
+        let patched =
+            client.patch_value(&resource, &namespace, &name, subresource, patch_type, &patch).await?;
+        versions.push((resource, namespace, name, patched["metadata"]["resourceVersion"].clone()));
+    }
+    Ok(())
 }
 
 /// Binds the pod; one of the extenders does it in the scheduler's place if it is given.
@@ -63,11 +88,19 @@ pub async fn bind(
     Written::Bound { outcome: outcome.map(drop), pod, node }
 }
 
+/// Which node a pod is promised.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Nomination<'a> {
+    AsItIs,
+    None,
+    To(&'a str),
+}
+
 /// The patch that makes the pod's status say why it waits; `None` when it says so already.
 pub fn unscheduled_status(
     pod: &Pod,
     message: &str,
-    nominated: Option<&str>,
+    nomination: Nomination,
     reason: &str,
     clock: &Clock,
 ) -> Option<Value> {
@@ -75,7 +108,12 @@ pub fn unscheduled_status(
     let known =
         status.and_then(|s| s.conditions.as_ref()).into_iter().flatten().find(|c| c.type_ == "PodScheduled");
     let same_message = known.is_some_and(|c| c.status == "False" && c.message.as_deref() == Some(message));
-    let same_node = nominated.is_none() || status.and_then(|s| s.nominated_node_name.as_deref()) == nominated;
+    let nominated = status.and_then(|s| s.nominated_node_name.as_deref()).filter(|name| !name.is_empty());
+    let same_node = match nomination {
+        Nomination::AsItIs => true,
+        Nomination::None => nominated.is_none(),
+        Nomination::To(node) => nominated == Some(node),
+    };
     if same_message && same_node {
         return None;
     }
@@ -88,8 +126,10 @@ pub fn unscheduled_status(
         "observedGeneration": pod.metadata.generation,
         "lastTransitionTime": since.unwrap_or_else(|| clock.time()),
     }]}});
-    if let Some(node) = nominated {
-        patch["status"]["nominatedNodeName"] = node.into();
+    match nomination {
+        Nomination::AsItIs => {}
+        Nomination::None => patch["status"]["nominatedNodeName"] = Value::Null,
+        Nomination::To(node) => patch["status"]["nominatedNodeName"] = node.into(),
     }
     Some(patch)
 }

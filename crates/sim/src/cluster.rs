@@ -58,7 +58,13 @@ pub fn controllers_config(clock: Clock) -> controllers::Config {
 }
 
 pub fn scheduler_config(clock: Clock, seed: u64) -> scheduler::Config {
-    scheduler::Config { configuration: scheduler::Configuration::default(), clock, seed, identity: None }
+    scheduler::Config {
+        configuration: scheduler::Configuration::default(),
+        clock,
+        seed,
+        metrics: scheduler::Metrics::default(),
+        identity: None,
+    }
 }
 
 impl Cluster {

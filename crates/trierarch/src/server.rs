@@ -140,6 +140,7 @@ fn start_control_plane(
         configuration: scheduler::Configuration::default(),
         clock: host::clock(),
         seed: rand::random(),
+        metrics: scheduler::Metrics::default(),
         identity: None,
     };
     let client = control_plane.client("system:kube-scheduler", &[]);

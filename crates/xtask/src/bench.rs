@@ -1,5 +1,5 @@
 //! What a user feels first: how soon a cluster is there, what it costs when idle, how soon a pod runs; and
-//! [`api`] and [`net`], which build and run the tools of crate `bench`.
+//! [`tool`], which builds and runs those of crate `bench`.
 
 pub mod node;
 
@@ -17,21 +17,13 @@ pub const NODE_READY: &str = "the node is Ready";
 const PATIENCE: Duration = Duration::from_secs(60);
 const PODS: usize = 10;
 
-/// Runs the load tool, with a release build of the binary unless another server is named.
-pub fn api(arguments: &[String]) -> anyhow::Result<()> {
-    tool("bench", arguments)
-}
-
-/// Runs the tool that measures the network, with a release build of the binary unless another is named.
-pub fn net(arguments: &[String]) -> anyhow::Result<()> {
-    tool("bench-net", arguments)
-}
-
-fn tool(name: &str, arguments: &[String]) -> anyhow::Result<()> {
+/// Runs a tool of crate `bench` (`words` are its name and first arguments), with a release build of the binary
+/// unless another is named.
+pub fn tool(words: &[&str], arguments: &[String]) -> anyhow::Result<()> {
     let named = |flag: &str| arguments.iter().any(|a| a == flag || a.starts_with(&format!("{flag}=")));
     let mut command = cargo();
-    command.args(["run", "--quiet", "--release", "--package=bench", "--bin", name, "--"]);
-    if !["--help", "-h", "--kubeconfig", "--binary"].into_iter().any(named) {
+    command.args(["run", "--quiet", "--release", "--package=bench", "--bin", words[0], "--"]).args(&words[1..]);
+    if !["--help", "-h", "--kubeconfig", "--binary", "--alone"].into_iter().any(named) {
         crate::prerequisites::install(crate::prerequisites::RUN)?;
         command.arg("--binary").arg(build()?);
     }

@@ -90,6 +90,13 @@ enum Bench {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<String>,
     },
+    /// The scheduler: pods a second for each of upstream's shapes, through an API server and alone; `--help` says more
+    #[command(disable_help_flag = true)]
+    Scheduler {
+        /// Arguments for the load tool
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
     /// The node: one pod and a hundred from create to running, what each costs, a container's restart
     Node,
     /// Seconds from `server` to a Ready node, memory and processor share when idle, create-to-running of a pod
@@ -122,12 +129,13 @@ fn execute(command: Command) -> anyhow::Result<()> {
         Command::Tidy => tidy::run(),
         Command::Lint => lint(),
         Command::Codegen { facts, check } => codegen::run(&facts, check),
-        Command::Bench { bench: Bench::Api { arguments } } => bench::api(&arguments),
+        Command::Bench { bench: Bench::Api { arguments } } => bench::tool(&["bench"], &arguments),
+        Command::Bench { bench: Bench::Scheduler { arguments } } => bench::tool(&["bench", "scheduler"], &arguments),
         Command::Bench { bench: Bench::Controllers { size } } => {
             let size = size.to_string();
             run(cargo().args(["run", "--quiet", "--release", "--package=sim", "--", "--bench", &size]))
         }
-        Command::Bench { bench: Bench::Net { arguments } } => bench::net(&arguments),
+        Command::Bench { bench: Bench::Net { arguments } } => bench::tool(&["bench-net"], &arguments),
         Command::Bench { bench: Bench::Node } => {
             prerequisites::install(prerequisites::RUN)?;
             bench::node::measure(&build()?)

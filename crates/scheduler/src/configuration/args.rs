@@ -3,6 +3,8 @@
 //! Upstream: staging/src/k8s.io/kube-scheduler/config/v1/types_pluginargs.go,
 //! pkg/scheduler/apis/config/validation/validation_pluginargs.go
 
+use std::time::Duration;
+
 use api::core::v1::{NodeAffinity, TopologySpreadConstraint};
 use apimachinery::field::{Error, Path, aggregate};
 use serde::Deserialize;
@@ -351,6 +353,35 @@ pub fn volume_binding(args: Option<&Value>) -> Result<VolumeBinding, String> {
         errors.push(Error::invalid(&Path::new("shape"), shape.clone(), words));
     }
     check(&errors).map(|()| args)
+}
+
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+struct DynamicResources {
+    filter_timeout: Option<String>,
+    binding_timeout: Option<String>,
+}
+
+/// How long devices may take to be made ready. A search for devices is bounded by steps rather than by time.
+///
+/// Upstream: pkg/scheduler/apis/config/types_pluginargs.go DynamicResourcesBindingTimeoutDefault
+pub fn dynamic_resources(args: Option<&Value>) -> Result<Duration, String> {
+    let args: DynamicResources = read(args)?;
+    let mut errors = Vec::new();
+    let mut read = |path: &str, text: &Option<String>, default: u64, least: Duration| {
+        let Some(text) = text else { return Duration::from_secs(default) };
+        let given =
+            text.parse::<jiff::SignedDuration>().ok().and_then(|given| Duration::try_from(given).ok());
+        if given.is_none_or(|given| given < least) {
+            let words =
+                if least.is_zero() { "must be zero or positive" } else { "must be at least 1 second" };
+            errors.push(Error::invalid(&Path::new(path), text.as_str(), words));
+        }
+        given.unwrap_or_default()
+    };
+    read("filterTimeout", &args.filter_timeout, 10, Duration::ZERO);
+    let binding = read("bindingTimeout", &args.binding_timeout, 600, Duration::from_secs(1));
+    check(&errors).map(|()| binding)
 }
 
 #[cfg(test)]

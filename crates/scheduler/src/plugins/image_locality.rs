@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use crate::cluster::{Change, Cluster};
+use crate::cluster::Cluster;
 use crate::framework::{MAX_SCORE, Plugin, Score};
 use crate::{NodeInfo, PodInfo};
 
@@ -38,10 +38,6 @@ impl Plugin for ImageLocality {
             .filter(|(_, share)| *share > 0.0)
             .collect();
         (!spread.is_empty()).then(|| Box::new(Present { images, spread }) as Box<dyn Score>)
-    }
-
-    fn may_help(&self, _pod: &PodInfo, _change: &Change) -> bool {
-        false
     }
 }
 

@@ -1,14 +1,17 @@
 //! Pods want to be near to, or away from, other pods.
+//!
+//! Upstream: pkg/scheduler/framework/plugins/interpodaffinity
 
-use std::collections::HashMap;
 use std::sync::Arc;
 
+use api::core::v1::Node;
 use serde_json::Value;
 
-use crate::cluster::{Change, Cluster};
+use crate::cluster::{Change, Cluster, Kind};
 use crate::configuration::args;
 use crate::framework::{Filter, MAX_SCORE, Plugin, Refusal, Score};
 use crate::pod::AffinityTerm;
+use crate::tally::{Count, Namespaces, Wish, owned_id};
 use crate::{NodeInfo, PodInfo};
 
 pub struct InterPodAffinity(args::InterPodAffinity);
@@ -24,24 +27,27 @@ impl Plugin for InterPodAffinity {
         "InterPodAffinity"
     }
 
+    fn ask(&self, pod: &PodInfo, cluster: &mut Cluster) {
+        let required = pod.required_affinity.iter().chain(&pod.required_anti_affinity);
+        let preferred = pod.preferred_affinity.iter().map(|(_, wanted)| wanted);
+        cluster.ask(required.chain(preferred).map(|wanted| &wanted.question));
+    }
+
     fn filter<'a>(&'a self, pod: &'a PodInfo, cluster: &'a Cluster) -> Option<Box<dyn Filter + 'a>> {
-        let asks = !pod.required_affinity.is_empty() || !pod.required_anti_affinity.is_empty();
-        if !asks && !cluster.has_affinity_pods() {
-            return None;
-        }
-        let mut required = Required {
+        let against = cluster.wishes(pod, |wish| wish == Wish::Away);
+        let required = Required {
             pod,
-            cluster,
-            against: Topology::default(),
-            near: Topology::default(),
-            away: Topology::default(),
+            namespaces: cluster.namespaces(),
+            against: against.map(|(id, _, count)| (id.to_owned(), count)).collect(),
+            near: pod.required_affinity.iter().map(|wanted| cluster.answer(&wanted.question)).collect(),
+            away: pod.required_anti_affinity.iter().map(|wanted| cluster.answer(&wanted.question)).collect(),
         };
-        for node in cluster.nodes() {
-            for other in node.pods.iter().filter(|other| asks || !other.required_anti_affinity.is_empty()) {
-                required.count(other, node, 1);
-            }
-        }
-        Some(Box::new(required))
+        // Pods that are still to come to a node may have wishes too.
+        let asks = !required.against.is_empty()
+            || !required.near.is_empty()
+            || !required.away.is_empty()
+            || cluster.has_nominated();
+        asks.then(|| Box::new(required) as Box<dyn Filter>)
     }
 
     fn score<'a>(
@@ -50,130 +56,141 @@ impl Plugin for InterPodAffinity {
         cluster: &'a Cluster,
         _nodes: &[&NodeInfo],
     ) -> Option<Box<dyn Score + 'a>> {
-        let own_only = self.0.ignore_preferred_terms_of_existing_pods;
-        if pod.preferred_affinity.is_empty() && (own_only || !cluster.has_affinity_pods()) {
-            return None;
+        let own = pod.preferred_affinity.iter();
+        let mut wanted: Vec<(i64, Count)> =
+            own.map(|(weight, wanted)| (*weight, cluster.answer(&wanted.question))).collect();
+        if !self.0.ignore_preferred_terms_of_existing_pods {
+            let others = cluster.wishes(pod, |wish| wish != Wish::Away);
+            wanted.extend(others.map(|(_, wish, count)| match wish {
+                Wish::Prefers(weight) => (weight, count),
+                Wish::Near | Wish::Away => (self.0.hard_pod_affinity_weight, count),
+            }));
         }
-        let mut wanted = Topology::default();
-        for node in cluster.nodes() {
-            for other in &node.pods {
-                for (weight, term) in &pod.preferred_affinity {
-                    if matches(term, other, cluster) {
-                        wanted.add(term, node, *weight);
-                    }
-                }
-                if own_only {
-                    continue;
-                }
-                for (weight, term) in &other.preferred_affinity {
-                    if matches(term, pod, cluster) {
-                        wanted.add(term, node, *weight);
-                    }
-                }
-                for term in &other.required_affinity {
-                    if matches(term, pod, cluster) {
-                        wanted.add(term, node, self.0.hard_pod_affinity_weight);
-                    }
-                }
+        wanted.retain(|(weight, count)| *weight != 0 && count.total() != 0);
+        (!wanted.is_empty()).then(|| Box::new(Preferred(wanted)) as Box<dyn Score>)
+    }
+
+    fn events(&self) -> &'static [Kind] {
+        &[
+            Kind::NodeAdded,
+            Kind::NodeUpdated,
+            Kind::PodPlaced,
+            Kind::PodUpdated,
+            Kind::PodGone,
+            Kind::PodItself,
+        ]
+    }
+
+    // Upstream: plugin.go isSchedulableAfterPodChange, isSchedulableAfterNodeChange
+    fn may_help(&self, pod: &PodInfo, change: &Change) -> bool {
+        let near = |other: &PodInfo| all_match(pod.required_affinity.iter().map(|w| &*w.term), other);
+        let away = |other: &PodInfo| all_match(pod.required_anti_affinity.iter().map(|w| &*w.term), other);
+        let mut topologies = pod.required_affinity.iter().chain(&pod.required_anti_affinity);
+        match change {
+            Change::PodPlaced(other) => near(other),
+            Change::PodUpdated { old, new } => (!near(old) && near(new)) || (away(old) && !away(new)),
+            Change::PodGone(other) => {
+                away(other) || all_match(other.required_anti_affinity.iter().map(|w| &*w.term), pod)
             }
+            Change::NodeAdded(node) => {
+                topologies.next().is_none() || topologies.any(|w| value(node, &w.term.topology_key).is_some())
+            }
+            Change::NodeUpdated { old, new } => {
+                topologies.any(|w| value(old, &w.term.topology_key) != value(new, &w.term.topology_key))
+            }
+            change => matches!(change, Change::PodItself),
         }
-        (!wanted.0.is_empty()).then(|| Box::new(wanted) as Box<dyn Score>)
-    }
-
-    fn may_help(&self, _pod: &PodInfo, change: &Change) -> bool {
-        !matches!(change, Change::NodeUpdated { old, new } if old.metadata.labels == new.metadata.labels)
     }
 }
 
-fn matches(term: &AffinityTerm, pod: &PodInfo, cluster: &Cluster) -> bool {
-    term.matches(&pod.pod, |namespace| cluster.namespaces.get(namespace))
+fn value<'a>(node: &'a Node, key: &str) -> Option<&'a String> {
+    node.metadata.labels.as_ref()?.get(key)
 }
 
-/// A count, or a sum of weights, for each part of each topology.
-#[derive(Default)]
-struct Topology(HashMap<String, HashMap<String, i64>>);
-
-impl Topology {
-    fn add(&mut self, term: &AffinityTerm, node: &NodeInfo, amount: i64) {
-        let Some(value) = node.labels().get(&term.topology_key) else { return };
-        *self.0.entry(term.topology_key.clone()).or_default().entry(value.clone()).or_default() += amount;
-    }
-
-    fn of(&self, key: &str, node: &NodeInfo) -> i64 {
-        let parts = self.0.get(key).zip(node.labels().get(key));
-        parts.and_then(|(parts, value)| parts.get(value)).copied().unwrap_or(0)
-    }
-
-    fn is_empty(&self) -> bool {
-        self.0.values().all(|parts| parts.values().all(|count| *count == 0))
-    }
+/// Whether there are terms and all of them speak of the pod. Namespaces that a selector selects are not looked at:
+/// one try too many does no harm.
+fn all_match<'a>(mut terms: impl Iterator<Item = &'a AffinityTerm>, other: &PodInfo) -> bool {
+    let matches = |term: &AffinityTerm| {
+        use api::Object;
+        (term.namespace_selector.is_some() || term.namespaces.contains(other.pod.namespace()))
+            && term.selector.matches_map(crate::pod::labels(&other.pod))
+    };
+    terms.next().is_some_and(|first| matches(first) && terms.all(matches))
 }
 
 struct Required<'a> {
     pod: &'a PodInfo,
-    cluster: &'a Cluster,
-    /// Where pods are that do not want this one near.
-    against: Topology,
-    /// Where pods are that match all of this pod's affinity.
-    near: Topology,
+    namespaces: &'a Namespaces,
+    /// Where pods are that do not want this one near, by what they say.
+    against: Vec<(String, Count<'a>)>,
+    /// Where pods are that match all of this pod's affinity, by the topology of each term.
+    near: Vec<Count<'a>>,
     /// Where pods are that this one does not want near.
-    away: Topology,
+    away: Vec<Count<'a>>,
 }
 
 impl Required<'_> {
-    fn count(&mut self, other: &PodInfo, node: &NodeInfo, count: i64) {
-        for term in &other.required_anti_affinity {
-            if matches(term, self.pod, self.cluster) {
-                self.against.add(term, node, count);
-            }
-        }
-        let near = &self.pod.required_affinity;
-        if !near.is_empty() && near.iter().all(|term| matches(term, other, self.cluster)) {
-            near.iter().for_each(|term| self.near.add(term, node, count));
-        }
-        for term in &self.pod.required_anti_affinity {
-            if matches(term, other, self.cluster) {
-                self.away.add(term, node, count);
-            }
-        }
-    }
-
     fn near_enough(&self, node: &NodeInfo) -> bool {
-        let terms = &self.pod.required_affinity;
-        if !terms.iter().all(|term| node.labels().contains_key(&term.topology_key)) {
+        if !self.near.iter().all(|count| count.covers(node)) {
             return false;
         }
-        if terms.iter().all(|term| self.near.of(&term.topology_key, node) > 0) {
+        if self.near.iter().all(|count| count.of(node) > 0) {
             return true;
         }
         // The first of a group that wants to be together has nobody to be near to.
-        self.near.is_empty() && terms.iter().all(|term| matches(term, self.pod, self.cluster))
+        self.near.iter().all(|count| count.total() == 0)
+            && self.pod.required_affinity.iter().all(|wanted| self.speaks_of(&wanted.term, self.pod))
+    }
+
+    fn speaks_of(&self, term: &AffinityTerm, pod: &PodInfo) -> bool {
+        term.matches(&pod.pod, |name| self.namespaces.get(name))
     }
 }
 
 impl Filter for Required<'_> {
-    // Upstream: pkg/scheduler/framework/plugins/interpodaffinity/filtering.go Filter
+    // Upstream: filtering.go Filter
     fn check(&self, node: &NodeInfo) -> Result<(), Refusal> {
         if !self.near_enough(node) {
             return Err(Refusal::unresolvable("node(s) didn't match pod affinity rules"));
         }
-        if self.pod.required_anti_affinity.iter().any(|term| self.away.of(&term.topology_key, node) > 0) {
+        if self.away.iter().any(|count| count.of(node) > 0) {
             return Err(Refusal::new("node(s) didn't match pod anti-affinity rules"));
         }
-        if self.against.0.keys().any(|key| self.against.of(key, node) > 0) {
+        if self.against.iter().any(|(_, count)| count.of(node) > 0) {
             return Err(Refusal::new("node(s) didn't satisfy existing pods anti-affinity rules"));
         }
         Ok(())
     }
 
-    fn assume(&mut self, other: &PodInfo, node: &NodeInfo, count: i64) {
-        self.count(other, node, count);
+    fn assume(&mut self, other: &PodInfo, node: &NodeInfo, by: i64) {
+        for wanted in &other.required_anti_affinity {
+            if !self.speaks_of(&wanted.term, self.pod) {
+                continue;
+            }
+            let id = owned_id(Wish::Away, &wanted.term);
+            let at = self.against.iter().position(|(known, _)| *known == id).unwrap_or_else(|| {
+                self.against.push((id, Count::none(&wanted.term.topology_key)));
+                self.against.len() - 1
+            });
+            self.against[at].1.add(node, by);
+        }
+        let own = &self.pod.required_affinity;
+        if !own.is_empty() && own.iter().all(|wanted| self.speaks_of(&wanted.term, other)) {
+            self.near.iter_mut().for_each(|count| count.add(node, by));
+        }
+        for at in 0..self.away.len() {
+            if self.speaks_of(&self.pod.required_anti_affinity[at].term, other) {
+                self.away[at].add(node, by);
+            }
+        }
     }
 }
 
-impl Score for Topology {
+struct Preferred<'a>(Vec<(i64, Count<'a>)>);
+
+impl Score for Preferred<'_> {
     fn score(&self, node: &NodeInfo) -> i64 {
-        self.0.keys().map(|key| self.of(key, node)).sum()
+        self.0.iter().map(|(weight, count)| weight * count.of(node)).sum()
     }
 
     fn normalize(&self, _nodes: &[&NodeInfo], scores: &mut [i64]) {

@@ -1,5 +1,6 @@
 //! The plugins, and [`TABLE`], which lists them in the order in which they are asked.
 
+mod dynamic_resources;
 mod image_locality;
 mod inter_pod_affinity;
 mod node_affinity;
@@ -22,9 +23,9 @@ use serde_json::Value;
 use crate::configuration::args;
 use crate::framework::Plugin;
 
-pub use node_affinity::matches_required as node_affinity_matches;
 pub use node_affinity::matches_selector as node_selector_matches;
-pub use taint_toleration::untolerated;
+pub use node_affinity::matches_spec as node_matches;
+pub use taint_toleration::untolerated_by;
 
 /// Where in a cycle plugins are asked, as a configuration names it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -97,6 +98,12 @@ pub static TABLE: &[Row] = &[
         2,
         [PreFilter, Filter, PreScore, Score],
         inter_pod_affinity::InterPodAffinity::make
+    ),
+    row!(
+        "DynamicResources",
+        2,
+        [PreEnqueue, PreFilter, Filter, PostFilter, Score, Reserve, PreBind],
+        dynamic_resources::DynamicResources::make
     ),
     row!("DefaultPreemption", 0, [PostFilter]),
     row!("NodeResourcesBalancedAllocation", 1, [PreScore, Score], node_resources::BalancedAllocation::make),

@@ -3,10 +3,12 @@
 use std::sync::Arc;
 
 use api::Object;
-use api::core::v1::{Node, NodeSelector, NodeSelectorRequirement, NodeSelectorTerm, PreferredSchedulingTerm};
+use api::core::v1::{
+    Node, NodeSelector, NodeSelectorRequirement, NodeSelectorTerm, PodSpec, PreferredSchedulingTerm,
+};
 use serde_json::Value;
 
-use crate::cluster::{Change, Cluster};
+use crate::cluster::{Change, Cluster, Kind};
 use crate::configuration::args;
 use crate::framework::{Filter, Plugin, Refusal, Score, normalize_to_max};
 use crate::pod::Labels;
@@ -42,6 +44,26 @@ impl Plugin for NodeAffinity {
         asks.then(|| Box::new(Required { pod, added }) as Box<dyn Filter>)
     }
 
+    // Upstream: pkg/scheduler/framework/plugins/nodeaffinity/node_affinity.go PreFilter
+    fn narrow(&self, pod: &PodInfo) -> Option<Vec<String>> {
+        let affinity = pod.spec()?.affinity.as_ref()?.node_affinity.as_ref()?;
+        let required = affinity.required_during_scheduling_ignored_during_execution.as_ref()?;
+        let mut names: Vec<String> = Vec::new();
+        for term in &required.node_selector_terms {
+            let fields = term.match_fields.as_deref().unwrap_or_default();
+            let named = |r: &&NodeSelectorRequirement| r.key == "metadata.name" && r.operator == "In";
+            let mut named = fields.iter().filter(named).map(|r| r.values.clone().unwrap_or_default());
+            // A term that names no node may match any.
+            let first = named.next()?;
+            names.extend(
+                named.fold(first, |names, more| names.into_iter().filter(|n| more.contains(n)).collect()),
+            );
+        }
+        names.sort();
+        names.dedup();
+        Some(names)
+    }
+
     fn score<'a>(
         &'a self,
         pod: &'a PodInfo,
@@ -53,6 +75,10 @@ impl Plugin for NodeAffinity {
         let terms = all.flat_map(|a| a.preferred_during_scheduling_ignored_during_execution.iter().flatten());
         let terms: Vec<&PreferredSchedulingTerm> = terms.collect();
         (!terms.is_empty()).then(|| Box::new(Preferred(terms)) as Box<dyn Score>)
+    }
+
+    fn events(&self) -> &'static [Kind] {
+        &[Kind::NodeAdded, Kind::NodeUpdated, Kind::PodItself]
     }
 
     fn may_help(&self, pod: &PodInfo, change: &Change) -> bool {
@@ -103,7 +129,11 @@ impl Score for Preferred<'_> {
 ///
 /// Upstream: component-helpers/scheduling/corev1/nodeaffinity/nodeaffinity.go RequiredNodeAffinity
 pub fn matches_required(pod: &PodInfo, node: &Node) -> bool {
-    let Some(spec) = pod.spec() else { return true };
+    pod.spec().is_none_or(|spec| matches_spec(spec, node))
+}
+
+/// The same of a pod's spec.
+pub fn matches_spec(spec: &PodSpec, node: &Node) -> bool {
     let labels = node.metadata.labels.as_ref();
     let label = |key: &str| labels.and_then(|labels| labels.get(key));
     if !spec.node_selector.iter().flatten().all(|(key, value)| label(key) == Some(value)) {

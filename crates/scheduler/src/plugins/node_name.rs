@@ -2,7 +2,7 @@
 
 use api::Object;
 
-use crate::cluster::{Change, Cluster};
+use crate::cluster::{Change, Cluster, Kind};
 use crate::framework::{Filter, Plugin, Refusal};
 use crate::{NodeInfo, PodInfo};
 
@@ -16,6 +16,10 @@ impl Plugin for NodeName {
     fn filter<'a>(&'a self, pod: &'a PodInfo, _cluster: &'a Cluster) -> Option<Box<dyn Filter + 'a>> {
         let name = pod.node_name();
         (!name.is_empty()).then(|| Box::new(Named(name)) as Box<dyn Filter>)
+    }
+
+    fn events(&self) -> &'static [Kind] {
+        &[Kind::NodeAdded]
     }
 
     fn may_help(&self, pod: &PodInfo, change: &Change) -> bool {

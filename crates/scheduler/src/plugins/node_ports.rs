@@ -1,6 +1,6 @@
 //! Two pods of a node cannot have the same port of it.
 
-use crate::cluster::{Change, Cluster};
+use crate::cluster::{Change, Cluster, Kind};
 use crate::framework::{Filter, Plugin, Refusal};
 use crate::pod::HostPort;
 use crate::{NodeInfo, PodInfo};
@@ -14,6 +14,10 @@ impl Plugin for NodePorts {
 
     fn filter<'a>(&'a self, pod: &'a PodInfo, _cluster: &'a Cluster) -> Option<Box<dyn Filter + 'a>> {
         (!pod.host_ports.is_empty()).then(|| Box::new(Free(&pod.host_ports)) as Box<dyn Filter>)
+    }
+
+    fn events(&self) -> &'static [Kind] {
+        &[Kind::NodeAdded, Kind::PodGone, Kind::PodItself]
     }
 
     fn may_help(&self, pod: &PodInfo, change: &Change) -> bool {

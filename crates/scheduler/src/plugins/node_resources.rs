@@ -7,10 +7,10 @@ use std::sync::Arc;
 
 use serde_json::Value;
 
-use crate::cluster::{Change, Cluster};
+use crate::cluster::{Change, Cluster, Kind};
 use crate::configuration::args::{self, Strategy, Weighted};
 use crate::framework::{Filter, MAX_SCORE, Plugin, Refusal, Score};
-use crate::resources::Resources;
+use crate::resources::{Resource, Resources};
 use crate::{NodeInfo, PodInfo};
 
 pub struct Fit(args::Fit);
@@ -36,12 +36,25 @@ impl Plugin for Fit {
         _cluster: &'a Cluster,
         _nodes: &[&NodeInfo],
     ) -> Option<Box<dyn Score + 'a>> {
-        Some(Box::new(Allocation { wanted: &pod.scoring_requests, args: &self.0 }))
+        let weighted = self.0.resources.iter();
+        let weighted = weighted.map(|Weighted { name, weight }| {
+            let resource = Resource::named(name);
+            (resource, pod.scoring_requests.amount(resource), *weight)
+        });
+        Some(Box::new(Allocation { weighted: weighted.collect(), strategy: &self.0.strategy }))
     }
 
+    fn events(&self) -> &'static [Kind] {
+        &[Kind::PodGone, Kind::PodUpdated, Kind::PodItself, Kind::NodeAdded, Kind::NodeUpdated, Kind::Devices]
+    }
+
+    // Upstream: fit.go isSchedulableAfterPodEvent, isSchedulableAfterNodeChange
     fn may_help(&self, pod: &PodInfo, change: &Change) -> bool {
         match change {
             Change::PodGone(_) | Change::PodItself => true,
+            // A pod that was scaled down.
+            Change::PodUpdated { old, new } => lacking_less(&pod.requests, &old.requests, &new.requests),
+            Change::Devices => !pod.requests.others.is_empty(),
             Change::NodeAdded(node) => {
                 let ignored = self.0.ignored(&pod.requests);
                 lacking(&pod.requests, &NodeInfo::new(node.clone()), &ignored).is_none()
@@ -110,21 +123,29 @@ fn lacking(wanted: &Resources, node: &NodeInfo, ignored: &[String]) -> Option<Re
     (!refusal.reasons.is_empty()).then_some(refusal)
 }
 
+/// Whether less of something that is wanted is in use now.
+fn lacking_less(wanted: &Resources, old: &Resources, new: &Resources) -> bool {
+    let others = wanted.others.keys().map(|name| Resource::Other(name));
+    let all = [Resource::Cpu, Resource::Memory, Resource::EphemeralStorage].into_iter().chain(others);
+    all.into_iter().any(|r| wanted.amount(r) > 0 && new.amount(r) < old.amount(r))
+}
+
 struct Allocation<'a> {
-    wanted: &'a Resources,
-    args: &'a args::Fit,
+    /// Resources, what of each is wanted, and how much each counts.
+    weighted: Vec<(Resource<'a>, i64, i64)>,
+    strategy: &'a Strategy,
 }
 
 impl Score for Allocation<'_> {
     fn score(&self, node: &NodeInfo) -> i64 {
         let (mut total, mut weights) = (0, 0);
-        for Weighted { name, weight } in &self.args.resources {
-            let all = node.allocatable.of(name);
+        for (resource, wanted, weight) in &self.weighted {
+            let all = node.allocatable.amount(*resource);
             if all == 0 {
                 continue;
             }
-            let used = node.scoring_requested.of(name) + self.wanted.of(name);
-            let score = match &self.args.strategy {
+            let used = node.scoring_requested.amount(*resource) + wanted;
+            let score = match self.strategy {
                 Strategy::LeastAllocated => (all - used).max(0) * MAX_SCORE / all,
                 Strategy::MostAllocated => used.min(all) * MAX_SCORE / all,
                 Strategy::RequestedToCapacityRatio(shape) => {
@@ -138,7 +159,7 @@ impl Score for Allocation<'_> {
             total += score * weight;
             weights += weight;
         }
-        match self.args.strategy {
+        match self.strategy {
             _ if weights == 0 => 0,
             Strategy::RequestedToCapacityRatio(_) => (total as f64 / weights as f64).round() as i64,
             _ => total / weights,
@@ -168,35 +189,34 @@ impl Plugin for BalancedAllocation {
         _nodes: &[&NodeInfo],
     ) -> Option<Box<dyn Score + 'a>> {
         let asks = self.resources.iter().any(|name| pod.requests.of(name) > 0);
-        asks.then(|| Box::new(Balanced(&pod.requests, &self.resources)) as Box<dyn Score>)
-    }
-
-    fn may_help(&self, _pod: &PodInfo, _change: &Change) -> bool {
-        false
+        let resources = self.resources.iter().map(|name| {
+            let resource = Resource::named(name);
+            (resource, pod.requests.amount(resource))
+        });
+        asks.then(|| Box::new(Balanced(resources.collect())) as Box<dyn Score>)
     }
 }
 
-struct Balanced<'a>(&'a Resources, &'a [String]);
+/// Resources, and what of each is wanted.
+struct Balanced<'a>(Vec<(Resource<'a>, i64)>);
 
 impl Balanced<'_> {
     /// 100 when all resources are used to the same share.
     fn balance(&self, node: &NodeInfo, with: bool) -> i64 {
-        let shares: Vec<f64> = self
-            .1
-            .iter()
-            .filter(|name| node.allocatable.of(name) > 0)
-            .map(|name| {
-                let used = node.requested.of(name) + if with { self.0.of(name) } else { 0 };
-                (used as f64 / node.allocatable.of(name) as f64).min(1.0)
-            })
-            .collect();
-        let deviation = match shares[..] {
-            [] | [_] => 0.0,
-            [a, b] => (a - b).abs() / 2.0,
-            _ => {
-                let mean = shares.iter().sum::<f64>() / shares.len() as f64;
-                (shares.iter().map(|share| (share - mean).powi(2)).sum::<f64>() / shares.len() as f64).sqrt()
-            }
+        let share = |(resource, wanted): &(Resource, i64)| {
+            let all = node.allocatable.amount(*resource);
+            let used = node.requested.amount(*resource) + if with { *wanted } else { 0 };
+            (all > 0).then(|| (used as f64 / all as f64).min(1.0))
+        };
+        let shares = || self.0.iter().filter_map(share);
+        let count = shares().count() as f64;
+        let deviation = if count < 2.0 {
+            0.0
+        } else if count == 2.0 {
+            shares().reduce(|a, b| a - b).map_or(0.0, |difference| difference.abs() / 2.0)
+        } else {
+            let mean = shares().sum::<f64>() / count;
+            (shares().map(|share| (share - mean).powi(2)).sum::<f64>() / count).sqrt()
         };
         ((1.0 - deviation) * MAX_SCORE as f64) as i64
     }

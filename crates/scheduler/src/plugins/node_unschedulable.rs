@@ -1,6 +1,6 @@
 //! A cordoned node takes only pods that tolerate it.
 
-use crate::cluster::{Change, Cluster};
+use crate::cluster::{Change, Cluster, Kind};
 use crate::framework::{Filter, Plugin, Refusal};
 use crate::plugins::taint_toleration::tolerates;
 use crate::{NodeInfo, PodInfo};
@@ -19,6 +19,10 @@ impl Plugin for NodeUnschedulable {
             ..Default::default()
         };
         (!tolerates(pod, &taint)).then(|| Box::new(Cordoned) as Box<dyn Filter>)
+    }
+
+    fn events(&self) -> &'static [Kind] {
+        &[Kind::NodeAdded, Kind::NodeUpdated, Kind::PodItself]
     }
 
     fn may_help(&self, _pod: &PodInfo, change: &Change) -> bool {

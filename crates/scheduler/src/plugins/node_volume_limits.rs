@@ -6,7 +6,7 @@ use std::collections::{HashMap, HashSet};
 
 use api::Object;
 
-use crate::cluster::{Change, Cluster};
+use crate::cluster::{Change, Cluster, Kind};
 use crate::framework::{Filter, Plugin, Refusal};
 use crate::volumes::Volumes;
 use crate::{NodeInfo, PodInfo};
@@ -25,6 +25,10 @@ impl Plugin for NodeVolumeLimits {
         let wanted = attached(pod, &cluster.volumes);
         let volumes = &cluster.volumes;
         (!wanted.is_empty()).then(|| Box::new(Limits { wanted, volumes }) as Box<dyn Filter>)
+    }
+
+    fn events(&self) -> &'static [Kind] {
+        &[Kind::NodeAdded, Kind::PodGone, Kind::PodItself, Kind::Claim, Kind::Volumes]
     }
 
     fn may_help(&self, _pod: &PodInfo, change: &Change) -> bool {

@@ -1,18 +1,17 @@
 //! Pods that belong together are spread over the parts of a topology: zones, nodes.
+//!
+//! Upstream: pkg/scheduler/framework/plugins/podtopologyspread
 
-use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
-use api::Object;
-use api::core::v1::TopologySpreadConstraint;
-use apimachinery::selector::LabelSelector;
+use api::core::v1::{Node, TopologySpreadConstraint};
 use serde_json::Value;
 
-use crate::cluster::{Change, Cluster};
+use crate::cluster::{Change, Cluster, Kind};
 use crate::configuration::args;
 use crate::framework::{Filter, MAX_SCORE, Plugin, Refusal, Score};
-use crate::plugins::{node_affinity_matches, untolerated};
-use crate::pod::{self, Labels};
+use crate::pod::{self, SpreadConstraint};
+use crate::tally::Count;
 use crate::{NodeInfo, PodInfo};
 
 const MISMATCH: &str = "node(s) didn't match pod topology spread constraints";
@@ -20,47 +19,66 @@ const MISSING_LABEL: &str = "node(s) didn't match pod topology spread constraint
 const HOSTNAME: &str = "kubernetes.io/hostname";
 
 pub struct PodTopologySpread {
-    /// What pods without constraints of their own are spread by; `None` for upstream's own two.
-    defaults: Option<Vec<TopologySpreadConstraint>>,
+    /// What pods without constraints of their own are spread by.
+    defaults: Vec<TopologySpreadConstraint>,
+    /// Whether these are upstream's own, which ask nothing of nodes.
+    system: bool,
 }
 
 impl PodTopologySpread {
     pub fn make(args: Option<&Value>) -> Result<Arc<dyn Plugin>, String> {
-        let defaults = args::pod_topology_spread(args)?.defaults();
-        Ok(Arc::new(PodTopologySpread { defaults }))
+        let given = args::pod_topology_spread(args)?.defaults();
+        let system = given.is_none();
+        Ok(Arc::new(PodTopologySpread { defaults: given.unwrap_or_else(system_defaults), system }))
     }
 
-    /// The constraints of one kind that the pod is spread by. Pods without any are spread all the same, by the
-    /// Services and controllers that select them.
-    ///
-    /// Upstream: pkg/scheduler/framework/plugins/podtopologyspread/plugin.go systemDefaultConstraints
-    fn constraints(&self, pod: &PodInfo, cluster: &Cluster, action: &str) -> Vec<Constraint> {
-        if let Some(own) = own_constraints(pod) {
-            return own
+    /// The constraints that the pod is spread by. Pods without any are spread all the same, by the Services and
+    /// controllers that select them.
+    fn constraints<'a>(&self, pod: &'a PodInfo, cluster: &Cluster) -> Vec<Constraint<'a>> {
+        if !pod.spread.is_empty() {
+            return pod.spread.iter().map(Constraint::Own).collect();
+        }
+        let Some(selector) = cluster.groups.selector_of(&pod.pod) else { return Vec::new() };
+        let keys = |required: bool| match self.system {
+            true => Vec::new(),
+            false => self
+                .defaults
                 .iter()
-                .filter(|c| c.when_unsatisfiable == action)
-                .map(|c| constraint(c, pod))
-                .collect();
-        }
-        let groups = cluster.groups.get(pod.pod.namespace()).map(Vec::as_slice).unwrap_or_default();
-        let mut selectors = groups.iter().filter(|selector| selector.matches_map(pod::labels(&pod.pod)));
-        let Some(selector) = selectors.next() else { return Vec::new() };
-        if let Some(given) = &self.defaults {
-            let given = given.iter().filter(|c| c.when_unsatisfiable == action);
-            let with = given.map(|c| Constraint { selector: selector.clone(), ..constraint(c, pod) });
-            return with.collect();
-        }
-        let default = |key: &str, max_skew| Constraint {
-            topology_key: key.to_owned(),
-            selector: selector.clone(),
-            max_skew,
-            min_domains: 1,
-            honor_affinity: true,
-            honor_taints: false,
+                .filter(|c| (c.when_unsatisfiable == "DoNotSchedule") == required)
+                .map(|c| c.topology_key.clone())
+                .collect(),
         };
-        match action {
-            "ScheduleAnyway" => vec![default(HOSTNAME, 3), default("topology.kubernetes.io/zone", 5)],
-            _ => Vec::new(),
+        let made = self.defaults.iter().map(|c| {
+            let keys = keys(c.when_unsatisfiable == "DoNotSchedule");
+            Constraint::Default(Box::new(SpreadConstraint::new(c, selector.clone(), keys, &pod.pod)))
+        });
+        made.collect()
+    }
+}
+
+/// Upstream: plugin.go systemDefaultConstraints
+fn system_defaults() -> Vec<TopologySpreadConstraint> {
+    let default = |key: &str, max_skew| TopologySpreadConstraint {
+        topology_key: key.to_owned(),
+        when_unsatisfiable: "ScheduleAnyway".into(),
+        max_skew,
+        ..Default::default()
+    };
+    vec![default(HOSTNAME, 3), default("topology.kubernetes.io/zone", 5)]
+}
+
+enum Constraint<'a> {
+    Own(&'a SpreadConstraint),
+    Default(Box<SpreadConstraint>),
+}
+
+impl std::ops::Deref for Constraint<'_> {
+    type Target = SpreadConstraint;
+
+    fn deref(&self) -> &SpreadConstraint {
+        match self {
+            Constraint::Own(own) => own,
+            Constraint::Default(default) => default,
         }
     }
 }
@@ -70,13 +88,21 @@ impl Plugin for PodTopologySpread {
         "PodTopologySpread"
     }
 
+    fn ask(&self, pod: &PodInfo, cluster: &mut Cluster) {
+        let constraints = self.constraints(pod, cluster);
+        cluster.ask(constraints.iter().map(|constraint| &constraint.question));
+    }
+
     fn filter<'a>(&'a self, pod: &'a PodInfo, cluster: &'a Cluster) -> Option<Box<dyn Filter + 'a>> {
-        let constraints = self.constraints(pod, cluster, "DoNotSchedule");
-        if constraints.is_empty() {
-            return None;
-        }
-        let counts = constraints.into_iter().map(|c| Domains::count(c, pod, cluster.nodes())).collect();
-        Some(Box::new(Hard { pod, counts }))
+        let constraints = self.constraints(pod, cluster);
+        let hard = constraints.into_iter().filter(|constraint| constraint.required).map(|constraint| {
+            let counts = cluster.answer(&constraint.question);
+            let mut domain = Domain { least: 0, counts, constraint };
+            domain.least = domain.least();
+            domain
+        });
+        let hard: Vec<Domain> = hard.collect();
+        (!hard.is_empty()).then(|| Box::new(Hard(hard)) as Box<dyn Filter>)
     }
 
     fn score<'a>(
@@ -85,173 +111,130 @@ impl Plugin for PodTopologySpread {
         cluster: &'a Cluster,
         nodes: &[&NodeInfo],
     ) -> Option<Box<dyn Score + 'a>> {
-        let constraints = self.constraints(pod, cluster, "ScheduleAnyway");
-        if constraints.is_empty() {
-            return None;
-        }
-        let given = own_constraints(pod).is_some() || self.defaults.is_some();
-        let counts = constraints.into_iter().map(|c| {
+        let constraints = self.constraints(pod, cluster);
+        let soft = constraints.iter().filter(|constraint| !constraint.required).map(|constraint| {
+            let counts = cluster.answer(&constraint.question);
             // A node counts for itself, whatever topology the others have.
-            let domains = if c.topology_key == HOSTNAME {
-                nodes.len()
-            } else {
-                let values = nodes.iter().filter_map(|n| n.labels().get(&c.topology_key));
-                values.collect::<std::collections::HashSet<_>>().len()
+            let parts = match constraint.topology_key == HOSTNAME {
+                true => nodes.len(),
+                false => counts.parts_among(nodes),
             };
-            (Domains::count(c, pod, cluster.nodes()), (domains as f64 + 2.0).ln())
+            (counts, (parts as f64 + 2.0).ln(), (constraint.max_skew - 1) as f64)
         });
-        Some(Box::new(Soft { counts: counts.collect(), need_all_labels: given }))
+        let counts: Vec<_> = soft.collect();
+        let need_all_labels = !pod.spread.is_empty() || !self.system;
+        (!counts.is_empty()).then(|| Box::new(Soft { counts, need_all_labels }) as Box<dyn Score>)
     }
 
+    fn events(&self) -> &'static [Kind] {
+        &[
+            Kind::NodeAdded,
+            Kind::NodeUpdated,
+            Kind::NodeGone,
+            Kind::PodPlaced,
+            Kind::PodUpdated,
+            Kind::PodGone,
+            Kind::PodItself,
+        ]
+    }
+
+    // Upstream: plugin.go isSchedulableAfterPodChange, isSchedulableAfterNodeChange
     fn may_help(&self, pod: &PodInfo, change: &Change) -> bool {
+        use api::Object;
+        // Constraints by default may be of any group: what is not known of them is worth a try.
+        let hard = || pod.spread.iter().filter(|constraint| constraint.required);
+        let counted = |c: &SpreadConstraint, other: &PodInfo| c.question.selects(pod::labels(&other.pod));
+        let near = |other: &PodInfo| other.pod.namespace() == pod.pod.namespace();
+        let covers = |node: &Node| {
+            let labels = node.metadata.labels.as_ref();
+            hard().all(|c| labels.is_some_and(|labels| labels.contains_key(&c.topology_key)))
+        };
         match change {
-            Change::NodeAdded(_) | Change::NodeUpdated { .. } | Change::PodItself => true,
-            Change::PodPlaced(other) | Change::PodGone(other) => other.pod.namespace() == pod.pod.namespace(),
+            Change::PodItself => true,
+            Change::PodPlaced(other) | Change::PodGone(other) => {
+                near(other) && hard().all(|c| counted(c, other))
+            }
+            Change::PodUpdated { old, new } => {
+                let stays = |pod: &PodInfo| !pod.is_deleting();
+                near(new) && (stays(old) != stays(new) || hard().any(|c| counted(c, old) != counted(c, new)))
+            }
+            Change::NodeAdded(node) | Change::NodeGone(node) => covers(node),
+            Change::NodeUpdated { old, new } => {
+                covers(old) != covers(new)
+                    || (covers(new)
+                        && (old.metadata.labels != new.metadata.labels
+                            || old.spec.as_ref().map(|s| &s.taints) != new.spec.as_ref().map(|s| &s.taints)))
+            }
             _ => false,
         }
     }
 }
 
-struct Constraint {
-    topology_key: String,
-    selector: LabelSelector,
-    max_skew: i64,
-    min_domains: i64,
-    honor_affinity: bool,
-    honor_taints: bool,
+struct Domain<'a> {
+    constraint: Constraint<'a>,
+    counts: Count<'a>,
+    least: i64,
 }
 
-fn own_constraints(pod: &PodInfo) -> Option<&[TopologySpreadConstraint]> {
-    pod.spec()?.topology_spread_constraints.as_deref().filter(|constraints| !constraints.is_empty())
-}
-
-fn constraint(c: &TopologySpreadConstraint, pod: &PodInfo) -> Constraint {
-    let mut object = c.label_selector.clone().unwrap_or_default();
-    let labels = pod::labels(&pod.pod);
-    for key in c.match_label_keys.iter().flatten() {
-        if let Some(value) = labels.get(key) {
-            object.match_labels.get_or_insert_default().insert(key.clone(), value.clone());
-        }
-    }
-    Constraint {
-        topology_key: c.topology_key.clone(),
-        selector: pod::selector(c.label_selector.is_some().then_some(&object)),
-        max_skew: i64::from(c.max_skew),
-        min_domains: i64::from(c.min_domains.unwrap_or(1)),
-        honor_affinity: c.node_affinity_policy.as_deref() != Some("Ignore"),
-        honor_taints: c.node_taints_policy.as_deref() == Some("Honor"),
-    }
-}
-
-/// How many matching pods each part of the topology has.
-struct Domains {
-    constraint: Constraint,
-    namespace: String,
-    matching: HashMap<String, i64>,
-}
-
-impl Domains {
-    fn count<'a>(constraint: Constraint, pod: &PodInfo, nodes: impl Iterator<Item = &'a NodeInfo>) -> Self {
-        let mut domains =
-            Domains { constraint, namespace: pod.pod.namespace().to_owned(), matching: HashMap::new() };
-        for node in nodes {
-            let Some(value) = node.labels().get(&domains.constraint.topology_key) else { continue };
-            if !domains.includes(pod, node) {
-                continue;
-            }
-            let count = node.pods.iter().filter(|other| domains.counts(other)).count() as i64;
-            match domains.matching.get_mut(value) {
-                Some(total) => *total += count,
-                None => drop(domains.matching.insert(value.clone(), count)),
-            }
-        }
-        domains
-    }
-
-    /// Whether the node takes part at all.
-    fn includes(&self, pod: &PodInfo, info: &NodeInfo) -> bool {
-        let Some(node) = &info.node else { return false };
-        (!self.constraint.honor_affinity || node_affinity_matches(pod, node))
-            && (!self.constraint.honor_taints || untolerated(pod, info.taints()).is_none())
-    }
-
-    fn counts(&self, other: &PodInfo) -> bool {
-        !other.is_deleting()
-            && other.pod.namespace() == self.namespace
-            && self.constraint.selector.matches_map(pod::labels(&other.pod))
-    }
-
+impl Domain<'_> {
     /// The least that any part has; none when there are fewer parts than there should be.
     fn least(&self) -> i64 {
-        if (self.matching.len() as i64) < self.constraint.min_domains {
-            return 0;
-        }
-        self.matching.values().copied().min().unwrap_or(0)
-    }
-
-    fn of(&self, labels: &Labels) -> Option<i64> {
-        Some(self.matching.get(labels.get(&self.constraint.topology_key)?).copied().unwrap_or(0))
+        if (self.counts.parts() as i64) < self.constraint.min_domains { 0 } else { self.counts.least() }
     }
 }
 
-struct Hard<'a> {
-    pod: &'a PodInfo,
-    counts: Vec<Domains>,
-}
+struct Hard<'a>(Vec<Domain<'a>>);
 
 impl Filter for Hard<'_> {
+    // Upstream: filtering.go Filter
     fn check(&self, node: &NodeInfo) -> Result<(), Refusal> {
-        for domains in &self.counts {
-            let Some(count) = domains.of(node.labels()) else {
+        for Domain { constraint, counts, least } in &self.0 {
+            if !counts.covers(node) {
                 return Err(Refusal::unresolvable(MISSING_LABEL));
-            };
-            let itself = i64::from(domains.constraint.selector.matches_map(pod::labels(&self.pod.pod)));
-            if count + itself - domains.least() > domains.constraint.max_skew {
+            }
+            let itself = i64::from(constraint.counts_itself);
+            if counts.of(node) + itself - least > constraint.max_skew {
                 return Err(Refusal::new(MISMATCH));
             }
         }
         Ok(())
     }
 
-    fn assume(&mut self, other: &PodInfo, node: &NodeInfo, count: i64) {
-        for domains in &mut self.counts {
-            if domains.includes(self.pod, node)
-                && domains.counts(other)
-                && let Some(value) = node.labels().get(&domains.constraint.topology_key)
-            {
-                *domains.matching.entry(value.clone()).or_default() += count;
+    fn assume(&mut self, other: &PodInfo, node: &NodeInfo, by: i64) {
+        for domain in &mut self.0 {
+            if domain.counts.includes(node) && domain.constraint.question.counts_in_group(other) {
+                domain.counts.add(node, by);
+                domain.least = domain.least();
             }
         }
     }
 }
 
-struct Soft {
-    /// With the weight of each topology.
-    counts: Vec<(Domains, f64)>,
-    /// A node without one of the labels is out; default constraints do not ask that.
+struct Soft<'a> {
+    /// With the weight of each topology, and what a skew may be.
+    counts: Vec<(Count<'a>, f64, f64)>,
+    /// A node without one of the labels is out; upstream's default constraints do not ask that.
     need_all_labels: bool,
 }
 
 const OUT: i64 = -1;
 
-impl Score for Soft {
+impl Score for Soft<'_> {
     fn score(&self, node: &NodeInfo) -> i64 {
         let mut score = 0.0;
-        for (domains, weight) in &self.counts {
-            match domains.of(node.labels()) {
-                Some(count) => score += count as f64 * weight + (domains.constraint.max_skew - 1) as f64,
-                None if self.need_all_labels => return OUT,
-                None => {}
+        for (counts, weight, skew) in &self.counts {
+            if counts.covers(node) {
+                score += counts.of(node) as f64 * weight + skew;
+            } else if self.need_all_labels {
+                return OUT;
             }
         }
         score.round() as i64
     }
 
     fn normalize(&self, _nodes: &[&NodeInfo], scores: &mut [i64]) {
-        let kept: BTreeMap<usize, i64> =
-            scores.iter().copied().enumerate().filter(|(_, s)| *s != OUT).collect();
-        let min = kept.values().copied().min().unwrap_or(0);
-        let max = kept.values().copied().max().unwrap_or(0);
+        let kept = || scores.iter().copied().filter(|score| *score != OUT);
+        let (min, max) = (kept().min().unwrap_or(0), kept().max().unwrap_or(0));
         for score in scores {
             *score = match *score {
                 OUT => 0,

@@ -2,7 +2,7 @@
 
 use api::core::v1::{Taint, Toleration};
 
-use crate::cluster::{Change, Cluster};
+use crate::cluster::{Change, Cluster, Kind};
 use crate::framework::{Filter, Plugin, Refusal, Score, normalize_to_max};
 use crate::{NodeInfo, PodInfo};
 
@@ -28,6 +28,10 @@ impl Plugin for TaintToleration {
         any.then(|| Box::new(Preferred(pod)) as Box<dyn Score>)
     }
 
+    fn events(&self) -> &'static [Kind] {
+        &[Kind::NodeAdded, Kind::NodeUpdated, Kind::PodItself]
+    }
+
     fn may_help(&self, pod: &PodInfo, change: &Change) -> bool {
         let tolerated = |node: &api::core::v1::Node| {
             let taints = node.spec.as_ref().and_then(|spec| spec.taints.as_deref()).unwrap_or_default();
@@ -43,7 +47,13 @@ impl Plugin for TaintToleration {
 
 /// The first taint that keeps the pod off a node.
 pub fn untolerated<'a>(pod: &PodInfo, taints: &'a [Taint]) -> Option<&'a Taint> {
-    taints.iter().filter(|t| t.effect == "NoSchedule" || t.effect == "NoExecute").find(|t| !tolerates(pod, t))
+    if taints.is_empty() { None } else { untolerated_by(tolerations(pod), taints) }
+}
+
+/// The same for these tolerations.
+pub fn untolerated_by<'a>(tolerations: &[Toleration], taints: &'a [Taint]) -> Option<&'a Taint> {
+    let mut repel = taints.iter().filter(|t| t.effect == "NoSchedule" || t.effect == "NoExecute");
+    repel.find(|taint| !tolerations.iter().any(|toleration| matches(toleration, taint)))
 }
 
 pub fn tolerates(pod: &PodInfo, taint: &Taint) -> bool {
@@ -56,11 +66,9 @@ fn tolerations(pod: &PodInfo) -> &[Toleration] {
 
 // Upstream: staging/src/k8s.io/api/core/v1/toleration.go ToleratesTaint
 fn matches(toleration: &Toleration, taint: &Taint) -> bool {
-    let given = |text: &Option<String>| text.as_deref().filter(|t| !t.is_empty()).map(str::to_owned);
-    if given(&toleration.effect).is_some_and(|effect| effect != taint.effect) {
-        return false;
-    }
-    if given(&toleration.key).is_some_and(|key| key != taint.key) {
+    let differs =
+        |given: &Option<String>, is: &str| given.as_deref().is_some_and(|g| !g.is_empty() && g != is);
+    if differs(&toleration.effect, &taint.effect) || differs(&toleration.key, &taint.key) {
         return false;
     }
     match toleration.operator.as_deref().unwrap_or_default() {

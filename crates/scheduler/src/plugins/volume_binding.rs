@@ -11,10 +11,10 @@ use api::core::v1::{
     Node, ObjectReference, PersistentVolume, PersistentVolumeClaim, Pod, TopologySelectorTerm,
 };
 use api::storage::v1::{CSIStorageCapacity, StorageClass};
-use client::Resource;
+use client::{PatchType, Resource};
 use serde_json::{Value, json};
 
-use crate::cluster::{Change, Cluster};
+use crate::cluster::{Change, Cluster, Kind};
 use crate::configuration::args;
 use crate::framework::{Filter, Plugin, Prepared, Refusal, Write};
 use crate::volumes::{self, BOUND_BY_CONTROLLER, SELECTED_NODE, Volumes};
@@ -78,7 +78,7 @@ impl Plugin for VolumeBinding {
         Ok(writes)
     }
 
-    fn unreserve(&self, pod: &PodInfo, cluster: &mut Cluster) {
+    fn unreserve(&self, pod: &PodInfo, cluster: &mut Cluster) -> Vec<Write> {
         let volumes = &mut cluster.volumes;
         for volume in pod.spec().iter().flat_map(|spec| spec.volumes.iter().flatten()) {
             let Some((name, _)) = Volumes::claim_name(&pod.pod, volume) else { continue };
@@ -92,6 +92,7 @@ impl Plugin for VolumeBinding {
             promised.iter().for_each(|name| volumes.volumes.restore(name));
             volumes.claims.restore(&key);
         }
+        Vec::new()
     }
 
     fn preparation_timeout(&self) -> Option<Duration> {
@@ -134,6 +135,10 @@ impl Plugin for VolumeBinding {
             return Prepared::Waiting;
         }
         Prepared::Ready
+    }
+
+    fn events(&self) -> &'static [Kind] {
+        &[Kind::NodeAdded, Kind::NodeUpdated, Kind::PodItself, Kind::Claim, Kind::Volumes]
     }
 
     fn may_help(&self, pod: &PodInfo, change: &Change) -> bool {
@@ -192,7 +197,9 @@ fn bind_write(claim: &PersistentVolumeClaim, volume: &PersistentVolume) -> Optio
         namespace: String::new(),
         name: volume.name().to_owned(),
         subresource: None,
-        merge_patch: patch,
+        patch_type: PatchType::Merge,
+        patch,
+        stamp: None,
     })
 }
 
@@ -202,7 +209,9 @@ fn select_write(claim: &PersistentVolumeClaim, node: &str) -> Write {
         namespace: claim.namespace().to_owned(),
         name: claim.name().to_owned(),
         subresource: None,
-        merge_patch: json!({"metadata": {
+        patch_type: PatchType::Merge,
+        stamp: None,
+        patch: json!({"metadata": {
             "resourceVersion": claim.metadata.resource_version,
             "annotations": { SELECTED_NODE: node },
         }}),

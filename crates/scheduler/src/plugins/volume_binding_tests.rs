@@ -112,10 +112,10 @@ fn a_reserved_volume_is_nobody_elses() {
     let writes = PLUGIN.reserve(&pod(&["c"]), "a", &mut cluster).unwrap();
     assert_eq!(writes.len(), 1);
     assert_eq!(
-        (writes[0].name.as_str(), &writes[0].merge_patch["metadata"]["resourceVersion"]),
+        (writes[0].name.as_str(), &writes[0].patch["metadata"]["resourceVersion"]),
         ("v", &json!("7"))
     );
-    assert_eq!(writes[0].merge_patch["spec"]["claimRef"]["name"], "c");
+    assert_eq!(writes[0].patch["spec"]["claimRef"]["name"], "c");
     assert_eq!(PLUGIN.prepared(&pod(&["c"]), "a", &cluster), Prepared::Waiting);
     let other = PLUGIN.reserve(&pod(&["d"]), "a", &mut cluster).unwrap();
     assert_eq!(other[0].name, "w", "the smaller one is taken");
@@ -129,7 +129,7 @@ fn a_provisioned_claim_is_awaited_unless_the_provisioner_gives_up() {
     let mut cluster = cluster(&[claim("c", "made", json!({}))]);
     let pod = pod(&["c"]);
     let writes = PLUGIN.reserve(&pod, "b", &mut cluster).unwrap();
-    assert_eq!(writes[0].merge_patch["metadata"]["annotations"], json!({ SELECTED_NODE: "b" }));
+    assert_eq!(writes[0].patch["metadata"]["annotations"], json!({ SELECTED_NODE: "b" }));
     assert_eq!(PLUGIN.prepared(&pod, "b", &cluster), Prepared::Waiting);
     let seen = |cluster: &mut Cluster, version: &str, more: Value| {
         let mut newer = claim("c", "made", more);

@@ -5,7 +5,7 @@
 use api::Object;
 use api::core::v1::Volume;
 
-use crate::cluster::{Change, Cluster};
+use crate::cluster::{Change, Cluster, Kind};
 use crate::framework::{Filter, Plugin, Refusal};
 use crate::{NodeInfo, PodInfo};
 
@@ -36,6 +36,10 @@ impl Plugin for VolumeRestrictions {
         }
         let asks = !alone.disks.is_empty() || alone.users > 0;
         asks.then(|| Box::new(alone) as Box<dyn Filter>)
+    }
+
+    fn events(&self) -> &'static [Kind] {
+        &[Kind::NodeAdded, Kind::PodGone, Kind::PodItself, Kind::Claim]
     }
 
     fn may_help(&self, pod: &PodInfo, change: &Change) -> bool {

@@ -2,7 +2,7 @@
 //!
 //! Upstream: pkg/scheduler/framework/plugins/volumezone/volume_zone.go
 
-use crate::cluster::{Change, Cluster};
+use crate::cluster::{Change, Cluster, Kind};
 use crate::framework::{Filter, Plugin, Refusal};
 use crate::volumes::Volumes;
 use crate::{NodeInfo, PodInfo};
@@ -26,6 +26,10 @@ impl Plugin for VolumeZone {
     fn filter<'a>(&'a self, pod: &'a PodInfo, cluster: &'a Cluster) -> Option<Box<dyn Filter + 'a>> {
         let zones = zones(pod, &cluster.volumes);
         (!zones.is_empty()).then(|| Box::new(Zones(zones)) as Box<dyn Filter>)
+    }
+
+    fn events(&self) -> &'static [Kind] {
+        &[Kind::NodeAdded, Kind::NodeUpdated, Kind::PodItself, Kind::Claim, Kind::Volumes]
     }
 
     fn may_help(&self, _pod: &PodInfo, change: &Change) -> bool {

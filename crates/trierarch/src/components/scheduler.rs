@@ -95,10 +95,16 @@ pub async fn run(args: Scheduler) -> anyhow::Result<()> {
     let election = process.leader_election.over(args.election)?;
     let client = client_of(&kubeconfig, "kube-scheduler")?;
     let shutdown = host::shutdown_signal()?;
-    let config =
-        scheduler::Config { configuration, clock: host::clock(), seed: rand::random(), identity: None };
-    let serving =
-        args.serving.start(("kube-scheduler", 10259), &kubeconfig, String::new, shutdown.clone()).await?;
+    let metrics = scheduler::Metrics::default();
+    let config = scheduler::Config {
+        configuration,
+        clock: host::clock(),
+        seed: rand::random(),
+        metrics: metrics.clone(),
+        identity: None,
+    };
+    let tell = move || metrics.text();
+    let serving = args.serving.start(("kube-scheduler", 10259), &kubeconfig, tell, shutdown.clone()).await?;
     let work = async |leading| Ok(scheduler::run(config, client.clone(), leading).await?);
     let lead = election.run("kube-scheduler", client.clone(), shutdown.clone(), work);
     let ((), ()) = tokio::try_join!(lead, say_ready("scheduler", client.clone(), shutdown.clone()))?;

@@ -1,0 +1,216 @@
+//! [`Metrics`]: what is counted of scheduling, by upstream's names.
+//!
+//! Upstream: pkg/scheduler/metrics/metrics.go
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use prometheus_client::encoding::text::encode;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::{Family, MetricConstructor};
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
+use prometheus_client::registry::Registry;
+
+use crate::queue::Depth;
+
+type Label = (&'static str, String);
+type ByResult = [Label; 2];
+
+/// A histogram whose buckets begin at `start` and double.
+#[derive(Clone, Debug)]
+struct Doubling {
+    start: f64,
+    count: u16,
+}
+
+impl MetricConstructor<Histogram> for Doubling {
+    fn new_metric(&self) -> Histogram {
+        Histogram::new(exponential_buckets(self.start, 2.0, self.count))
+    }
+}
+
+const ATTEMPT: Doubling = Doubling { start: 0.001, count: 15 };
+const SINCE_QUEUED: Doubling = Doubling { start: 0.01, count: 20 };
+const VICTIMS: Doubling = Doubling { start: 1.0, count: 7 };
+const ATTEMPTS: Doubling = Doubling { start: 1.0, count: 5 };
+
+/// How an attempt to schedule a pod ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    Scheduled,
+    Unschedulable,
+    Error,
+}
+
+impl Outcome {
+    fn as_str(self) -> &'static str {
+        match self {
+            Outcome::Scheduled => "scheduled",
+            Outcome::Unschedulable => "unschedulable",
+            Outcome::Error => "error",
+        }
+    }
+}
+
+#[derive(Debug)]
+struct Inner {
+    attempts: Family<ByResult, Counter>,
+    attempt_seconds: Family<ByResult, Histogram, Doubling>,
+    algorithm_seconds: Histogram,
+    victims: Histogram,
+    preemptions: Counter,
+    pending: Family<[Label; 1], Gauge>,
+    incoming: Family<ByResult, Counter>,
+    since_queued: Family<[Label; 1], Histogram, Doubling>,
+    tries: Histogram,
+    cache: Family<[Label; 1], Gauge>,
+    /// Pods that wait, by plugin and profile.
+    unschedulable: Family<ByResult, Gauge<i64>>,
+}
+
+/// A handle; clones share what is counted.
+#[derive(Clone, Debug)]
+pub struct Metrics(Arc<Inner>);
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Metrics(Arc::new(Inner {
+            attempts: Family::default(),
+            attempt_seconds: Family::new_with_constructor(ATTEMPT),
+            algorithm_seconds: ATTEMPT.new_metric(),
+            victims: VICTIMS.new_metric(),
+            preemptions: Counter::default(),
+            pending: Family::default(),
+            incoming: Family::default(),
+            since_queued: Family::new_with_constructor(SINCE_QUEUED),
+            tries: ATTEMPTS.new_metric(),
+            cache: Family::default(),
+            unschedulable: Family::default(),
+        }))
+    }
+}
+
+impl Metrics {
+    /// Everything, for one scrape.
+    pub fn text(&self) -> String {
+        let mut registry = Registry::with_prefix("scheduler");
+        self.register(&mut registry);
+        let mut text = String::new();
+        encode(&mut text, &registry).expect("writing to a String cannot fail");
+        text
+    }
+
+    fn register(&self, registry: &mut Registry) {
+        let Inner { attempts, attempt_seconds, algorithm_seconds, victims, preemptions, .. } = &*self.0;
+        let Inner { pending, incoming, since_queued, tries, cache, unschedulable, .. } = &*self.0;
+        registry.register(
+            "schedule_attempts",
+            "Attempts to schedule pods, by how they ended",
+            attempts.clone(),
+        );
+        let help = "Seconds of an attempt: choosing a node and binding";
+        registry.register("scheduling_attempt_duration_seconds", help, attempt_seconds.clone());
+        let help = "Seconds of choosing a node";
+        registry.register("scheduling_algorithm_duration_seconds", help, algorithm_seconds.clone());
+        registry.register("preemption_victims", "Pods evicted for another at once", victims.clone());
+        registry.register("preemption_attempts", "Attempts to make room for a pod", preemptions.clone());
+        registry.register("pending_pods", "Pods that wait, by where they do", pending.clone());
+        registry.register(
+            "queue_incoming_pods",
+            "Pods that came to wait, by where and why",
+            incoming.clone(),
+        );
+        let help = "Seconds from when a pod came to wait until it had a node";
+        registry.register("pod_scheduling_sli_duration_seconds", help, since_queued.clone());
+        registry.register(
+            "pod_scheduling_attempts",
+            "Attempts that it took to schedule a pod",
+            tries.clone(),
+        );
+        registry.register(
+            "cache_size",
+            "Nodes, pods and assumed pods that the scheduler knows",
+            cache.clone(),
+        );
+        let help = "Pods that wait, by the plugins that refused them";
+        registry.register("unschedulable_pods", help, unschedulable.clone());
+    }
+
+    pub fn attempt(&self, outcome: Outcome, profile: &str, took: Duration) {
+        let labels = || [("result", outcome.as_str().to_owned()), ("profile", profile.to_owned())];
+        self.0.attempts.get_or_create(&labels()).inc();
+        self.0.attempt_seconds.get_or_create(&labels()).observe(took.as_secs_f64());
+    }
+
+    pub fn algorithm(&self, took: Duration) {
+        self.0.algorithm_seconds.observe(took.as_secs_f64());
+    }
+
+    pub fn preemption(&self, victims: usize) {
+        self.0.preemptions.inc();
+        if victims > 0 {
+            self.0.victims.observe(victims as f64);
+        }
+    }
+
+    /// A pod has its node after so many attempts.
+    pub fn scheduled(&self, attempts: u32, since_queued: Duration) {
+        // Upstream: pkg/scheduler/schedule_one.go getAttemptsLabel
+        let label = if attempts >= 15 { "15+".to_owned() } else { attempts.to_string() };
+        self.0.since_queued.get_or_create(&[("attempts", label)]).observe(since_queued.as_secs_f64());
+        self.0.tries.observe(f64::from(attempts));
+    }
+
+    pub fn incoming(&self, queue: &'static str, event: &str) {
+        self.0.incoming.get_or_create(&[("queue", queue.to_owned()), ("event", event.to_owned())]).inc();
+    }
+
+    /// Says once how many pods wait where.
+    pub fn waiting(&self, depth: Depth) {
+        let Depth { active, backoff, unschedulable, gated } = depth;
+        let waiting =
+            [("active", active), ("backoff", backoff), ("unschedulable", unschedulable), ("gated", gated)];
+        for (queue, count) in waiting {
+            self.0.pending.get_or_create(&[("queue", queue.to_owned())]).set(count as i64);
+        }
+    }
+
+    pub fn known(&self, nodes: usize, pods: usize, assumed: usize) {
+        for (kind, count) in [("nodes", nodes), ("pods", pods), ("assumed_pods", assumed)] {
+            self.0.cache.get_or_create(&[("type", kind.to_owned())]).set(count as i64);
+        }
+    }
+
+    /// Plugins refused a pod (`by` 1), or it waits for them no more (-1).
+    pub fn refused(&self, plugins: &[&'static str], profile: &str, by: i64) {
+        for plugin in plugins {
+            let labels = [("plugin", (*plugin).to_owned()), ("profile", profile.to_owned())];
+            self.0.unschedulable.get_or_create(&labels).inc_by(by);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn metrics_have_upstream_names() {
+        let metrics = Metrics::default();
+        metrics.attempt(Outcome::Scheduled, "default-scheduler", Duration::from_millis(3));
+        metrics.scheduled(1, Duration::from_millis(3));
+        metrics.waiting(Depth { active: 2, ..Depth::default() });
+        metrics.preemption(2);
+        let text = metrics.text();
+        for line in [
+            r#"scheduler_schedule_attempts_total{result="scheduled",profile="default-scheduler"} 1"#,
+            r#"scheduler_pending_pods{queue="active"} 2"#,
+            r#"scheduler_pod_scheduling_sli_duration_seconds_count{attempts="1"} 1"#,
+            "scheduler_preemption_attempts_total 1",
+            "scheduler_preemption_victims_sum 2.0",
+        ] {
+            assert!(text.lines().any(|l| l == line), "{line} is not in\n{text}");
+        }
+    }
+}
