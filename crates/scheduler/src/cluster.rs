@@ -62,6 +62,27 @@ pub enum Kind {
     Other,
 }
 
+impl Kind {
+    /// What upstream calls it.
+    ///
+    /// Upstream: pkg/scheduler/framework/events.go
+    pub fn event(self) -> &'static str {
+        match self {
+            Kind::NodeAdded => "NodeAdd",
+            Kind::NodeUpdated => "NodeUpdate",
+            Kind::NodeGone => "NodeDelete",
+            Kind::PodPlaced => "AssignedPodAdd",
+            Kind::PodUpdated => "AssignedPodUpdate",
+            Kind::PodGone => "AssignedPodDelete",
+            Kind::PodItself => "UnscheduledPodUpdate",
+            Kind::Claim => "PersistentVolumeClaimUpdate",
+            Kind::Volumes => "PersistentVolumeUpdate",
+            Kind::Devices => "ResourceClaimUpdate",
+            Kind::Other => "WildCardEvent",
+        }
+    }
+}
+
 impl Change {
     pub fn kind(&self) -> Kind {
         match self {

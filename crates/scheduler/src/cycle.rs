@@ -442,6 +442,42 @@ mod tests {
     }
 
     #[test]
+    fn a_pod_that_names_its_node_is_tried_there_only() {
+        let mut cluster = cluster(&[
+            node("a", "4", json!({}), json!([])),
+            node("b", "0", json!({}), json!([])),
+            node("c", "4", json!({}), json!([])),
+        ]);
+        let on = |name: &str| {
+            let term = json!({"matchFields": [{"key": "metadata.name", "operator": "In", "values": [name]}]});
+            let required = json!({"nodeSelectorTerms": [term]});
+            let nodes = json!({"requiredDuringSchedulingIgnoredDuringExecution": required});
+            pod("p", json!({}), json!({"affinity": {"nodeAffinity": nodes}}))
+        };
+        assert_eq!(place(&mut cluster, &on("c")), "c");
+        assert_eq!(
+            place(&mut cluster, &on("b")),
+            "0/3 nodes are available: 1 Insufficient cpu, 2 node(s) didn't satisfy plugin(s) [NodeAffinity]."
+        );
+        assert_eq!(
+            place(&mut cluster, &on("d")),
+            "0/3 nodes are available: 3 node(s) didn't satisfy plugin(s) [NodeAffinity]."
+        );
+    }
+
+    #[test]
+    fn room_that_was_made_is_kept_for_whom_it_was_made() {
+        let mut cluster = cluster(&[node("a", "1", json!({}), json!([]))]);
+        let important = pod("important", json!({}), json!({"priority": 10}));
+        cluster.nominate(important.clone(), "a");
+        let other = pod("other", json!({}), json!({}));
+        assert_eq!(place(&mut cluster, &other), "0/1 nodes are available: 1 Insufficient cpu.");
+        assert_eq!(place(&mut cluster, &important), "a");
+        assert!(cluster.withdraw("default/important"));
+        assert_eq!(place(&mut cluster, &other), "a");
+    }
+
+    #[test]
     fn large_clusters_are_searched_in_part() {
         assert_eq!(nodes_to_find(50, 0), 50);
         assert_eq!(nodes_to_find(1000, 0), 420);

@@ -65,8 +65,6 @@ struct Inner {
     since_queued: Family<[Label; 1], Histogram, Doubling>,
     tries: Histogram,
     cache: Family<[Label; 1], Gauge>,
-    /// Pods that wait, by plugin and profile.
-    unschedulable: Family<ByResult, Gauge<i64>>,
 }
 
 /// A handle; clones share what is counted.
@@ -86,7 +84,6 @@ impl Default for Metrics {
             since_queued: Family::new_with_constructor(SINCE_QUEUED),
             tries: ATTEMPTS.new_metric(),
             cache: Family::default(),
-            unschedulable: Family::default(),
         }))
     }
 }
@@ -103,7 +100,7 @@ impl Metrics {
 
     fn register(&self, registry: &mut Registry) {
         let Inner { attempts, attempt_seconds, algorithm_seconds, victims, preemptions, .. } = &*self.0;
-        let Inner { pending, incoming, since_queued, tries, cache, unschedulable, .. } = &*self.0;
+        let Inner { pending, incoming, since_queued, tries, cache, .. } = &*self.0;
         registry.register(
             "schedule_attempts",
             "Attempts to schedule pods, by how they ended",
@@ -133,8 +130,6 @@ impl Metrics {
             "Nodes, pods and assumed pods that the scheduler knows",
             cache.clone(),
         );
-        let help = "Pods that wait, by the plugins that refused them";
-        registry.register("unschedulable_pods", help, unschedulable.clone());
     }
 
     pub fn attempt(&self, outcome: Outcome, profile: &str, took: Duration) {
@@ -162,8 +157,12 @@ impl Metrics {
         self.0.tries.observe(f64::from(attempts));
     }
 
-    pub fn incoming(&self, queue: &'static str, event: &str) {
-        self.0.incoming.get_or_create(&[("queue", queue.to_owned()), ("event", event.to_owned())]).inc();
+    /// So many pods came to wait, by what happened.
+    pub fn incoming(&self, queue: &'static str, event: &str, pods: usize) {
+        if pods > 0 {
+            let labels = [("queue", queue.to_owned()), ("event", event.to_owned())];
+            self.0.incoming.get_or_create(&labels).inc_by(pods as u64);
+        }
     }
 
     /// Says once how many pods wait where.
@@ -179,14 +178,6 @@ impl Metrics {
     pub fn known(&self, nodes: usize, pods: usize, assumed: usize) {
         for (kind, count) in [("nodes", nodes), ("pods", pods), ("assumed_pods", assumed)] {
             self.0.cache.get_or_create(&[("type", kind.to_owned())]).set(count as i64);
-        }
-    }
-
-    /// Plugins refused a pod (`by` 1), or it waits for them no more (-1).
-    pub fn refused(&self, plugins: &[&'static str], profile: &str, by: i64) {
-        for plugin in plugins {
-            let labels = [("plugin", (*plugin).to_owned()), ("profile", profile.to_owned())];
-            self.0.unschedulable.get_or_create(&labels).inc_by(by);
         }
     }
 }

@@ -99,8 +99,9 @@ impl Queue {
         }
     }
 
-    /// Takes note of a pod that has no node: a new one, or a change of a known one. A plugin may hold it back.
-    pub fn set(&mut self, pod: Arc<PodInfo>, held_back: bool, now: Instant) {
+    /// Takes note of a pod that has no node: a new one, or a change of a known one. A plugin may hold it back. True
+    /// for a new one.
+    pub fn set(&mut self, pod: Arc<PodInfo>, held_back: bool, now: Instant) -> bool {
         let key = pod.key.clone();
         let Some(known) = self.pods.get_mut(&key) else {
             let place = if held_back { Place::HeldBack } else { Place::Ready };
@@ -115,7 +116,7 @@ impl Queue {
             };
             self.pods.insert(key.clone(), waiting);
             self.move_to(&key, place);
-            return;
+            return true;
         };
         let changed =
             known.pod.pod.spec != pod.pod.spec || known.pod.pod.metadata.labels != pod.pod.metadata.labels;
@@ -129,6 +130,7 @@ impl Queue {
             Place::Tried if changed => self.changes += 1,
             _ => self.move_to(&key, place),
         }
+        false
     }
 
     pub fn remove(&mut self, key: &str) {
@@ -182,11 +184,11 @@ impl Queue {
         timed.filter_map(|timed| timed.first().map(|(at, _)| *at)).min()
     }
 
-    /// A tried pod found no node.
-    pub fn refused(&mut self, key: &str, mut refused_by: Vec<&'static str>, now: Instant) {
+    /// A tried pod found no node. True when it sleeps now.
+    pub fn refused(&mut self, key: &str, mut refused_by: Vec<&'static str>, now: Instant) -> bool {
         let (changes, arrival) = (self.changes, self.next_arrival());
         let Some(waiting) = self.pods.get_mut(key).filter(|waiting| waiting.place == Place::Tried) else {
-            return;
+            return false;
         };
         refused_by.sort_unstable();
         waiting.refused_by = refused_by;
@@ -198,6 +200,7 @@ impl Queue {
             Place::Asleep(now + MAX_SLEEP)
         };
         self.move_to(key, place);
+        matches!(place, Place::Asleep(_))
     }
 
     /// A tried pod could not be placed for no fault of its own.
@@ -212,13 +215,13 @@ impl Queue {
     }
 
     /// Wakes the sleeping pods that something may help: of those refused by plugins that are `concerned`, the ones
-    /// for which `may_help`, asked with these plugins, says so.
+    /// for which `may_help`, asked with these plugins, says so. How many are ready now, and how many back off.
     pub fn wake(
         &mut self,
         concerned: impl Fn(&str) -> bool,
         may_help: impl Fn(&PodInfo, &[&str]) -> bool,
         now: Instant,
-    ) {
+    ) -> (usize, usize) {
         self.changes += 1;
         let mut woken = Vec::new();
         for (refused_by, keys) in &self.refused {
@@ -234,9 +237,11 @@ impl Queue {
                 }
             }
         }
+        let (all, ready) = (woken.len(), woken.iter().filter(|(_, until)| *until <= now).count());
         for (key, until) in woken {
             self.move_to(&key, if until <= now { Place::Ready } else { Place::BackingOff(until) });
         }
+        (ready, all - ready)
     }
 
     /// A pod that waits, for whatever, is tried now.

@@ -123,8 +123,27 @@ impl Resources {
 ///
 /// Upstream: component-helpers/resource/helpers.go PodRequests
 pub fn of_pod(pod: &Pod) -> Resources {
+    whole(pod, |_, requests| requests)
+}
+
+/// The same for scoring: containers that ask for no CPU or memory count as a little of each.
+pub fn of_pod_for_scoring(pod: &Pod) -> Resources {
+    whole(pod, |container, mut requests| {
+        let list = container.resources.as_ref().and_then(|r| r.requests.as_ref());
+        let has = |name| list.is_some_and(|list| list.contains_key(name));
+        if !has("cpu") {
+            requests.milli_cpu = DEFAULT_MILLI_CPU;
+        }
+        if !has("memory") {
+            requests.memory = DEFAULT_MEMORY;
+        }
+        requests
+    })
+}
+
+fn whole(pod: &Pod, adjust: impl Fn(&Container, Resources) -> Resources) -> Resources {
     let Some(spec) = &pod.spec else { return Resources::default() };
-    let mut total = of_containers(spec, |container| requests(container.resources.as_ref()));
+    let mut total = of_containers(spec, |container| adjust(container, effective(pod, container)));
     if let Some(whole) = &spec.resources {
         total.set(whole.requests.as_ref());
     }
@@ -132,26 +151,22 @@ pub fn of_pod(pod: &Pod) -> Resources {
     total
 }
 
-/// The same for scoring: containers that ask for no CPU or memory count as a little of each.
-pub fn of_pod_for_scoring(pod: &Pod) -> Resources {
-    let Some(spec) = &pod.spec else { return Resources::default() };
-    let mut total = of_containers(spec, |container| {
-        let list = container.resources.as_ref().and_then(|r| r.requests.as_ref());
-        let has = |name| list.is_some_and(|list| list.contains_key(name));
-        let mut resources = requests(container.resources.as_ref());
-        if !has("cpu") {
-            resources.milli_cpu = DEFAULT_MILLI_CPU;
-        }
-        if !has("memory") {
-            resources.memory = DEFAULT_MEMORY;
-        }
-        resources
-    });
-    if let Some(whole) = &spec.resources {
-        total.set(whole.requests.as_ref());
+/// What a container holds: while it is resized the most of what is asked, what was granted and what it has.
+///
+/// Upstream: component-helpers/resource/helpers.go determineEffectiveRequests
+fn effective(pod: &Pod, container: &Container) -> Resources {
+    let asked = requests(container.resources.as_ref());
+    let Some(status) = &pod.status else { return asked };
+    let all = status.container_statuses.iter().chain(&status.init_container_statuses).flatten();
+    let own = all.into_iter().find(|status| status.name == container.name);
+    let Some((own, actual)) = own.and_then(|own| Some((own, own.resources.as_ref()?))) else { return asked };
+    let mut held = requests(Some(actual));
+    held.max(&Resources::from_list(own.allocated_resources.as_ref()));
+    let resizing = status.conditions.iter().flatten().find(|c| c.type_ == "PodResizePending");
+    if resizing.is_none_or(|condition| condition.reason.as_deref() != Some("Infeasible")) {
+        held.max(&asked);
     }
-    total.add(&Resources::from_list(spec.overhead.as_ref()));
-    total
+    held
 }
 
 fn requests(resources: Option<&ResourceRequirements>) -> Resources {
@@ -206,6 +221,18 @@ mod tests {
         check(&[("200m", true)], &["100m"], 300);
         check(&[("200m", true), ("1", false)], &["100m"], 1200);
         check(&[("1", false), ("200m", true)], &["100m"], 1000);
+    }
+
+    #[test]
+    fn a_container_that_is_resized_holds_the_most_of_both() {
+        let holds = |reason: &str| {
+            let pod = json!({"spec": {"containers": [container("2", false)]}, "status": {
+                "containerStatuses": [{"name": "c", "image": "", "imageID": "", "ready": true, "restartCount": 0,
+                    "allocatedResources": {"cpu": "1"}, "resources": {"requests": {"cpu": "500m"}}}],
+                "conditions": [{"type": "PodResizePending", "status": "True", "reason": reason}]}});
+            of_pod(&Pod::from_value(pod).unwrap()).milli_cpu
+        };
+        assert_eq!((holds("Deferred"), holds("Infeasible")), (2000, 1000));
     }
 
     #[test]

@@ -16,7 +16,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::PodInfo;
-use crate::cluster::{Change, Cluster, is_waiting, node_differs};
+use crate::cluster::{Change, Cluster, is_terminal, is_waiting, node_differs};
 use crate::configuration::Configuration;
 use crate::cycle::{Scheduler, Unschedulable};
 use crate::extender::Extender;
@@ -26,6 +26,7 @@ use crate::metrics::{Metrics, Outcome};
 use crate::preemption::{self, Candidate, Hopeless};
 use crate::profile::Profile;
 use crate::queue::{Backoff, Queue};
+use crate::resources;
 use crate::writes::{Nomination, Written, bind, evict, prepare, release, report, unscheduled_status};
 
 /// How many bindings and other writes may be under way.
@@ -213,7 +214,9 @@ impl Loop {
             let profile = profiles.get(pod.scheduler_name());
             profile.is_some_and(|profile| profile.may_help(refused_by, pod, change))
         };
-        self.queue.wake(concerned, may_help, Instant::now());
+        let (ready, backing_off) = self.queue.wake(concerned, may_help, Instant::now());
+        self.metrics.incoming("active", kind.event(), ready);
+        self.metrics.incoming("backoff", kind.event(), backing_off);
     }
 
     fn observe_pod(&mut self, key: &str) -> Option<Change> {
@@ -234,7 +237,7 @@ impl Loop {
         if let Some(info) = self.cluster.confirm(key, &pod) {
             return Some(Change::PodPlaced(info));
         }
-        let known = self.cluster.pod(key).is_some_and(|known| same_for_scheduling(&known.pod, &pod));
+        let known = self.cluster.pod(key).is_some_and(|known| same_for_scheduling(known, &pod));
         if known && !self.cluster.is_assumed(key) {
             return None;
         }
@@ -257,7 +260,9 @@ impl Loop {
             None => drop(self.cluster.withdraw(key)),
         }
         let held_back = profile.is_held_back(&info);
-        self.queue.set(info, held_back, Instant::now());
+        if self.queue.set(info, held_back, Instant::now()) {
+            self.metrics.incoming(if held_back { "gated" } else { "active" }, "UnscheduledPodAdd", 1);
+        }
         gone
     }
 
@@ -375,6 +380,7 @@ impl Loop {
         self.ended(Outcome::Error, profile, &pod.key);
         self.tell(profile, pod, why, Nomination::AsItIs, "SchedulerError");
         self.queue.failed(&pod.key, Instant::now());
+        self.metrics.incoming("backoff", "ScheduleAttemptFailure", 1);
     }
 
     /// Counts an attempt that has ended.
@@ -432,7 +438,8 @@ impl Loop {
             self.preempt(profile, pod, candidate);
         }
         self.ended(Outcome::Unschedulable, profile, &pod.key);
-        self.queue.refused(&pod.key, against.refused_by, Instant::now());
+        let sleeps = self.queue.refused(&pod.key, against.refused_by, Instant::now());
+        self.metrics.incoming(if sleeps { "unschedulable" } else { "backoff" }, "ScheduleAttemptFailure", 1);
     }
 
     /// The candidates that the extenders let pass.
@@ -533,11 +540,23 @@ fn truncated(message: &str) -> String {
 }
 
 /// Whether a placed pod counts for the same as before: most of its updates are of its status.
-fn same_for_scheduling(old: &Pod, new: &Pod) -> bool {
-    let terminal = |pod: &Pod| {
-        let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
-        matches!(phase, Some("Succeeded" | "Failed"))
+fn same_for_scheduling(known: &PodInfo, new: &Pod) -> bool {
+    let of = |pod: &Pod| {
+        let status = pod.status.as_ref();
+        let started = status.and_then(|status| status.start_time.as_ref()).is_some();
+        let conditions = status.and_then(|status| status.conditions.as_deref()).unwrap_or_default();
+        let evicted = conditions.iter().any(|c| c.type_ == "DisruptionTarget" && c.status == "True");
+        (
+            pod.metadata.generation,
+            pod.metadata.deletion_timestamp.is_some(),
+            is_terminal(pod),
+            started,
+            evicted,
+        )
     };
-    let of = |pod: &Pod| (pod.metadata.generation, pod.metadata.deletion_timestamp.is_some(), terminal(pod));
-    old.uid() == new.uid() && of(old) == of(new) && old.metadata.labels == new.metadata.labels
+    let old = &*known.pod;
+    old.uid() == new.uid()
+        && of(old) == of(new)
+        && old.metadata.labels == new.metadata.labels
+        && known.requests == resources::of_pod(new)
 }
