@@ -5,11 +5,9 @@ use serde_json::Value;
 
 use crate::store::Cached;
 
-/// The part of an object that is the same in every kind.
+/// The part of an object that is the same in every kind. Which kind it is says the informer that holds it.
 #[derive(Clone, Debug, Default)]
 pub struct Metadata {
-    pub api_version: String,
-    pub kind: String,
     /// Empty for cluster-scoped objects.
     pub namespace: String,
     pub name: String,
@@ -26,10 +24,7 @@ impl Metadata {
         let metadata = serde_json::json!({ "metadata": object["metadata"].take() });
         let carrier = <api::core::v1::ConfigMap as api::Object>::from_value(metadata)?;
         let ObjectMeta { namespace, name, uid, resource_version, .. } = carrier.metadata;
-        let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
         Ok(Metadata {
-            api_version: text(&object["apiVersion"]),
-            kind: text(&object["kind"]),
             namespace: namespace.unwrap_or_default(),
             name: name.unwrap_or_default(),
             uid: uid.unwrap_or_default(),

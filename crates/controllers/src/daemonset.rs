@@ -18,6 +18,7 @@ use crate::context::Context;
 use crate::history::{History, data_of, label_values, outlived, sort_out};
 use crate::objects::{is_deleting, label, pod_from_template};
 use crate::ownership::{add_index, candidates, claim_all, concerned};
+use crate::pace::Pace;
 use crate::pod_control::PodControl;
 use crate::selector;
 use decision::{Backoff, HASH_LABEL, Observed, Plan, decide, same, status};
@@ -39,6 +40,7 @@ struct DaemonSets {
     queue: WorkQueue<String>,
     /// Short sections that never wait: a plain lock.
     backoff: Mutex<Backoff>,
+    pace: Pace,
 }
 
 /// Runs the controller until the shutdown.
@@ -52,6 +54,7 @@ pub(crate) async fn run(context: Context) {
         pods: PodControl::new(&context, COMPONENT),
         queue: WorkQueue::new(),
         backoff: Mutex::default(),
+        pace: Pace::default(),
         context,
     });
     let this = controller.clone();
@@ -195,6 +198,11 @@ impl DaemonSets {
 
     async fn update_status(&self, set: &DaemonSet, status: DaemonSetStatus) -> Result<(), client::Error> {
         if set.status.as_ref().is_some_and(|old| same(old, &status)) {
+            return Ok(());
+        }
+        let heard = set.status.as_ref().and_then(|old| old.observed_generation) == status.observed_generation;
+        if heard && let Some(wait) = self.pace.wait(&set.key()) {
+            self.queue.add_after(set.key(), wait);
             return Ok(());
         }
         let mut updated = set.clone();

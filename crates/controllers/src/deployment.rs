@@ -20,6 +20,7 @@ use crate::objects::{
     namespace_is_terminating, scaled, short_hash,
 };
 use crate::ownership::{add_index, candidates, claim_all, concerned, controlled};
+use crate::pace::Pace;
 use crate::selector;
 
 const COMPONENT: &str = "deployment-controller";
@@ -549,6 +550,7 @@ struct Controller {
     sets: Informer<ReplicaSet>,
     pods: Informer<Pod>,
     queue: WorkQueue<String>,
+    pace: Pace,
     events: EventRecorder,
 }
 
@@ -559,6 +561,7 @@ pub(crate) async fn run(context: Context) {
         sets: context.informers.informer(),
         pods: context.informers.informer(),
         queue: WorkQueue::new(),
+        pace: Pace::default(),
         events: context.events(COMPONENT),
         context,
     });
@@ -661,29 +664,28 @@ impl Controller {
                 _ => {}
             }
         }
-        let mut resource_version = deployment.metadata.resource_version.clone();
+        // With its status a Deployment's annotations are written, too: they are to be the new ones.
+        let mut annotated = None;
         if let Some(revision) = &plan.revision {
             // Its role lets the controller update Deployments, not patch them.
-            let mut annotated = deployment.clone();
-            let annotations = annotated.metadata.annotations.get_or_insert_default();
+            let mut updated = deployment.clone();
+            let annotations = updated.metadata.annotations.get_or_insert_default();
             annotations.insert(REVISION.to_owned(), revision.to_string());
-            let patched = self.deployments.update(&annotated).await?;
-            resource_version = patched.metadata.resource_version.clone();
+            annotated = Some(self.deployments.update(&updated).await?);
         }
-        if let Some(status) = plan.status {
-            self.write_status(deployment, resource_version, status).await?;
+        let Some(status) = plan.status else { return Ok(()) };
+        let heard =
+            deployment.status.as_ref().and_then(|old| old.observed_generation) == status.observed_generation;
+        let only_counts = heard && plan.create.is_none() && plan.update.is_empty();
+        if only_counts && let Some(wait) = self.pace.wait(&deployment.key()) {
+            self.queue.add_after(deployment.key(), wait);
+            return Ok(());
         }
-        Ok(())
+        self.write_status(annotated.as_deref().unwrap_or(deployment), status).await
     }
 
-    async fn write_status(
-        &self,
-        deployment: &Deployment,
-        resource_version: Option<String>,
-        status: DeploymentStatus,
-    ) -> Result<(), Error> {
+    async fn write_status(&self, deployment: &Deployment, status: DeploymentStatus) -> Result<(), Error> {
         let mut updated = deployment.clone();
-        updated.metadata.resource_version = resource_version;
         updated.status = Some(status);
         self.deployments.update_status(&updated).await?;
         Ok(())
@@ -711,7 +713,7 @@ impl Controller {
                 return Ok(());
             }
             status.collision_count = Some(status.collision_count.unwrap_or(0).saturating_add(1));
-            self.write_status(deployment, deployment.metadata.resource_version.clone(), status).await?;
+            self.write_status(deployment, status).await?;
         } else if !namespace_is_terminating(&error) {
             let message = format!("Failed to create new replica set {:?}: {error}", set.name());
             self.events.warning(deployment, "ReplicaSetCreateError", message.clone());
@@ -720,8 +722,7 @@ impl Controller {
                 let condition = new_condition("Progressing", "False", "ReplicaSetCreateError", message, now);
                 crate::deployment_status::set(&mut status, condition);
                 if changed(deployment, status.clone()).is_some() {
-                    self.write_status(deployment, deployment.metadata.resource_version.clone(), status)
-                        .await?;
+                    self.write_status(deployment, status).await?;
                 }
             }
         }

@@ -38,6 +38,7 @@ mod node_lifecycle;
 mod objects;
 mod options;
 mod ownership;
+mod pace;
 mod pod_control;
 mod pod_gc;
 mod replicaset;

@@ -19,6 +19,7 @@ use crate::objects::{
     namespace_is_terminating, node_name, phase, pod_from_template, ready_since, until_available,
 };
 use crate::ownership::{add_index, candidates, claim_all, concerned, controlled};
+use crate::pace::Pace;
 use crate::selector;
 
 /// Pods that one pass creates or deletes at most.
@@ -139,6 +140,7 @@ struct Replication<R> {
     queue: WorkQueue<String>,
     events: EventRecorder,
     deletions: Deletions,
+    pace: Pace,
 }
 
 /// Runs the controller of a kind until the shutdown.
@@ -149,6 +151,7 @@ pub(crate) async fn run<R: Replicated>(context: Context) {
         queue: WorkQueue::new(),
         events: context.events(R::COMPONENT),
         deletions: Deletions::default(),
+        pace: Pace::default(),
         context,
     });
     add_index(&controller.pods);
@@ -262,7 +265,14 @@ impl<R: Replicated> Replication<R> {
     }
 
     async fn update_status(&self, owner: &R, counts: Counts) -> Result<(), client::Error> {
-        if owner.counts() == counts {
+        let old = owner.counts();
+        if old == counts {
+            return Ok(());
+        }
+        // That somebody was heard, or something goes wrong, is said at once.
+        let is_news = old.observed_generation != counts.observed_generation || old.failure != counts.failure;
+        if !is_news && let Some(wait) = self.pace.wait(&Object::key(owner)) {
+            self.queue.add_after(Object::key(owner), wait);
             return Ok(());
         }
         let mut updated = owner.clone();

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use api::core::v1::{PersistentVolumeClaim, Pod, ResourceQuota, ResourceQuotaStatus, Service};
+use api::resource::v1::ResourceClaim;
 use api::{Object, Quantity};
 use apimachinery::{GroupResource, GroupVersionResource, quantity};
 use controller_runtime::{Event, Informer, WorkQueue};
@@ -96,6 +97,7 @@ struct Quotas {
     pods: Informer<Pod>,
     services: Informer<Service>,
     claims: Informer<PersistentVolumeClaim>,
+    devices: Informer<ResourceClaim>,
     queue: WorkQueue<String>,
 }
 
@@ -107,6 +109,7 @@ pub(crate) async fn run(context: Context) {
         pods: informers.informer::<Pod>(),
         services: informers.informer::<Service>(),
         claims: informers.informer::<PersistentVolumeClaim>(),
+        devices: informers.informer::<ResourceClaim>(),
         queue: WorkQueue::new(),
         context,
     });
@@ -123,6 +126,7 @@ pub(crate) async fn run(context: Context) {
     controller.follow(&controller.pods);
     controller.follow(&controller.services);
     controller.follow(&controller.claims);
+    controller.follow(&controller.devices);
     let this = controller.clone();
     controller.context.universe.subscribe(move |_, event| {
         if !matches!(event, Event::Updated { .. }) {
@@ -133,6 +137,7 @@ pub(crate) async fn run(context: Context) {
         && controller.pods.synced().await
         && controller.services.synced().await
         && controller.claims.synced().await
+        && controller.devices.synced().await
         && controller.context.universe.synced().await;
     if !synced {
         return;
@@ -169,13 +174,18 @@ impl Quotas {
         }
     }
 
-    fn costly(&self, namespace: &str, now: Timestamp) -> [Costly; 3] {
+    fn costly(&self, namespace: &str, now: Timestamp) -> [Costly; 4] {
         fn of<T: Object>(objects: Vec<Arc<T>>) -> Costly {
             (T::gvr(), objects.iter().map(|object| object.to_value()).collect())
         }
         let mut pods = self.pods.by_namespace(namespace);
         pods.retain(|pod| until_given_up(pod, now) != Some(Duration::ZERO));
-        [of(pods), of(self.services.by_namespace(namespace)), of(self.claims.by_namespace(namespace))]
+        [
+            of(pods),
+            of(self.services.by_namespace(namespace)),
+            of(self.claims.by_namespace(namespace)),
+            of(self.devices.by_namespace(namespace)),
+        ]
     }
 
     async fn reconcile(&self, key: &str) -> Result<(), Error> {
@@ -229,8 +239,20 @@ mod tests {
         let services = ["ClusterIP", "NodePort", "LoadBalancer"].map(service).to_vec();
         let claim =
             json!({"spec": {"storageClassName": "fast", "resources": {"requests": {"storage": "5Gi"}}}});
-        let costly =
-            [(Pod::gvr(), pods), (Service::gvr(), services), (PersistentVolumeClaim::gvr(), vec![claim])];
+        let class = json!({"volumeAttributesClassName": "gold"});
+        let devices = json!({"spec": {"devices": {"requests": [
+            {"exactly": {"deviceClassName": "gpu", "allocationMode": "ExactCount", "count": 2}},
+            {"firstAvailable": [
+                {"deviceClassName": "gpu", "allocationMode": "ExactCount", "count": 1},
+                {"deviceClassName": "tpu", "allocationMode": "All"},
+            ]},
+        ]}}});
+        let costly = [
+            (Pod::gvr(), pods),
+            (Service::gvr(), services),
+            (PersistentVolumeClaim::gvr(), vec![claim, json!({"spec": class})]),
+            (ResourceClaim::gvr(), vec![devices]),
+        ];
         let count = |group: &str, resource: &str| match (group, resource) {
             ("", "configmaps") => Some(4),
             ("apps", "deployments") => Some(2),
@@ -259,7 +281,7 @@ mod tests {
         let fast = "fast.storageclass.storage.k8s.io/requests.storage";
         check(
             json!({"hard": hard(&["persistentvolumeclaims", "requests.storage", fast])}),
-            json!({"persistentvolumeclaims": "1", "requests.storage": "5Gi", fast: "5Gi"}),
+            json!({"persistentvolumeclaims": "2", "requests.storage": "5Gi", fast: "5Gi"}),
         );
         check(
             json!({"hard": hard(&["configmaps", "count/deployments.apps", "count/others.example.com"])}),
@@ -276,6 +298,28 @@ mod tests {
         let selector = json!({"scopeName": "PriorityClass", "operator": "In", "values": ["high"]});
         let spec = json!({"hard": hard, "scopeSelector": {"matchExpressions": [selector]}});
         check(spec, json!({"pods": "1"}));
+    }
+
+    #[test]
+    fn scopes_choose_claims() {
+        for (operator, values, expected) in [
+            ("Exists", json!([]), "1"),
+            ("In", json!(["gold"]), "1"),
+            ("NotIn", json!(["gold"]), "1"),
+            ("In", json!(["x"]), "0"),
+        ] {
+            let selector =
+                json!({"scopeName": "VolumeAttributesClass", "operator": operator, "values": values});
+            let spec = json!({"hard": hard(&["persistentvolumeclaims"]), "scopeSelector": {"matchExpressions": [selector]}});
+            check(spec, json!({"persistentvolumeclaims": expected}));
+        }
+    }
+
+    #[test]
+    fn devices_are_counted_by_class() {
+        let (gpu, tpu) =
+            ("gpu.deviceclass.resource.k8s.io/devices", "tpu.deviceclass.resource.k8s.io/devices");
+        check(json!({"hard": hard(&[gpu, tpu])}), json!({gpu: "3", tpu: "32"}));
     }
 
     #[test]

@@ -19,7 +19,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::cluster::{self, Cluster};
-use crate::kubelets::phase;
+use crate::kubelets::{BEAT, beat_once, phase};
 
 const DEPLOYMENTS: usize = 500;
 const REPLICAS: i32 = 20;
@@ -114,6 +114,7 @@ pub async fn run(size: f64) {
     let bench = Bench { client: client.clone(), counts, pods: pods.clone() };
     let kubelets = tokio::spawn(kubelets(cluster.client("kubelets"), pods, stop.clone()));
     informers.start();
+    let hearts = tokio::spawn(hearts(cluster.client("hearts"), cluster.clock(), stop.clone()));
     bench.nodes(NODES).await;
     bench.rest().await;
     let (deployments, objects) = (scaled(DEPLOYMENTS), scaled(OBJECTS));
@@ -121,7 +122,7 @@ pub async fn run(size: f64) {
     bench.namespace(objects).await;
     bench.lost_node().await;
     stop.cancel();
-    drop(tokio::join!(controllers, scheduler, kubelets));
+    drop(tokio::join!(controllers, scheduler, kubelets, hearts));
     cluster.stop().await;
 }
 
@@ -157,6 +158,21 @@ async fn kubelets(client: Client, pods: controller_runtime::Informer<Pod>, stop:
         }
     };
     controller_runtime::run_workers("kubelets", &queue, AT_ONCE, &stop, work).await;
+}
+
+/// Lets all nodes but the lost one be heard of.
+async fn hearts(client: Client, clock: controller_runtime::Clock, stop: CancellationToken) {
+    let mut beat = tokio::time::interval(BEAT);
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            _ = beat.tick() => {}
+        }
+        let nodes = client.list::<Node>(None, &Default::default()).await.unwrap();
+        for node in nodes.items.iter().filter(|node| node.name() != LOST) {
+            beat_once(&client, &clock, node.name()).await;
+        }
+    }
 }
 
 impl Bench {

@@ -21,7 +21,7 @@ use crate::watchdog::Reality;
 
 pub const NODES: usize = 4;
 /// Upstream: pkg/kubelet/apis/config/v1beta1/defaults.go, a quarter of NodeLeaseDurationSeconds
-const BEAT: Duration = Duration::from_secs(10);
+pub const BEAT: Duration = Duration::from_secs(10);
 
 /// What becomes of a pod, decided when it is first seen.
 struct Fate {
@@ -51,6 +51,20 @@ pub(crate) fn phase(pod: &Pod) -> &str {
     pod.status.as_ref().and_then(|status| status.phase.as_deref()).unwrap_or("Pending")
 }
 
+/// Renews a node's lease.
+pub async fn beat_once(client: &Client, clock: &Clock, node: &str) {
+    let now = clock.now().strftime("%Y-%m-%dT%H:%M:%S%.6fZ").to_string();
+    let spec = json!({"holderIdentity": node, "leaseDurationSeconds": 40, "renewTime": now});
+    let patch = json!({"spec": spec});
+    let renewed: Result<Lease, _> =
+        client.patch("kube-node-lease", node, None, PatchType::Merge, &patch).await;
+    if renewed.is_err_and(|error| error.is_not_found()) {
+        let lease = json!({"metadata": {"namespace": "kube-node-lease", "name": node}, "spec": spec});
+        // The node itself may be gone: then its lease goes with it, and comes with the next beat.
+        drop(client.create(&Lease::from_value(lease).unwrap()).await);
+    }
+}
+
 impl Kubelet {
     async fn run(mut self, stop: CancellationToken) {
         self.register().await;
@@ -59,7 +73,7 @@ impl Kubelet {
             tokio::select! {
                 biased;
                 () = stop.cancelled() => return,
-                _ = beat.tick() => self.beat().await,
+                _ = beat.tick() => beat_once(&self.client, &self.clock, &self.node).await,
                 Some(key) = self.queue.next() => {
                     self.look(&key).await;
                     self.queue.done(&key);
@@ -92,20 +106,6 @@ impl Kubelet {
         }
     }
 
-    async fn beat(&self) {
-        let now = self.clock.now().strftime("%Y-%m-%dT%H:%M:%S%.6fZ").to_string();
-        let spec = json!({"holderIdentity": self.node, "leaseDurationSeconds": 40, "renewTime": now});
-        let lease =
-            json!({"metadata": {"namespace": "kube-node-lease", "name": self.node}, "spec": spec.clone()});
-        let patch = json!({"spec": spec});
-        let renewed: Result<Lease, _> =
-            self.client.patch("kube-node-lease", &self.node, None, PatchType::Merge, &patch).await;
-        if renewed.is_err_and(|error| error.is_not_found()) {
-            // The node itself may be gone: then its lease goes with it, and comes with the next beat.
-            drop(self.client.create(&Lease::from_value(lease).unwrap()).await);
-        }
-    }
-
     fn reality(&self) -> std::sync::MutexGuard<'_, Reality> {
         self.reality.lock().unwrap()
     }
@@ -132,7 +132,7 @@ impl Kubelet {
         if pod.metadata.deletion_timestamp.is_some() {
             return self.stop(key, &pod).await;
         }
-        if matches!(phase(&pod), "Succeeded" | "Failed") {
+        if matches!(phase(&pod), "Succeeded" | "Failed") || self.reality().is_killed(&uid) {
             self.reality().keep_only(&self.node, key, None);
             return;
         }
@@ -244,6 +244,7 @@ impl Kubelets {
     }
 
     fn boot(&mut self, name: &str) {
+        self.reality.lock().unwrap().lose(name, false);
         let stop = CancellationToken::new();
         let informers = InformerFactory::new(self.client.clone(), stop.clone());
         let pods = informers.filtered::<Pod>(Filter::fields(format!("spec.nodeName={name}")));
@@ -275,6 +276,7 @@ impl Kubelets {
         match (self.nodes.get(&name), dice) {
             (Some(State::Up(stop)), 0) => {
                 stop.cancel();
+                self.reality.lock().unwrap().lose(&name, true);
                 self.nodes.insert(name, State::Lost);
             }
             (Some(State::Up(stop)), 1) => {

@@ -74,7 +74,7 @@ pub async fn run(seed: u64, life: Duration) -> Result<Report, String> {
     people.settle().await;
     let began = Instant::now();
     let outcome = cluster.rest().await;
-    let rest = began.elapsed();
+    let rest = cluster.faults().quiet_since().saturating_duration_since(began);
     outcome.map_err(|busy| format!("seed {seed}: there is no rest: {busy}"))?;
     watchdog.verdict().map_err(|wrong| format!("seed {seed}, at the end: {wrong}"))?;
     people.judge(&watchdog).await.map_err(|wrong| format!("seed {seed}, at rest: {wrong}"))?;

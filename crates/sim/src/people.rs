@@ -282,7 +282,9 @@ impl People {
         // It may be gone by now, which is fine.
         if delete {
             drop(self.client.delete::<Pod>(pod.namespace(), pod.name(), &DeleteOptions::default()).await);
-        } else if !matches!(phase(pod), "Succeeded" | "Failed") {
+        } else if !matches!(phase(pod), "Succeeded" | "Failed")
+            && watchdog.reality().lock().unwrap().kill(pod)
+        {
             let patch =
                 json!({"metadata": {"uid": pod.uid()}, "status": {"phase": "Failed", "reason": "Evicted"}});
             let (namespace, name) = (pod.namespace(), pod.name());

@@ -26,6 +26,10 @@ pub const POLICY: &str = "policy";
 pub struct Reality {
     /// By node, then by the pod's key.
     running: BTreeMap<String, BTreeMap<String, String>>,
+    /// Nodes of which nobody hears.
+    lost: BTreeSet<String>,
+    /// Pods whose containers were killed by their node, by uid.
+    killed: BTreeSet<String>,
     /// The pods of a Job that ended well, by uid.
     succeeded: BTreeMap<String, BTreeSet<String>>,
     /// Jobs that have not ended, of CronJobs that allow one at a time: by uid, with their owner's.
@@ -65,6 +69,9 @@ impl Reality {
     }
 
     pub fn start(&mut self, node: &str, pod: &Pod) {
+        if self.killed.contains(pod.uid()) {
+            return;
+        }
         let key = pod.key();
         let known =
             self.running.entry(node.to_owned()).or_default().insert(key.clone(), pod.uid().to_owned());
@@ -91,6 +98,29 @@ impl Reality {
             && pods.get(key).map(String::as_str) != uid
         {
             pods.remove(key);
+        }
+    }
+
+    /// Kills what runs of a pod, as a node does that is short of something; false when nobody hears of the node.
+    pub fn kill(&mut self, pod: &Pod) -> bool {
+        let node = pod.spec.as_ref().and_then(|spec| spec.node_name.as_deref()).unwrap_or_default();
+        if self.lost.contains(node) {
+            return false;
+        }
+        self.keep_only(node, &pod.key(), None);
+        self.killed.insert(pod.uid().to_owned());
+        true
+    }
+
+    pub fn is_killed(&self, uid: &str) -> bool {
+        self.killed.contains(uid)
+    }
+
+    pub fn lose(&mut self, node: &str, lost: bool) {
+        if lost {
+            self.lost.insert(node.to_owned());
+        } else {
+            self.lost.remove(node);
         }
     }
 
@@ -208,5 +238,64 @@ impl Watchdog {
             Some(wrong) => Err(wrong.clone()),
             None => Ok(()),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn pod(name: &str, node: &str, namespace: &str, owner: &str) -> Arc<Pod> {
+        let owners =
+            json!([{"kind": owner, "controller": true, "uid": "o", "name": "o", "apiVersion": "apps/v1"}]);
+        let resources = json!({"requests": {"cpu": "1500m"}});
+        let pod = json!({
+            "metadata": {"namespace": namespace, "name": name, "uid": name, "ownerReferences": owners},
+            "spec": {"nodeName": node, "containers": [{"name": "c", "resources": resources}]},
+        });
+        Arc::new(Pod::from_value(pod).unwrap())
+    }
+
+    #[test]
+    fn a_node_that_is_overbooked_is_seen() {
+        let mut books = Books::default();
+        assert_eq!(books.observe(&Event::Added(pod("a", "n", "ns", "Job"))), Ok(()));
+        assert_eq!(books.observe(&Event::Added(pod("b", "n", "ns", "Job"))), Ok(()));
+        assert_eq!(books.observe(&Event::Added(pod("c", "", "ns", "Job"))), Ok(()));
+        let bound = Event::Updated { old: pod("c", "", "ns", "Job"), new: pod("c", "n", "ns", "Job") };
+        assert_eq!(
+            books.observe(&bound).unwrap_err(),
+            "ns/c is bound to n, whose pods take 4500 of 4000 then"
+        );
+        let moved = Event::Updated { old: pod("a", "n", "ns", "Job"), new: pod("a", "m", "ns", "Job") };
+        assert_eq!(books.observe(&moved).unwrap_err(), "ns/a was bound to n and then to m");
+    }
+
+    #[test]
+    fn a_quota_that_is_overrun_is_seen() {
+        let mut books = Books::default();
+        for number in 0..TIGHT_PODS {
+            assert_eq!(books.observe(&Event::Added(pod(&number.to_string(), "", TIGHT, "Job"))), Ok(()));
+        }
+        assert!(books.observe(&Event::Added(pod("more", "", TIGHT, "Job"))).is_err());
+    }
+
+    #[test]
+    fn twins_of_a_stateful_set_are_seen() {
+        for (owner, expected) in [("StatefulSet", true), ("ReplicaSet", false)] {
+            let mut reality = Reality::default();
+            reality.start("n", &pod("s-0", "n", "ns", owner));
+            reality.start("n", &pod("s-0", "n", "ns", owner));
+            assert_eq!(reality.wrong, None);
+            reality.start("m", &pod("s-0", "m", "ns", owner));
+            assert_eq!(reality.wrong.is_some(), expected);
+        }
+        let mut reality = Reality::default();
+        reality.start("n", &pod("s-0", "n", "ns", "StatefulSet"));
+        reality.keep_only("n", "ns/s-0", None);
+        reality.start("m", &pod("s-0", "m", "ns", "StatefulSet"));
+        assert_eq!(reality.wrong, None);
     }
 }

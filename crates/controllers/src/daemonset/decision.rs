@@ -134,9 +134,9 @@ pub(crate) fn decide(observed: &Observed<'_>) -> Plan {
         let pods = on_nodes.get(node.name()).map(Vec::as_slice);
         manage_node(observed, node, pods, &mut plan);
     }
-    let known = |name: &str| observed.nodes.iter().any(|node| node.name() == name);
+    let known: HashMap<&str, &Node> = observed.nodes.iter().map(|node| (node.name(), &**node)).collect();
     // Upstream: pkg/controller/daemon/daemon_controller.go getUnscheduledPodsWithoutNode
-    for (_, pods) in on_nodes.iter().filter(|(name, _)| !known(name)) {
+    for (_, pods) in on_nodes.iter().filter(|(name, _)| !known.contains_key(*name)) {
         let waiting = pods.iter().filter(|pod| node_name(pod).is_empty() && !is_deleting(&****pod));
         plan.delete.extend(waiting.map(|pod| (*pod).clone()));
     }
@@ -149,7 +149,7 @@ pub(crate) fn decide(observed: &Observed<'_>) -> Plan {
         if surge == 0 {
             replace(observed, &on_nodes, unavailable, &mut plan);
         } else {
-            surge_over(observed, &on_nodes, surge, wanted.len(), &mut plan);
+            surge_over(observed, (&known, &on_nodes), surge, wanted.len(), &mut plan);
         }
     }
     plan
@@ -262,7 +262,7 @@ fn replace(observed: &Observed<'_>, on_nodes: &OnNodes<'_>, max_unavailable: usi
 /// Upstream: pkg/controller/daemon/update.go rollingUpdate
 fn surge_over(
     observed: &Observed<'_>,
-    on_nodes: &OnNodes<'_>,
+    (known, on_nodes): (&HashMap<&str, &Node>, &OnNodes<'_>),
     max_surge: usize,
     desired: usize,
     plan: &mut Plan,
@@ -284,7 +284,7 @@ fn surge_over(
             }
             continue;
         }
-        let node = observed.nodes.iter().find(|node| node.name() == *name);
+        let node = known.get(*name);
         let belongs = node.is_some_and(|node| observed.should_run(node).0);
         match (observed.is_available(old), belongs) {
             (false, false) => plan.delete.push(old.clone()),

@@ -30,6 +30,7 @@ pub fn usage(gvr: &GroupVersionResource, object: &Value) -> Quantities {
         ("", "pods") => pod_usage(object, &mut used),
         ("", "services") => service_usage(object, &mut used),
         ("", "persistentvolumeclaims") => claim_usage(object, &mut used),
+        ("resource.k8s.io", "resourceclaims") => device_usage(object, &mut used),
         ("", alias @ ("configmaps" | "resourcequotas" | "replicationcontrollers" | "secrets")) => {
             used.insert(alias, one());
         }
@@ -119,6 +120,38 @@ fn claim_usage(claim: &Value, used: &mut Quantities) {
     }
 }
 
+const OF_DEVICE_CLASS: &str = ".deviceclass.resource.k8s.io/devices";
+/// Who asks for all devices of a class may get so many.
+///
+/// Upstream: staging/src/k8s.io/api/resource/v1/types.go AllocationResultsMaxSize
+const ALL_DEVICES: i64 = 32;
+
+/// The devices that a claim may get, by class; of alternatives the one with the most.
+///
+/// Upstream: pkg/quota/v1/evaluator/core/resource_claims.go Usage
+fn device_usage(claim: &Value, used: &mut Quantities) {
+    let devices = |request: &Value| {
+        let number = match text(request, "allocationMode") {
+            "ExactCount" | "" => int(request, "count").unwrap_or(1),
+            "All" => ALL_DEVICES,
+            _ => 0,
+        };
+        let name = format!("{}{OF_DEVICE_CLASS}", text(request, "deviceClassName"));
+        (name, count(usize::try_from(number).unwrap_or(0)))
+    };
+    for request in list(claim, "spec.devices.requests") {
+        let mut asked = Quantities::default();
+        let exactly = at(request, "exactly").into_iter();
+        for one in exactly.chain(list(request, "firstAvailable")) {
+            let mut of_one = Quantities::default();
+            let (name, number) = devices(one);
+            of_one.insert(name, number);
+            asked.raise(&of_one);
+        }
+        used.add(&asked);
+    }
+}
+
 /// Whether a name of a quota is about the resource of the request.
 pub fn concerns(gvr: &GroupVersionResource, name: &str) -> bool {
     if name == count_name(gvr) {
@@ -138,6 +171,7 @@ pub fn concerns(gvr: &GroupVersionResource, name: &str) -> bool {
             let own = |name: &str| matches!(name, "persistentvolumeclaims" | "requests.storage");
             own(name) || name.split_once(".storageclass.storage.k8s.io/").is_some_and(|(_, what)| own(what))
         }
+        ("resource.k8s.io", "resourceclaims") => name.ends_with(OF_DEVICE_CLASS),
         ("", alias @ ("configmaps" | "resourcequotas" | "replicationcontrollers" | "secrets")) => {
             name == alias
         }
@@ -174,14 +208,37 @@ pub fn unsaid(gvr: &GroupVersionResource, object: &Value, names: &[&str]) -> Opt
 
 /// Whether all scopes of a quota hold for an object.
 pub fn in_scope(quota: &Value, gvr: &GroupVersionResource, object: &Value) -> bool {
-    let is_pod = gvr.group.is_empty() && gvr.resource == "pods";
-    let plain = texts(quota, "spec.scopes");
-    let plain = plain.iter().all(|scope| is_pod && scope_holds(scope, "Exists", &[], object));
+    let holds = |scope: &str, operator: &str, values: &[&str]| match (&*gvr.group, &*gvr.resource) {
+        ("", "pods") => scope_holds(scope, operator, values, object),
+        ("", "persistentvolumeclaims") if scope == "VolumeAttributesClass" => {
+            class_holds(operator, values, object)
+        }
+        _ => false,
+    };
+    let plain = texts(quota, "spec.scopes").iter().all(|scope| holds(scope, "Exists", &[]));
     plain
         && list(quota, "spec.scopeSelector.matchExpressions").iter().all(|selector| {
-            let values = texts(selector, "values");
-            is_pod && scope_holds(text(selector, "scopeName"), text(selector, "operator"), &values, object)
+            holds(text(selector, "scopeName"), text(selector, "operator"), &texts(selector, "values"))
         })
+}
+
+/// Whether a claim has, is to have or is getting a VolumeAttributesClass of these.
+///
+/// Upstream: pkg/quota/v1/evaluator/core/persistent_volume_claims.go pvcMatchesScopeFunc
+fn class_holds(operator: &str, values: &[&str], claim: &Value) -> bool {
+    let names = [
+        "spec.volumeAttributesClassName",
+        "status.currentVolumeAttributesClassName",
+        "status.modifyVolumeStatus.targetVolumeAttributesClassName",
+    ];
+    let names: Vec<&str> =
+        names.iter().map(|path| text(claim, path)).filter(|name| !name.is_empty()).collect();
+    match operator {
+        "In" => names.iter().any(|name| values.contains(name)),
+        "NotIn" => names.is_empty() || names.iter().any(|name| !values.contains(name)),
+        "DoesNotExist" => names.is_empty(),
+        _ => !names.is_empty(),
+    }
 }
 
 fn scope_holds(scope: &str, operator: &str, values: &[&str], pod: &Value) -> bool {
