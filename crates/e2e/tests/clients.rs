@@ -9,13 +9,14 @@ use e2e::{Cluster, Piece, fail, succeed};
 
 /// A control plane without nodes, in a namespace of its own.
 struct ControlPlane {
-    cluster: Cluster,
+    /// Ends before its data directory goes.
     server: Option<Piece>,
+    cluster: Cluster,
 }
 
 impl ControlPlane {
     fn start() -> Self {
-        let mut plane = ControlPlane { cluster: Cluster::stopped(), server: None };
+        let mut plane = ControlPlane { server: None, cluster: Cluster::stopped() };
         plane.run();
         plane
     }

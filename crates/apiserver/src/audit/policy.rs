@@ -253,7 +253,8 @@ fn check_rule(rule: &FileRule, path: &Path, errors: &mut Vec<FieldError>) {
         }
     }
     check_stages(&rule.omit_stages, &path.child("omitStages"), errors);
-    if !rule.non_resource_urls.is_empty() && !(rule.resources.is_empty() && rule.namespaces.is_empty()) {
+    let of_resources = !rule.resources.is_empty() || !rule.namespaces.is_empty();
+    if of_resources && !rule.non_resource_urls.is_empty() {
         let why = "rules cannot apply to both regular resources and non-resource URLs";
         errors.push(FieldError::invalid(&urls, rule.non_resource_urls.clone(), why));
     }

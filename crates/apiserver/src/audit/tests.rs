@@ -40,11 +40,10 @@ impl Kept {
     /// Waits for the last line of a request that has gone.
     async fn until(&self, stage: &str) -> Vec<Value> {
         for _ in 0..200 {
-            let mut events = self.events.lock().unwrap();
-            if events.iter().any(|event| event["stage"] == stage) {
-                return std::mem::take(&mut events);
+            let is_there = self.events.lock().unwrap().iter().any(|event| event["stage"] == stage);
+            if is_there {
+                return self.take();
             }
-            drop(events);
             tokio::task::yield_now().await;
         }
         panic!("no line of {stage} came");

@@ -343,7 +343,7 @@ fn valid_range(policy: &Value, whole: &Quantity, default: &Quantity, path: &Path
         }
     }
     let Some(step) = read("step") else { return errors };
-    let mut added = min.clone();
+    let mut added = min;
     added.add(&step);
     if added > *whole {
         wrong("step", &step, format!("one step {added} is larger than capacity value: {whole}"));
