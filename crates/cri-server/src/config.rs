@@ -81,6 +81,8 @@ pub struct Config {
     pub cgroup_root: PathBuf,
     /// Registries that are spoken to without TLS, besides those on this machine.
     pub plain_http: Vec<String>,
+    /// Which servers stand for registries, and how to speak to them; it need not be there.
+    pub registries: PathBuf,
     /// Where `Localhost` seccomp profiles that are not absolute lie.
     pub seccomp_dir: PathBuf,
     pub clock: Clock,
@@ -110,6 +112,7 @@ impl Config {
             },
             cgroup_root: "/trierarch".into(),
             plain_http: Vec::new(),
+            registries: data_dir.join("registries.yaml"),
             seccomp_dir: "/var/lib/kubelet/seccomp".into(),
             clock,
             version: env!("CARGO_PKG_VERSION").to_owned(),

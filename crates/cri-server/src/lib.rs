@@ -8,7 +8,7 @@
 //! What always holds: the engine can be killed at any instant; containers go on, their exit codes are kept, and
 //! the next engine adopts the shims it finds. Whoever waits, waits on a file descriptor or a channel, never on a
 //! clock. Files of images and containers are a stranger's and are only reached beneath their root. There are
-//! deliberately no checkpoints, no user namespaces and no Windows here, and what CRI has of them answers so.
+//! deliberately no checkpoints and no Windows here, and what CRI has of them answers so.
 
 mod config;
 mod engine;

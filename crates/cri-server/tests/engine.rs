@@ -153,7 +153,9 @@ fn image() -> Vec<u8> {
     let file = |path: &str, mode, bytes: &[u8]| BuildFile { path: path.into(), mode, bytes: bytes.into() };
     let busybox = std::fs::read("/bin/busybox").unwrap();
     let mut files = vec![file("/bin/busybox", 0o755, &busybox)];
-    for applet in ["sh", "sleep", "echo", "id", "cat", "hostname", "true", "kill", "ps", "stty", "mknod"] {
+    for applet in
+        ["sh", "sleep", "echo", "id", "cat", "hostname", "true", "kill", "ps", "stty", "mknod", "mount", "ls"]
+    {
         files.push(file(&format!("/bin/{applet}"), 0o120_777, b"/bin/busybox"));
     }
     files.push(file("/etc", 0o040_755, b""));
@@ -425,5 +427,60 @@ async fn an_image_is_mounted_as_a_volume_and_only_read() {
         v1::CreateContainerRequest { pod_sandbox_id: sandbox, config: Some(config), sandbox_config: None };
     let error = engine.clients.runtime.create_container(request).await.unwrap_err();
     assert!(error.message().contains("no/such"), "{error}");
+    engine.finish().await;
+}
+
+#[tokio::test]
+async fn a_pod_with_ids_of_its_own_is_root_there_and_nobody_here() {
+    let mut engine = Engine::start("users").await;
+    let ids = vec![v1::IdMapping { host_id: 1_048_576, container_id: 0, length: 65536 }];
+    let users =
+        v1::UserNamespace { mode: v1::NamespaceMode::Pod as i32, uids: ids.clone(), gids: ids.clone() };
+    // A volume as the kubelet has them: closed to others, and with a file of the machine's root.
+    let volume = engine.dir.join("closed/volume");
+    std::fs::create_dir_all(&volume).unwrap();
+    std::fs::write(volume.join("of-root"), "").unwrap();
+    let closed = std::os::unix::fs::PermissionsExt::from_mode(0o700);
+    std::fs::set_permissions(engine.dir.join("closed"), closed).unwrap();
+    for (name, pid) in [("alone", v1::NamespaceMode::Container), ("shared", v1::NamespaceMode::Pod)] {
+        let options = v1::NamespaceOption {
+            pid: pid as i32,
+            userns_options: Some(users.clone()),
+            ..Default::default()
+        };
+        let sandbox = engine.sandbox(name, options.clone()).await;
+        let script = "echo new > /volume/new; mount -t tmpfs none /tmp && echo mounted; exec sleep 100";
+        let mut config = shell(name, script);
+        let security = config.linux.as_mut().and_then(|linux| linux.security_context.as_mut()).unwrap();
+        security.namespace_options = Some(options);
+        security.masked_paths.clear();
+        security.readonly_paths.clear();
+        security.capabilities =
+            Some(v1::Capability { add_capabilities: vec!["SYS_ADMIN".into()], ..Default::default() });
+        config.mounts.push(v1::Mount {
+            container_path: "/volume".into(),
+            host_path: volume.display().to_string(),
+            uid_mappings: ids.clone(),
+            gid_mappings: ids.clone(),
+            ..Default::default()
+        });
+        let id = engine.run(&sandbox, config).await;
+        let (told, code) =
+            engine.exec(&id, "cat /proc/self/uid_map; id -u; ls -ln /volume /bin/busybox").await;
+        assert_eq!(code, 0, "{told}");
+        let lines: Vec<Vec<&str>> = told.lines().map(|line| line.split_whitespace().collect()).collect();
+        assert_eq!(lines[0], ["0", "1048576", "65536"], "{told}");
+        assert_eq!(lines[1], ["0"]);
+        let owners: Vec<&str> = lines[2..].iter().filter(|line| line.len() > 3).map(|line| line[2]).collect();
+        assert_eq!(owners, ["0", "0", "0"], "{told}");
+        use std::os::unix::fs::MetadataExt;
+        assert_eq!(std::fs::metadata(volume.join("new")).unwrap().uid(), 0, "on the disk it is root's");
+        let pid = std::fs::read_to_string(
+            engine.dir.join("engine/sandboxes").join(&sandbox).join("containers").join(&id).join("pid"),
+        )
+        .unwrap();
+        let status = std::fs::read_to_string(format!("/proc/{}/status", pid.trim())).unwrap();
+        assert!(status.contains("Uid:\t1048576\t"), "{status}");
+    }
     engine.finish().await;
 }

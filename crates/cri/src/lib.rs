@@ -17,6 +17,16 @@ pub mod registration {
     tonic::include_proto!("pluginregistration");
 }
 
+/// What the kubelet asks of a device plugin.
+pub mod deviceplugin {
+    tonic::include_proto!("v1beta1");
+}
+
+/// What the kubelet tells of who has which device.
+pub mod podresources {
+    tonic::include_proto!("v1");
+}
+
 use std::path::Path;
 
 use tonic::transport::{Channel, Endpoint, Uri};

@@ -43,6 +43,7 @@ impl Dev {
     pub fn kubectl_of(&self, kubeconfig: &str, arguments: &str) -> Command {
         let mut kubectl = self.host.command("kubectl");
         kubectl.arg("--kubeconfig").arg(self.file(kubeconfig)).args(arguments.split_whitespace());
+        kubectl.env("KUBECACHEDIR", self.file("kubectl"));
         kubectl
     }
 

@@ -19,6 +19,15 @@ echo \"$VERSION serves\"
 exec httpd -f -v -p 8080 -h /tmp/www
 ";
 
+/// An image that does nothing for ever, for engines that hold a pod by a container.
+pub fn pause(name: &str) -> Vec<u8> {
+    let busybox = std::fs::read(BUSYBOX).expect("busybox-static is installed");
+    let files = [BuildFile { path: "sleep".into(), mode: 0o755, bytes: busybox }];
+    let config =
+        BuildConfig { entrypoint: ["/sleep", "1000000"].map(str::to_owned).to_vec(), ..Default::default() };
+    build(name, &files, &config).expect("an image can be made of small files")
+}
+
 /// An image that serves its pod's name and its version on port 8080, and has a shell.
 pub fn web(name: &str, version: &str) -> Vec<u8> {
     let busybox = std::fs::read(BUSYBOX).expect("busybox-static is installed");

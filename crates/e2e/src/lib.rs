@@ -95,6 +95,8 @@ impl Drop for Namespace {
 pub struct Cluster {
     pub namespace: Namespace,
     folder: tempfile::TempDir,
+    /// What the server is told besides.
+    pub flags: Vec<String>,
     server: Option<Piece>,
 }
 
@@ -117,12 +119,13 @@ impl Cluster {
     pub fn stopped() -> Self {
         let folder =
             tempfile::Builder::new().prefix("e2e-").tempdir().expect("a temporary folder can be made");
-        Cluster { namespace: Namespace::new(), folder, server: None }
+        Cluster { namespace: Namespace::new(), folder, flags: Vec::new(), server: None }
     }
 
     pub fn start_server(&mut self) {
         let mut command = self.trierarch("server");
         command.args(["--node-name=node-1", "--node-ip", NODE_IP, "--cgroup-root", &self.cgroup()]);
+        command.args(&self.flags);
         let server = Piece::start(&mut command);
         server.wait_for(NODE_READY);
         self.server = Some(server);
@@ -167,6 +170,32 @@ impl Cluster {
         found
     }
 
+    /// What is mounted below the data directory, the last first.
+    pub fn mounts(&self) -> Vec<PathBuf> {
+        let table = std::fs::read_to_string("/proc/self/mountinfo").expect("the kernel tells its mounts");
+        let points = table.lines().filter_map(|line| line.split(' ').nth(4)).map(PathBuf::from);
+        let mut points: Vec<PathBuf> = points.filter(|point| point.starts_with(self.data_dir())).collect();
+        points.reverse();
+        points
+    }
+
+    /// The cgroups of pods that there are.
+    pub fn pod_cgroups(&self) -> Vec<PathBuf> {
+        let root =
+            ["/sys/fs/cgroup/pids", "/sys/fs/cgroup"].map(|root| Path::new(root).join(&self.cgroup()[1..]));
+        let mut folders: Vec<PathBuf> = root.into_iter().find(|root| root.is_dir()).into_iter().collect();
+        let mut found = Vec::new();
+        while let Some(folder) = folders.pop() {
+            let below = std::fs::read_dir(&folder).into_iter().flatten().flatten().map(|entry| entry.path());
+            folders.extend(below.filter(|path| path.is_dir()));
+            let name = folder.file_name().map(|name| name.to_string_lossy().into_owned());
+            if name.is_some_and(|name| name.starts_with("pod")) {
+                found.push(folder);
+            }
+        }
+        found
+    }
+
     /// A command of the binary, for this cluster's data directory.
     pub fn trierarch(&self, command: &str) -> Command {
         let mut trierarch = self.namespace.command(binary());
@@ -175,11 +204,18 @@ impl Cluster {
     }
 
     pub fn kubectl(&self, arguments: &str) -> Command {
-        let mut kubectl = self.namespace.command("kubectl");
+        self.kubectl_by("kubectl", arguments)
+    }
+
+    /// One of several kubectls of this machine.
+    pub fn kubectl_by(&self, program: impl AsRef<OsStr>, arguments: &str) -> Command {
+        let mut kubectl = self.namespace.command(program);
         kubectl
             .arg("--kubeconfig")
             .arg(self.data_dir().join("admin.kubeconfig"))
-            .args(arguments.split_whitespace());
+            .args(arguments.split_whitespace())
+            // Clusters of other tests have the same address, but not the same kinds.
+            .env("KUBECACHEDIR", self.data_dir().join("kubectl"));
         kubectl
     }
 

@@ -67,10 +67,7 @@ struct Kubectl<'c> {
 
 impl Kubectl<'_> {
     fn command(&self, arguments: &str) -> Command {
-        let mut command = self.plane.cluster.namespace.command(self.program);
-        let kubeconfig = self.plane.cluster.data_dir().join("admin.kubeconfig");
-        command.arg("--kubeconfig").arg(kubeconfig).args(arguments.split_whitespace());
-        command
+        self.plane.cluster.kubectl_by(self.program, arguments)
     }
 
     fn prints(&self, arguments: &str) -> String {

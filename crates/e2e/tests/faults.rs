@@ -2,7 +2,9 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use e2e::{Cluster, eventually, images};
+use std::process::Command;
+
+use e2e::{Cluster, eventually, images, succeed};
 use serde_json::Value;
 
 const POD: &str = "
@@ -71,4 +73,59 @@ fn pods_outlive_the_server() {
     }
     cluster.kubectl_prints("exec web -- hostname");
     cluster.kubectl_prints("delete pod web --timeout=60s");
+}
+
+/// Takes what a reboot takes from a machine whose server is not running: processes, mounts, sockets and cgroups.
+fn lose_run_time_state(cluster: &Cluster) {
+    let sandboxes = cluster.data_dir().join("engine/sandboxes");
+    let shims = std::fs::read_dir(sandboxes).unwrap().flatten().map(|entry| entry.path().join("shim.pid"));
+    let shims = shims.filter_map(|file| std::fs::read_to_string(file).ok()?.trim().parse().ok());
+    let shims = shims.filter_map(rustix::process::Pid::from_raw);
+    for process in shims.chain(cluster.processes()) {
+        // One may end with another.
+        let _ = rustix::process::kill_process(process, rustix::process::Signal::KILL);
+    }
+    for mount in cluster.mounts() {
+        succeed(Command::new("umount").arg("--lazy").arg(mount));
+    }
+    std::fs::remove_dir_all(cluster.data_dir().join("engine/s")).unwrap();
+    eventually("the containers are gone", || match cluster.processes().len() {
+        0 => Ok(()),
+        left => Err(format!("{left} processes")),
+    });
+}
+
+#[test]
+fn pods_come_back_after_a_reboot_and_leave_nothing_when_they_go() {
+    let mut cluster = cluster_with_pod();
+    let before = cluster.get("pod web");
+    for round in 1..=2 {
+        cluster.kill_server();
+        lose_run_time_state(&cluster);
+        cluster.start_server();
+        let after = eventually("the pod runs again", || {
+            let pod = cluster.get("pod web");
+            let runs = container(&pod)["restartCount"] == round && container(&pod)["ready"] == true;
+            if runs { Ok(pod) } else { Err(pod["status"].to_string()) }
+        });
+        assert_eq!(before["metadata"]["uid"], after["metadata"]["uid"]);
+        let address = format!("http://{}:8080/", after["status"]["podIP"].as_str().unwrap());
+        assert_eq!(cluster.curl(&address).as_deref(), Some("one from web\n"));
+        let ours = cluster.pod_cgroups().len();
+        assert_eq!(ours, 1, "no container runs twice: {:?}", cluster.pod_cgroups());
+    }
+    cluster.kubectl_prints("delete pod web --timeout=60s");
+    eventually("nothing of the pod stays", || {
+        let pods = cluster.data_dir().join("kubelet/pods");
+        let folders = std::fs::read_dir(pods).unwrap().count();
+        let sandboxes = std::fs::read_dir(cluster.data_dir().join("engine/sandboxes")).unwrap().count();
+        let links = cluster.namespace.command("ip").args(["-o", "link"]).output().unwrap().stdout;
+        let links = String::from_utf8(links).unwrap().lines().filter(|line| line.contains("veth")).count();
+        let (mounts, cgroups) = (cluster.mounts(), cluster.pod_cgroups());
+        // The two ends of the machine's own link are all that is left.
+        if (folders, sandboxes, mounts.len(), cgroups.len()) == (0, 0, 0, 0) && links <= 2 {
+            return Ok(());
+        }
+        Err(format!("{folders} folders, {sandboxes} sandboxes, {links} links, {mounts:?}, {cgroups:?}"))
+    });
 }

@@ -19,6 +19,7 @@ use crate::backoff::Backoff;
 use crate::container::config::Memory;
 use crate::container::dns::{Resolver, parse_resolv_conf};
 use crate::container::downward::Surroundings;
+use crate::devices::{self, Devices};
 use crate::images::Images;
 use crate::node::Machine;
 use crate::objects::{ObjectCache, Wakers};
@@ -29,13 +30,14 @@ use crate::pods;
 use crate::pressure::{self, Pressure};
 use crate::probe::Tools;
 use crate::probe::metrics::Metrics as ProbeMetrics;
-use crate::runtime::{self, CriRuntime, Runtime};
+use crate::pulled_images::PulledImages;
+use crate::runtime::{CriRuntime, Runtime};
 use crate::status::publisher::Publisher;
 use crate::userns::Ranges;
 use crate::volumes::Volumes;
 use crate::volumes::csi::{self, Csi};
 use crate::volumes::tokens::Tokens;
-use crate::{Config, Error, cgroup, log_rotation, node, plugins, server};
+use crate::{Config, Error, cgroup, log_rotation, node, pleg, plugins, server};
 
 /// Shared by all parts; nothing in here changes but behind its own lock.
 pub struct Core {
@@ -69,6 +71,7 @@ pub struct Core {
     /// What the runtime's handlers can do, as it last said.
     pub handlers: Mutex<Vec<pb::RuntimeHandler>>,
     pub probe_metrics: Arc<ProbeMetrics>,
+    pub devices: Arc<Devices>,
     /// The ids of pods that have their own.
     pub user_namespaces: Ranges,
 }
@@ -222,7 +225,7 @@ pub async fn run_with(
         csi.clone(),
     );
     let core = Arc::new(Core {
-        images: Images::new(runtime.clone(), clock),
+        images: Images::new(runtime.clone(), clock, PulledImages::new(paths.image_manager())),
         restarts: Mutex::new(Backoff::new(Duration::from_secs(10), Duration::from_secs(300))),
         publisher: Publisher::new(client.clone()),
         access: Delegated::new(client.clone()),
@@ -236,6 +239,7 @@ pub async fn run_with(
         node: Mutex::default(),
         handlers: Mutex::new(status.runtime_handlers),
         probe_metrics: Arc::default(),
+        devices: Arc::new(Devices::open(paths.device_plugins(), wakers.clone())),
         user_namespaces: Ranges::open(paths.clone(), config.max_pods),
         config,
         client,
@@ -274,7 +278,9 @@ pub async fn run_with(
         tokio::join!(plugins::run(registry, handlers, stop.clone()), csi.run(stop));
         Ok(())
     });
-    parts.spawn(container_events(core.clone(), shutdown.clone()));
+    parts.spawn(devices::run(core.devices.clone(), shutdown.clone()));
+    parts.spawn(devices::serve(core.clone(), core.paths.pod_resources(), shutdown.clone()));
+    parts.spawn(pleg::run(core.clone(), shutdown.clone()));
     informers.start();
     let mut outcome = Ok(());
     while let Some(ended) = parts.join_next().await {
@@ -286,53 +292,4 @@ pub async fn run_with(
     }
     informers.stopped().await;
     outcome
-}
-
-/// How often pods look at their containers although no event came.
-const RELIST: Duration = Duration::from_secs(300);
-
-/// Wakes pods when the runtime says that their containers changed.
-// Upstream: pkg/kubelet/pleg/evented.go
-async fn container_events(core: Arc<Core>, shutdown: CancellationToken) -> Result<(), Error> {
-    use futures::StreamExt;
-    let mut delay = Duration::from_millis(100);
-    let mut relist = tokio::time::interval(RELIST);
-    loop {
-        let mut events = tokio::select! {
-            () = shutdown.cancelled() => return Ok(()),
-            opened = core.runtime.events() => match opened {
-                Ok(events) => events,
-                Err(error) => {
-                    tracing::warn!(error = %runtime::describe(&error), "the runtime tells no events");
-                    // Until it does again, everybody looks for himself.
-                    core.wakers.wake_all();
-                    tokio::time::sleep(delay).await;
-                    delay = (delay * 2).min(Duration::from_secs(10));
-                    continue;
-                }
-            },
-        };
-        delay = Duration::from_millis(100);
-        core.wakers.wake_all();
-        loop {
-            tokio::select! {
-                () = shutdown.cancelled() => return Ok(()),
-                _ = relist.tick() => core.wakers.wake_all(),
-                event = events.next() => match event {
-                    Some(Ok(event)) => {
-                        let metadata = event.pod_sandbox_status.and_then(|s| s.metadata);
-                        let Some(uid) = metadata.map(|m| m.uid) else {
-                            // An event of nobody may be anybody's.
-                            core.wakers.wake_all();
-                            continue;
-                        };
-                        core.wakers.wake(&uid);
-                        // Nobody may be listening.
-                        let _ = core.changes.send(uid);
-                    }
-                    Some(Err(_)) | None => break,
-                },
-            }
-        }
-    }
 }

@@ -14,8 +14,12 @@ use tokio_util::sync::CancellationToken;
 use crate::backoff::{Backoff, go_duration};
 use crate::container::security::ImageUser;
 use crate::events::PodEvents;
+use crate::pulled_images::{PullSecret, PulledImages};
 use crate::runtime::{self, Runtime};
 use crate::status::Waiting;
+
+/// Whose credentials are verified for an image that is there: all but those of images that the kubelet did not pull.
+pub const VERIFICATION: &str = "NeverVerifyPreloadedImages";
 
 /// A present image.
 #[derive(Clone, Debug)]
@@ -29,6 +33,7 @@ pub struct Images {
     runtime: Arc<dyn Runtime>,
     clock: Clock,
     state: Mutex<State>,
+    pub pulled: PulledImages,
 }
 
 struct State {
@@ -38,9 +43,9 @@ struct State {
 }
 
 impl Images {
-    pub fn new(runtime: Arc<dyn Runtime>, clock: Clock) -> Self {
+    pub fn new(runtime: Arc<dyn Runtime>, clock: Clock, pulled: PulledImages) -> Self {
         let backoff = Backoff::new(Duration::from_secs(10), Duration::from_secs(300));
-        Images { runtime, clock, state: Mutex::new(State { backoff, errors: HashMap::new() }) }
+        Images { runtime, clock, state: Mutex::new(State { backoff, errors: HashMap::new() }), pulled }
     }
 
     /// The image, pulled if the policy says so. `Err` is what the container waits for.
@@ -64,32 +69,55 @@ impl Images {
             }
         };
         let policy = container.image_pull_policy.as_deref().unwrap_or("IfNotPresent");
+        let credentials: Vec<Credentials> = secrets
+            .iter()
+            .filter_map(|s| credentials_for(s, &image).map(|auth| (PullSecret::new(s, &auth), auth)))
+            .collect();
+        let source = Source { pod_uid: pod.uid(), asked, image: &image };
         if policy != "Always" {
-            match self.runtime.image(&image).await {
-                Ok(Some(present)) => {
-                    let message = format!(
-                        "Container image {asked:?} already present on machine and can be accessed by the pod"
-                    );
-                    events.normal(&container.name, "Pulled", &message);
-                    return Ok(describe(&present));
-                }
-                Ok(None) if policy == "Never" => {
-                    let message =
-                        format!("Container image {asked:?} is not present with pull policy of Never");
-                    events.warning(&container.name, "ErrImageNeverPull", &message);
-                    return Err(waiting("ErrImageNeverPull", message));
-                }
-                Ok(None) => {}
-                Err(error) => {
-                    let message = format!("Failed to inspect image {asked:?}: {}", runtime::describe(&error));
-                    events.warning(&container.name, "InspectFailed", &message);
-                    return Err(waiting("ImageInspectError", message));
-                }
+            let held: Vec<PullSecret> = credentials.iter().map(|(secret, _)| secret.clone()).collect();
+            if let Some(present) =
+                self.present(&source, policy == "Never", &container.name, &held, events).await?
+            {
+                return Ok(present);
             }
         }
-        let key = format!("{}_{asked}", pod.uid());
-        self.check_backoff(&key, asked, &container.name, events)?;
-        self.pull(&key, asked, &image, container, secrets, sandbox, events, cancel).await
+        self.check_backoff(&source.key(), asked, &container.name, events)?;
+        self.pull(source, container, credentials, sandbox, events, cancel).await
+    }
+
+    /// The image as it is here, for a pod with these secrets; `None` when it is to be pulled.
+    async fn present(
+        &self,
+        source: &Source<'_>,
+        never_pull: bool,
+        container: &str,
+        held: &[PullSecret],
+        events: &PodEvents<'_>,
+    ) -> Result<Option<Image>, Waiting> {
+        let asked = source.asked;
+        let found = self.runtime.image(source.image).await.map_err(|error| {
+            let message = format!("Failed to inspect image {asked:?}: {}", runtime::describe(&error));
+            events.warning(container, "InspectFailed", &message);
+            waiting("ImageInspectError", message)
+        })?;
+        // It is there for those who could have pulled it; to others it is not.
+        let now = self.clock.now();
+        match found.filter(|image| !self.pulled.must_pull(asked, &image.id, held, now)) {
+            Some(present) => {
+                let message = format!(
+                    "Container image {asked:?} already present on machine and can be accessed by the pod"
+                );
+                events.normal(container, "Pulled", &message);
+                Ok(Some(describe(&present)))
+            }
+            None if never_pull => {
+                let message = format!("Container image {asked:?} is not present with pull policy of Never");
+                events.warning(container, "ErrImageNeverPull", &message);
+                Err(waiting("ErrImageNeverPull", message))
+            }
+            None => Ok(None),
+        }
     }
 
     fn check_backoff(
@@ -121,30 +149,36 @@ impl Images {
         state.backoff.remaining(&key, state.backoff.updated(&key)?, self.clock.now())
     }
 
-    #[expect(clippy::too_many_arguments, reason = "the parts of one pull, each with its own owner")]
     async fn pull(
         &self,
-        key: &str,
-        asked: &str,
-        image: &str,
+        source: Source<'_>,
         container: &Container,
-        secrets: &[Arc<Secret>],
+        credentials: Vec<Credentials>,
         sandbox: &pb::PodSandboxConfig,
         events: &PodEvents<'_>,
         cancel: &CancellationToken,
     ) -> Result<Image, Waiting> {
+        let Source { asked, image, .. } = source;
         events.normal(&container.name, "Pulling", &format!("Pulling image {asked:?}"));
         let begun = self.clock.now();
-        let mut credentials: Vec<Option<pb::AuthConfig>> =
-            secrets.iter().filter_map(|s| credentials_for(s, image)).map(Some).collect();
+        if let Err(error) = self.pulled.begin(asked) {
+            let message =
+                format!("Failed to record image pull intent for container image {asked:?}: {error}");
+            return Err(waiting("ErrImagePull", message));
+        }
+        let mut credentials: Vec<Option<Credentials>> = credentials.into_iter().map(Some).collect();
         if credentials.is_empty() {
             credentials.push(None);
         }
         let mut failure = String::new();
-        for auth in credentials {
+        for pair in credentials {
+            let (secret, auth) = pair.unzip();
             let pulled = tokio::select! {
                 pulled = self.runtime.pull_image(image, auth, sandbox) => pulled,
-                () = cancel.cancelled() => return Err(waiting("ErrImagePull", "pull cancelled".to_owned())),
+                () = cancel.cancelled() => {
+                    self.pulled.end(asked, None, self.clock.now());
+                    return Err(waiting("ErrImagePull", "pull cancelled".to_owned()));
+                }
             };
             match pulled {
                 Ok(reference) => {
@@ -153,6 +187,7 @@ impl Images {
                     let present = self.runtime.image(&reference).await.ok().flatten();
                     let present =
                         present.unwrap_or_else(|| pb::Image { id: reference, ..Default::default() });
+                    self.pulled.end(asked, Some((present.id.as_str(), secret)), self.clock.now());
                     let taken = go_duration(taken);
                     let message = format!(
                         "Successfully pulled image {asked:?} in {taken} ({taken} including waiting). Image size: {} \
@@ -165,10 +200,11 @@ impl Images {
                 Err(error) => failure = runtime::describe(&error),
             }
         }
+        self.pulled.end(asked, None, self.clock.now());
         events.warning(&container.name, "Failed", &format!("Failed to pull image {asked:?}: {failure}"));
         let mut state = self.lock();
-        state.backoff.next(key, self.clock.now());
-        state.errors.insert(key.to_owned(), format!("ErrImagePull: {failure}"));
+        state.backoff.next(&source.key(), self.clock.now());
+        state.errors.insert(source.key(), format!("ErrImagePull: {failure}"));
         Err(waiting("ErrImagePull", failure))
     }
 
@@ -183,6 +219,23 @@ impl Images {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
+
+/// What is wanted by which pod: the image as asked for, and with its tag.
+struct Source<'a> {
+    pod_uid: &'a str,
+    asked: &'a str,
+    image: &'a str,
+}
+
+impl Source<'_> {
+    /// The key of its back-off.
+    fn key(&self) -> String {
+        format!("{}_{}", self.pod_uid, self.asked)
+    }
+}
+
+/// A secret and what it holds for the image's registry.
+type Credentials = (PullSecret, pb::AuthConfig);
 
 fn waiting(reason: &str, message: String) -> Waiting {
     Waiting { reason: reason.into(), message }

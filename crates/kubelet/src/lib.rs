@@ -2,16 +2,18 @@
 //!
 //! Start at [`run`]: it registers the [`node`], then hands each pod of the node to a worker of its own
 //! ([`worker`]). A worker is level-triggered: woken by a change of its pod, of its containers, of a probe or of an
-//! object that it mounts, it reads what is ([`pod_state`]), decides ([`actions`] and [`resize`], pure), reports ([`status`], pure)
-//! and acts. What it acts with is below: [`container`] makes CRI configurations, [`volumes`] the mounts, [`images`],
-//! [`lifecycle`] and [`probe`] do what their names say. [`plugins`] are found by their sockets. [`pressure`] and [`evict`] end pods when room runs out. [`server`] is what the API server calls: logs, exec, stats.
+//! object that it mounts, it reads what is ([`pod_state`]), decides ([`actions`] and [`resize`], pure), reports
+//! ([`status`], pure) and acts. What it acts with is below: [`container`] makes CRI configurations, [`volumes`] the
+//! mounts, [`images`], [`lifecycle`] and [`probe`] do what their names say. [`plugins`] are found by their sockets,
+//! [`devices`] are what some of them offer. [`pressure`] and [`evict`] end pods when room runs out. [`server`] is
+//! what the API server calls: logs, exec, stats.
 //!
 //! What always holds:
 //! - The runtime is the truth about containers. A restarted kubelet reads it and goes on; containers do not notice.
 //! - A pod's end is told to the API only when nothing of it runs or is mounted any more.
 //! - Nothing polls; a slow relist is there only in case the runtime's event stream lies.
 //!
-//! Deliberately absent: device plugins, dynamic resources, graceful node shutdown.
+//! Deliberately absent: dynamic resources, graceful node shutdown.
 
 mod actions;
 mod admit;
@@ -20,6 +22,7 @@ mod cgroup;
 mod config;
 mod container;
 mod core;
+mod devices;
 mod env_file;
 mod events;
 mod evict;
@@ -32,12 +35,14 @@ mod logs;
 mod node;
 mod objects;
 mod paths;
+mod pleg;
 mod plugins;
 mod pod;
 mod pod_state;
 mod pods;
 pub mod pressure;
 mod probe;
+mod pulled_images;
 mod resize;
 mod restart_all;
 pub mod runtime;

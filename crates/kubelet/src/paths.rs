@@ -56,6 +56,20 @@ impl Paths {
         self.pod(uid).join("userns")
     }
 
+    /// Where device plugins find the kubelet, and it them.
+    pub fn device_plugins(&self) -> PathBuf {
+        self.root.join("device-plugins")
+    }
+
+    pub fn pod_resources(&self) -> PathBuf {
+        self.root.join("pod-resources")
+    }
+
+    /// Who pulled which image.
+    pub fn image_manager(&self) -> PathBuf {
+        self.root.join("image_manager")
+    }
+
     pub fn seccomp(&self) -> PathBuf {
         self.root.join("seccomp")
     }

@@ -139,6 +139,12 @@ impl Allowed {
         SAFE.into_iter().chain(unsafe_patterns).map(Rule::parse).collect::<Result<_, _>>().map(Allowed)
     }
 
+    /// Those that are not safe, as they were given.
+    pub fn unsafe_patterns(&self) -> Vec<String> {
+        let star = |rule: &Rule| if rule.is_prefix { "*" } else { "" };
+        self.0.iter().skip(SAFE.len()).map(|rule| format!("{}{}", rule.name, star(rule))).collect()
+    }
+
     fn check(&self, name: &str, host_network: bool, host_ipc: bool) -> Result<(), String> {
         let name = normalize(name);
         let exact = self.0.iter().find(|rule| !rule.is_prefix && rule.covers(&name));

@@ -9,6 +9,7 @@ pub mod beneath;
 pub mod cgroups;
 pub mod device_filter;
 pub mod fdpass;
+pub mod id_maps;
 pub mod mounts;
 pub mod namespaces;
 pub mod process;

@@ -5,7 +5,7 @@
 
 use std::fs::{self, File};
 use std::os::fd::AsFd;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::thread;
 
 use rustix::mount::{UnmountFlags, unmount};
@@ -16,6 +16,8 @@ use crate::{Error, Result, mounts};
 /// A kind of namespace that a pod's containers share.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Kind {
+    /// Owns the others, and is made first.
+    User,
     Net,
     Ipc,
     Uts,
@@ -25,6 +27,7 @@ impl Kind {
     /// Its file below `/proc/PID/ns`.
     pub fn file_name(self) -> &'static str {
         match self {
+            Kind::User => "user",
             Kind::Net => "net",
             Kind::Ipc => "ipc",
             Kind::Uts => "uts",
@@ -33,6 +36,7 @@ impl Kind {
 
     fn flag(self) -> UnshareFlags {
         match self {
+            Kind::User => UnshareFlags::NEWUSER,
             Kind::Net => UnshareFlags::NEWNET,
             Kind::Ipc => UnshareFlags::NEWIPC,
             Kind::Uts => UnshareFlags::NEWUTS,
@@ -53,14 +57,37 @@ pub fn create_pinned(
         let flags = kinds.iter().fold(UnshareFlags::empty(), |flags, kind| flags | kind.flag());
         unshare(flags)?;
         setup()?;
-        for kind in kinds {
-            let target = dir.join(kind.file_name());
-            File::create(&target).map_err(|e| Error::io(&target, e))?;
-            let source = PathBuf::from(format!("/proc/thread-self/ns/{}", kind.file_name()));
-            mounts::bind(&source, &target, false)?;
-        }
-        Ok(())
+        kinds.into_iter().try_for_each(|kind| pin(Path::new("/proc/thread-self/ns"), kind, &dir))
     })
+}
+
+/// Keeps one of the namespaces in `of`, a process' `ns` directory, by a bind mount at `dir/<kind>`.
+pub fn pin(of: &Path, kind: Kind, dir: &Path) -> Result<()> {
+    let target = dir.join(kind.file_name());
+    File::create(&target).map_err(|e| Error::io(&target, e))?;
+    mounts::bind(&of.join(kind.file_name()), &target, false)
+}
+
+/// Moves this process, which must have one thread only, into namespaces of these kinds, all in one step: those
+/// made with a new user namespace are that one's.
+pub fn become_separate(kinds: &[Kind]) -> Result<()> {
+    unshare(kinds.iter().fold(UnshareFlags::empty(), |flags, kind| flags | kind.flag()))
+}
+
+/// Moves this process, which must have one thread only, into a user namespace, as its root.
+pub fn become_root_of(users: &File) -> Result<()> {
+    move_into_link_name_space(users.as_fd(), Some(LinkNameSpaceType::User))
+        .map_err(|e| Error::call("setns", e))?;
+    become_root()
+}
+
+/// Becomes root of the user namespace that this process is in, with no groups of another one.
+pub fn become_root() -> Result<()> {
+    use rustix::process::{Gid, Uid};
+    let (gid, uid) = (Gid::ROOT, Uid::ROOT);
+    rustix::thread::set_thread_groups(&[]).map_err(|e| Error::call("setgroups", e))?;
+    rustix::thread::set_thread_res_gid(gid, gid, gid).map_err(|e| Error::call("setresgid", e))?;
+    rustix::thread::set_thread_res_uid(uid, uid, uid).map_err(|e| Error::call("setresuid", e))
 }
 
 /// Gives up a pinned namespace; one that is not there is not an error.
@@ -85,6 +112,7 @@ pub fn within<T: Send + 'static>(
     let file = File::open(path).map_err(|e| Error::io(path, e))?;
     on_own_thread(move || {
         let kind = match kind {
+            Kind::User => LinkNameSpaceType::User,
             Kind::Net => LinkNameSpaceType::Network,
             Kind::Ipc => LinkNameSpaceType::InterProcessCommunication,
             Kind::Uts => LinkNameSpaceType::HostNameAndNISDomainName,

@@ -12,6 +12,7 @@ mod arguments;
 mod devices;
 mod fit;
 mod log;
+mod users;
 mod workload;
 
 use std::ffi::OsString;
@@ -148,18 +149,27 @@ fn builder(root: &Path, id: &str) -> Result<ContainerBuilder, Error> {
 fn create(root: &Path, create: &Create) -> Result<(), Error> {
     container_dir(root, &create.id)?;
     fit::fit_bundle(&create.bundle)?;
-    builder(root, &create.id)?
-        .with_pid_file(create.pid_file.as_ref())
-        .map_err(failed("pid file"))?
-        .with_console_socket(create.console_socket.as_ref())
-        .with_executor(Workload::init())
-        .as_init(&create.bundle)
-        .with_systemd(false)
-        .with_detach(true)
-        .with_no_pivot(create.no_pivot)
-        .as_sibling(true)
-        .build()
-        .map_err(unstarted("create container"))?;
+    let needed =
+        [Some(root), Some(&create.bundle), create.pid_file.as_deref(), create.console_socket.as_deref()];
+    let given = users::make_reachable(&create.bundle, &needed.into_iter().flatten().collect::<Vec<_>>())?;
+    let built = builder(root, &create.id).and_then(|builder| {
+        builder
+            .with_pid_file(create.pid_file.as_ref())
+            .map_err(failed("pid file"))?
+            .with_console_socket(create.console_socket.as_ref())
+            .with_executor(Workload::init())
+            .as_init(&create.bundle)
+            .with_systemd(false)
+            .with_detach(true)
+            .with_no_pivot(create.no_pivot)
+            .as_sibling(true)
+            .build()
+            .map_err(unstarted("create container"))
+    });
+    if let Some(given) = given {
+        users::put_back(&create.bundle, &given)?;
+    }
+    built?;
     let spec: oci_spec::runtime::Spec = read_json(&create.bundle.join("config.json"))?;
     devices::restrict(&spec).map_err(|why| {
         // Unrestricted it must not start. The failure is what counts, not what taking it away may add to it.

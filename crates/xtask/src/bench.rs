@@ -2,6 +2,7 @@
 //! [`tool`], which builds and runs those of crate `bench`.
 
 pub mod node;
+mod pull;
 
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
@@ -22,7 +23,9 @@ const PODS: usize = 10;
 pub fn tool(words: &[&str], arguments: &[String]) -> anyhow::Result<()> {
     let named = |flag: &str| arguments.iter().any(|a| a == flag || a.starts_with(&format!("{flag}=")));
     let mut command = cargo();
-    command.args(["run", "--quiet", "--release", "--package=bench", "--bin", words[0], "--"]).args(&words[1..]);
+    command
+        .args(["run", "--quiet", "--release", "--package=bench", "--bin", words[0], "--"])
+        .args(&words[1..]);
     if !["--help", "-h", "--kubeconfig", "--binary", "--alone"].into_iter().any(named) {
         crate::prerequisites::install(crate::prerequisites::RUN)?;
         command.arg("--binary").arg(build()?);

@@ -97,8 +97,13 @@ enum Bench {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<String>,
     },
-    /// The node: one pod and a hundred from create to running, what each costs, a container's restart
-    Node,
+    /// The node: one pod and a hundred from create to running, what each costs, a container's restart, and an image
+    /// pulled from a registry on this machine, by containerd too where Debian's is installed
+    Node {
+        /// The binary to measure [default: a release build]
+        #[arg(long)]
+        binary: Option<PathBuf>,
+    },
     /// Seconds from `server` to a Ready node, memory and processor share when idle, create-to-running of a pod
     Start {
         /// How long to watch the idle cluster, in seconds
@@ -130,15 +135,17 @@ fn execute(command: Command) -> anyhow::Result<()> {
         Command::Lint => lint(),
         Command::Codegen { facts, check } => codegen::run(&facts, check),
         Command::Bench { bench: Bench::Api { arguments } } => bench::tool(&["bench"], &arguments),
-        Command::Bench { bench: Bench::Scheduler { arguments } } => bench::tool(&["bench", "scheduler"], &arguments),
+        Command::Bench { bench: Bench::Scheduler { arguments } } => {
+            bench::tool(&["bench", "scheduler"], &arguments)
+        }
         Command::Bench { bench: Bench::Controllers { size } } => {
             let size = size.to_string();
             run(cargo().args(["run", "--quiet", "--release", "--package=sim", "--", "--bench", &size]))
         }
         Command::Bench { bench: Bench::Net { arguments } } => bench::tool(&["bench-net"], &arguments),
-        Command::Bench { bench: Bench::Node } => {
+        Command::Bench { bench: Bench::Node { binary } } => {
             prerequisites::install(prerequisites::RUN)?;
-            bench::node::measure(&build()?)
+            bench::node::measure(&binary.map_or_else(build, Ok)?)
         }
         Command::Bench { bench: Bench::Start { idle_seconds } } => {
             prerequisites::install(prerequisites::RUN)?;

@@ -9,11 +9,13 @@ use cri::v1::{
     NamespaceMode, SupplementalGroupsPolicy, security_profile::ProfileType,
 };
 use linux::cgroups::{Cgroup, Limits};
+use linux::id_maps::{mount_overlay_for_users, open_namespace};
 use linux::mounts::{Overlay, mount_overlay};
+use linux::namespaces::Kind;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
-use super::sandbox::{Sandbox, hostname};
+use super::sandbox::{Sandbox, hostname, root_of};
 use super::{Engine, blocking, facts, lock, new_id, write_json};
 use crate::Error;
 use crate::images::ImageInfo;
@@ -117,13 +119,14 @@ fn security(config: &ContainerConfig) -> LinuxContainerSecurityContext {
     config.linux.as_ref().and_then(|linux| linux.security_context.clone()).unwrap_or_default()
 }
 
-/// Network and IPC are the pod's to choose: a container has those of its sandbox.
+/// Network, IPC and users are the pod's to choose: a container has those of its sandbox.
 fn share_with_pod(config: &mut ContainerConfig, pod: &cri::v1::NamespaceOption) {
     let linux = config.linux.get_or_insert_default();
     let options =
         linux.security_context.get_or_insert_default().namespace_options.get_or_insert_with(|| pod.clone());
     options.network = pod.network;
     options.ipc = pod.ipc;
+    options.userns_options.clone_from(&pod.userns_options);
 }
 
 impl Engine {
@@ -202,7 +205,10 @@ impl Engine {
             lowers.push(empty);
         }
         let overlay = Overlay { lowers: &lowers, upper: Some(&upper), work: Some(&work) };
-        mount_overlay(&overlay, &rootfs).map_err(Error::kernel("root filesystem"))?;
+        match sandbox.users() {
+            Some(users) => self.mount_for_users(sandbox, &users, &overlay, &dir.join("layers"), &rootfs)?,
+            None => mount_overlay(&overlay, &rootfs).map_err(Error::kernel("root filesystem"))?,
+        }
         share_with_pod(&mut config, &sandbox.options());
         let security = security(&config);
         let user = container_user(&security, image, &rootfs)?;
@@ -232,6 +238,25 @@ impl Engine {
         write_json(&dir.join("config.json"), &spec)?;
         write_json(&dir.join("container.json"), &record)?;
         Ok(Container::new(record, dir.to_path_buf()))
+    }
+
+    /// The layers show the ids of the pod's own user namespace, and what is written belongs to them.
+    fn mount_for_users(
+        &self,
+        sandbox: &Sandbox,
+        users: &cri::v1::UserNamespace,
+        overlay: &Overlay<'_>,
+        scratch: &Path,
+        rootfs: &Path,
+    ) -> Result<(), Error> {
+        if let Some(upper) = overlay.upper {
+            std::os::unix::fs::chown(upper, root_of(&users.uids), root_of(&users.gids))
+                .map_err(Error::io(upper))?;
+        }
+        let namespace = sandbox.namespaces_dir().join(Kind::User.file_name());
+        let namespace = open_namespace(&namespace).map_err(Error::kernel("user namespace"))?;
+        mount_overlay_for_users(overlay, &namespace, scratch, rootfs)
+            .map_err(Error::kernel("root filesystem with the ids of a user namespace"))
     }
 
     /// Mounts an image, whose files are the mount's source, beside the container's root filesystem.

@@ -13,6 +13,8 @@ pub(crate) struct Machine {
     pub cgroup_v2: bool,
     /// Where containers see cgroups.
     pub cgroup_mounts: Vec<String>,
+    /// Whether pods can have ids of their own.
+    pub user_namespaces: bool,
 }
 
 impl Machine {
@@ -21,8 +23,19 @@ impl Machine {
             capabilities: linux::process::effective_capabilities(),
             cgroup_v2: linux::cgroups::version() == linux::cgroups::Version::V2,
             cgroup_mounts: cgroup_mounts(),
+            user_namespaces: user_namespaces(),
         }
     }
+}
+
+/// A kernel that shows layers with other ids is one since 5.19, and the machine must let namespaces be made.
+fn user_namespaces() -> bool {
+    let text = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
+    let release = text("/proc/sys/kernel/osrelease");
+    let mut numbers = release.split(['.', '-']).map_while(|part| part.trim().parse::<u32>().ok());
+    let version = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
+    let allowed = text("/proc/sys/user/max_user_namespaces").trim().parse::<u64>().is_ok_and(|max| max > 0);
+    version >= (5, 19) && allowed
 }
 
 /// Those below the root first: a read-only root takes no more mounts.

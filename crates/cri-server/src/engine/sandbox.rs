@@ -1,10 +1,11 @@
 //! Pod sandboxes: namespaces, network, shim.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::{Arc, Mutex};
 
-use cri::v1::{NamespaceMode, NamespaceOption, PodSandboxConfig};
+use cri::v1::{IdMapping, NamespaceMode, NamespaceOption, PodSandboxConfig, UserNamespace};
 use linux::cgroups::Cgroup;
 use linux::namespaces::Kind;
 use serde::{Deserialize, Serialize};
@@ -71,6 +72,11 @@ impl Sandbox {
         namespace_options(&lock(&self.record).config)
     }
 
+    /// The ids of a pod that has its own.
+    pub(super) fn users(&self) -> Option<UserNamespace> {
+        self.options().userns_options.filter(|users| users.mode() == NamespaceMode::Pod)
+    }
+
     pub(super) fn has_own_network(&self) -> bool {
         self.options().network() != NamespaceMode::Node
     }
@@ -100,12 +106,11 @@ impl Engine {
             return Err(Error::Invalid("sandbox config must include metadata".to_owned()));
         }
         if !runtime_handler.is_empty() {
-            return Err(Error::Invalid(format!("no runtime for {runtime_handler:?} is configured")));
+            let why =
+                format!("failed to get sandbox runtime: no runtime for {runtime_handler:?} is configured");
+            return Err(Error::Invalid(why));
         }
-        let options = namespace_options(&config);
-        if options.userns_options.as_ref().is_some_and(|userns| userns.mode() == NamespaceMode::Pod) {
-            return Err(Error::Invalid("user namespaces are not supported".to_owned()));
-        }
+        check_users(&namespace_options(&config))?;
         self.refuse_duplicate(&config)?;
         let id = new_id();
         let dir = self.config.sandboxes().join(&id);
@@ -196,18 +201,27 @@ impl Engine {
         if kinds.is_empty() {
             return Ok(());
         }
-        let sysctls: Vec<(String, String)> =
-            record.config.linux.into_iter().flat_map(|linux| linux.sysctls).collect();
-        let own_network = kinds.contains(&Kind::Net);
-        linux::namespaces::create_pinned(&kinds, &sandbox.namespaces_dir(), move || {
-            if own_network {
-                rustix::system::sethostname(hostname.as_bytes())
-                    .map_err(|e| linux::Error::call("sethostname", e))?;
-                network::loopback_up()?;
-            }
-            sysctls.iter().try_for_each(|(name, value)| set_sysctl(name, value))
-        })
-        .map_err(Error::kernel("pod namespaces"))
+        let inside = InNamespaces {
+            hostname: kinds.contains(&Kind::Net).then_some(hostname),
+            sysctls: record.config.linux.into_iter().flat_map(|linux| linux.sysctls).collect(),
+        };
+        let at = sandbox.namespaces_dir();
+        if let Some(users) = sandbox.users() {
+            self.give_to(sandbox, &users)?;
+            return crate::shim::users::make(&self.config.self_exe, &users, &kinds, &at, inside);
+        }
+        linux::namespaces::create_pinned(&kinds, &at, move || inside.set_up())
+            .map_err(Error::kernel("pod namespaces"))
+    }
+
+    /// What the pod's root is to have of the pod's files.
+    fn give_to(&self, sandbox: &Sandbox, users: &UserNamespace) -> Result<(), Error> {
+        for name in ["hostname", "resolv.conf", "shm"] {
+            let path = sandbox.dir.join(name);
+            std::os::unix::fs::chown(&path, root_of(&users.uids), root_of(&users.gids))
+                .map_err(Error::io(&path))?;
+        }
+        Ok(())
     }
 
     async fn connect(&self, sandbox: &Sandbox) -> Result<Vec<String>, Error> {
@@ -313,7 +327,7 @@ impl Engine {
         let (socket, root) = (self.config.shim_socket(&sandbox.id), self.config.cgroup_root.clone());
         let sandbox = sandbox.clone();
         blocking(move || {
-            for kind in [Kind::Net, Kind::Uts, Kind::Ipc] {
+            for kind in [Kind::Net, Kind::Uts, Kind::Ipc, Kind::User] {
                 linux::namespaces::unpin(&sandbox.namespaces_dir().join(kind.file_name()))
                     .map_err(Error::kernel("pod namespace"))?;
             }
@@ -327,6 +341,48 @@ impl Engine {
             Ok(())
         })
         .await
+    }
+}
+
+/// The id on the machine of a pod's root.
+pub(super) fn root_of(mappings: &[IdMapping]) -> Option<u32> {
+    mappings.iter().find(|mapping| mapping.container_id == 0).map(|mapping| mapping.host_id)
+}
+
+/// A user namespace must have a root, and a network of its own, as it could do nothing with the machine's.
+fn check_users(options: &NamespaceOption) -> Result<(), Error> {
+    let wrong = |what: &str| Err(Error::Invalid(format!("user namespace: {what}")));
+    let Some(users) = options.userns_options.as_ref() else { return Ok(()) };
+    match users.mode() {
+        NamespaceMode::Node => Ok(()),
+        NamespaceMode::Pod if root_of(&users.uids).is_none() || root_of(&users.gids).is_none() => {
+            wrong("no id is root")
+        }
+        NamespaceMode::Pod if options.network() == NamespaceMode::Node => {
+            wrong("the pod has the network of the machine")
+        }
+        NamespaceMode::Pod => Ok(()),
+        _ => wrong("unsupported mode"),
+    }
+}
+
+/// What is set up in a pod's new namespaces.
+#[derive(Debug, Default, Serialize, Deserialize)]
+pub(crate) struct InNamespaces {
+    /// For a pod with a network of its own, whose loopback link is brought up then.
+    hostname: Option<String>,
+    sysctls: BTreeMap<String, String>,
+}
+
+impl InNamespaces {
+    /// To be called inside them.
+    pub(crate) fn set_up(&self) -> linux::Result<()> {
+        if let Some(hostname) = &self.hostname {
+            rustix::system::sethostname(hostname.as_bytes())
+                .map_err(|e| linux::Error::call("sethostname", e))?;
+            network::loopback_up()?;
+        }
+        self.sysctls.iter().try_for_each(|(name, value)| set_sysctl(name, value))
     }
 }
 

@@ -9,13 +9,14 @@ mod archive;
 mod build;
 mod format;
 mod pull;
+mod registries;
 mod store;
 mod unpack;
 
 pub use build::{BuildConfig, BuildFile, build};
 pub use format::{RunConfig, normalize};
-pub(crate) use pull::pull;
 pub use pull::{Credentials, PullError};
+pub(crate) use pull::{How, pull};
 pub use store::{ImageInfo, Store};
 
 use std::path::PathBuf;
@@ -35,6 +36,8 @@ pub enum Error {
     Digest { what: String, expected: String, actual: String },
     #[error("unpack layer entry {entry:?}")]
     Unpack { entry: String, source: Box<dyn std::error::Error + Send + Sync> },
+    #[error("{}: {why}", path.display())]
+    Registries { path: PathBuf, why: String },
     #[error(transparent)]
     Pull(#[from] PullError),
     #[error("no image for {os}/{architecture} in {reference:?}")]

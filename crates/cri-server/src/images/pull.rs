@@ -1,12 +1,13 @@
 //! Pulling from registries.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use base64::Engine as _;
 use futures::{StreamExt, TryStreamExt};
 use oci_client::Reference;
-use oci_client::client::{Client, ClientConfig, ClientProtocol};
+use oci_client::client::{Certificate, CertificateEncoding, Client, ClientConfig, ClientProtocol};
 use oci_client::errors::{OciDistributionError, OciErrorCode};
 use oci_client::manifest::OciDescriptor;
 use oci_client::secrets::RegistryAuth;
@@ -17,6 +18,7 @@ use super::format::{
     Descriptor, INDEX_DOCKER, INDEX_OCI, MANIFEST_DOCKER, MANIFEST_OCI, Manifest, architecture,
     for_this_machine, parse,
 };
+use super::registries::{Endpoint, Registries};
 use super::store::Store;
 
 /// As many layers of an image at once as upstream's engines fetch.
@@ -82,6 +84,16 @@ impl Credentials {
     }
 }
 
+/// How an image is pulled.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct How {
+    pub credentials: Credentials,
+    /// Registries that are spoken to without TLS, besides those on this machine.
+    pub plain_http: Vec<String>,
+    /// The file that says which servers stand for which registry.
+    pub registries: PathBuf,
+}
+
 /// Whether a registry is spoken to without TLS: this machine itself, and those that were named.
 fn is_plain(registry: &str, plain_http: &[String]) -> bool {
     let host = registry.rsplit_once(':').map_or(registry, |(host, _)| host);
@@ -90,13 +102,8 @@ fn is_plain(registry: &str, plain_http: &[String]) -> bool {
 
 /// Pulls an image into the store and returns its id. When the registry cannot be reached at all, an image that
 /// was imported from an archive under this very name stands for it.
-pub(crate) async fn pull(
-    store: &Arc<Store>,
-    reference: &str,
-    credentials: &Credentials,
-    plain_http: &[String],
-) -> Result<String, Error> {
-    match fetch(store, &parse(reference)?, credentials, plain_http).await {
+pub(crate) async fn pull(store: &Arc<Store>, reference: &str, how: &How) -> Result<String, Error> {
+    match fetch_from_any(store, &parse(reference)?, how).await {
         Err(Error::Pull(PullError::Unreachable { reference: name, source })) => {
             let full = parse(reference)?.whole();
             match store.find(reference).filter(|_| store.was_imported(&full)) {
@@ -108,25 +115,51 @@ pub(crate) async fn pull(
     }
 }
 
+/// Asks the registry's mirrors and then itself. What the last of them says counts.
+async fn fetch_from_any(store: &Arc<Store>, reference: &Reference, how: &How) -> Result<String, Error> {
+    let mut endpoints = Registries::read(&how.registries)?.endpoints(reference.registry()).into_iter();
+    let mut endpoint = endpoints.next().expect("the registry itself is always among them");
+    loop {
+        let fetched = fetch(store, reference, &endpoint, how).await;
+        let (Err(error), Some(next)) = (&fetched, endpoints.next()) else { return fetched };
+        tracing::info!(mirror = endpoint.host, image = %reference, error = %error, "a mirror did not give an image");
+        endpoint = next;
+    }
+}
+
 async fn fetch(
     store: &Arc<Store>,
     reference: &Reference,
-    credentials: &Credentials,
-    plain_http: &[String],
+    endpoint: &Endpoint,
+    how: &How,
 ) -> Result<String, Error> {
     // One provider for the whole process; a second call finds it set.
     let _ = rustls::crypto::ring::default_provider().install_default();
-    let protocol = match is_plain(reference.resolve_registry(), plain_http) {
-        true => ClientProtocol::Http,
-        false => ClientProtocol::Https,
-    };
+    let whole = reference.whole();
+    let mut reference = reference.clone();
+    if let Some(host) = &endpoint.host {
+        reference.set_mirror_registry(host.clone());
+    }
+    let reference = &reference;
+    let plain = endpoint.plain_http || is_plain(reference.resolve_registry(), &how.plain_http);
+    let authority = endpoint.authority.as_ref().map(|path| {
+        let data = std::fs::read(path).map_err(Error::io(path))?;
+        Ok::<_, Error>(Certificate { encoding: CertificateEncoding::Pem, data })
+    });
     let client = Client::new(ClientConfig {
-        protocol,
+        protocol: if plain { ClientProtocol::Http } else { ClientProtocol::Https },
+        accept_invalid_certificates: endpoint.skip_verify,
+        extra_root_certificates: authority.transpose()?.into_iter().collect(),
         connect_timeout: Some(CONNECT_TIMEOUT),
         read_timeout: Some(READ_TIMEOUT),
         user_agent: "trierarch",
         ..ClientConfig::default()
     });
+    // The pod's credentials are for its registry, not for whoever stands for that.
+    let credentials = match endpoint.host {
+        None if how.credentials != Credentials::None => &how.credentials,
+        _ => &endpoint.credentials,
+    };
     let manifest = manifest(store, &client, reference, credentials).await?;
     let content = read_manifest(store, &manifest).await?;
     let config = content.config.ok_or_else(|| Error::Malformed("the manifest has no config".to_owned()))?;
@@ -135,7 +168,7 @@ async fn fetch(
         .buffer_unordered(LAYERS_AT_ONCE)
         .try_collect::<Vec<()>>()
         .await?;
-    let (name, store) = (reference.whole(), store.clone());
+    let (name, store) = (whole, store.clone());
     blocking(move || {
         let id = store.register(Some(&name), &manifest, false)?;
         // Unpacked now, so that the first container does not wait for it.
@@ -273,10 +306,144 @@ mod tests {
         // A port that was free a moment ago: nothing listens there.
         let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         let name = format!("127.0.0.1:{port}/app:v1");
-        let refused = pull(&store, &name, &Credentials::None, &[]).await;
+        let how = How::default();
+        let refused = pull(&store, &name, &how).await;
         assert!(matches!(refused, Err(Error::Pull(PullError::Unreachable { .. }))), "{refused:?}");
         let archive = crate::images::build(&name, &[], &crate::images::BuildConfig::default()).unwrap();
         store.import(archive.as_slice()).unwrap();
-        assert!(pull(&store, &name, &Credentials::None, &[]).await.is_ok());
+        assert!(pull(&store, &name, &how).await.is_ok());
+    }
+
+    /// A registry on this machine that has one image, for those who show the password, and counts what it is asked
+    /// for. It gives no blob more than `budget` times altogether, and then hangs up.
+    struct Served {
+        address: String,
+        asked: Arc<std::sync::Mutex<Vec<String>>>,
+    }
+
+    impl Served {
+        fn new(image: &[(&str, Vec<u8>)], password: Option<&str>, budget: usize) -> Self {
+            use std::io::{BufRead, Write};
+            let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+            let address = listener.local_addr().unwrap().to_string();
+            let asked: Arc<std::sync::Mutex<Vec<String>>> = Arc::default();
+            let seen = asked.clone();
+            let image: Vec<(String, Vec<u8>)> =
+                image.iter().map(|(name, bytes)| ((*name).to_owned(), bytes.clone())).collect();
+            let wanted = password.map(|password| {
+                format!("authorization: basic {}", base64::engine::general_purpose::STANDARD.encode(password))
+                    .to_lowercase()
+            });
+            std::thread::spawn(move || {
+                for mut stream in listener.incoming().flatten() {
+                    let mut lines = std::io::BufReader::new(stream.try_clone().unwrap()).lines();
+                    let Some(Ok(first)) = lines.next() else { continue };
+                    let head: Vec<String> =
+                        lines.map_while(Result::ok).take_while(|line| !line.is_empty()).collect();
+                    let path = first.split(' ').nth(1).unwrap_or_default();
+                    let path = path.split('?').next().unwrap_or_default();
+                    let known =
+                        wanted.as_ref().is_none_or(|wanted| head.iter().any(|h| h.to_lowercase() == *wanted));
+                    let blobs = seen.lock().unwrap().iter().filter(|path| path.contains("/blobs/")).count();
+                    let found = image.iter().find(|(name, _)| path.ends_with(name.as_str()));
+                    let kind =
+                        "Content-Type: application/vnd.oci.image.manifest.v1+json\r\nConnection: close";
+                    let (status, extra, body) = match found {
+                        _ if !known => ("401 Unauthorized", "WWW-Authenticate: Basic realm=\"r\"", &[][..]),
+                        _ if path == "/v2/" => ("200 OK", "", &[][..]),
+                        Some(_) if path.contains("/blobs/") && blobs >= budget => continue,
+                        Some((_, bytes)) => ("200 OK", "", &bytes[..]),
+                        None => ("404 Not Found", "", &[][..]),
+                    };
+                    if known {
+                        seen.lock().unwrap().push(path.to_owned());
+                    }
+                    let extra = if extra.is_empty() { String::new() } else { format!("{extra}\r\n") };
+                    let length = body.len();
+                    let head =
+                        format!("HTTP/1.1 {status}\r\n{kind}\r\n{extra}Content-Length: {length}\r\n\r\n");
+                    let _ = stream.write_all(head.as_bytes()).and_then(|()| stream.write_all(body));
+                }
+            });
+            Self { address, asked }
+        }
+
+        fn blobs(&self) -> usize {
+            self.asked.lock().unwrap().iter().filter(|path| path.contains("/blobs/")).count()
+        }
+    }
+
+    /// An image of three layers, as a registry has it: what it answers under which end of a path.
+    fn served_image() -> Vec<(&'static str, Vec<u8>)> {
+        let descriptor = |kind: &str, bytes: &[u8]| serde_json::json!({"mediaType": kind, "digest": digest(bytes), "size": bytes.len()});
+        let layers: Vec<Vec<u8>> = (0..3)
+            .map(|number: u8| {
+                let mut archive = tar::Builder::new(Vec::new());
+                let mut header = tar::Header::new_gnu();
+                header.set_size(1);
+                header.set_mode(0o644);
+                archive.append_data(&mut header, format!("file{number}"), &[number][..]).unwrap();
+                archive.into_inner().unwrap()
+            })
+            .collect();
+        let ids: Vec<String> = layers.iter().map(|layer| digest(layer)).collect();
+        let config = serde_json::json!({"architecture": architecture(), "os": "linux",
+            "rootfs": {"type": "layers", "diff_ids": ids}})
+        .to_string()
+        .into_bytes();
+        let of_layers: Vec<_> =
+            layers.iter().map(|l| descriptor("application/vnd.oci.image.layer.v1.tar", l)).collect();
+        let manifest = serde_json::json!({"schemaVersion": 2, "mediaType": MANIFEST_OCI,
+            "config": descriptor("application/vnd.oci.image.config.v1+json", &config), "layers": of_layers})
+        .to_string()
+        .into_bytes();
+        let mut all = vec![("/manifests/v1", manifest)];
+        for blob in layers.into_iter().chain([config]) {
+            all.push((Box::leak(digest(&blob).into_boxed_str()), blob));
+        }
+        all
+    }
+
+    #[tokio::test]
+    async fn a_registry_that_asks_for_a_password_gets_it() {
+        if !rustix::process::geteuid().is_root() {
+            return;
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let store = Arc::new(Store::open(dir.path()).unwrap());
+        let served = Served::new(&served_image(), Some("u:p"), usize::MAX);
+        let name = format!("{}/app:v1", served.address);
+        let refused = pull(&store, &name, &How::default()).await;
+        assert!(matches!(refused, Err(Error::Pull(PullError::Denied { .. }))), "{refused:?}");
+        let credentials = Credentials::Basic { username: "u".into(), password: "p".into() };
+        pull(&store, &name, &How { credentials, ..How::default() }).await.unwrap();
+        assert_eq!(served.blobs(), 4);
+    }
+
+    #[tokio::test]
+    async fn a_pull_that_was_cut_short_goes_on_where_it_was() {
+        if !rustix::process::geteuid().is_root() {
+            return;
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let served = Served::new(&served_image(), None, 2);
+        let name = format!("{}/app:v1", served.address);
+        let store = Arc::new(Store::open(dir.path()).unwrap());
+        assert!(pull(&store, &name, &How::default()).await.is_err());
+        let had = std::fs::read_dir(dir.path().join("blobs/sha256")).unwrap().count();
+        drop(store);
+        // What the next engine finds it does not fetch again; a file that was begun is gone.
+        let store = Arc::new(Store::open(dir.path()).unwrap());
+        assert_eq!(std::fs::read_dir(dir.path().join("tmp")).unwrap().count(), 0);
+        let mirror = Served::new(&served_image(), None, usize::MAX);
+        let registries = dir.path().join("registries.yaml");
+        let text =
+            format!("mirrors: {{\"{}\": {{endpoint: [\"http://{}\"]}}}}", served.address, mirror.address);
+        std::fs::write(&registries, text).unwrap();
+        pull(&store, &name, &How { registries, ..How::default() }).await.unwrap();
+        // The manifest is one of those that are there.
+        assert_eq!(mirror.blobs(), 4 - (had - 1), "{had}");
+        let image = store.find(&name).unwrap();
+        assert_eq!(image.repo_tags, [name]);
     }
 }

@@ -5,8 +5,8 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use cri::v1::{
-    Capability, ContainerConfig, LinuxContainerResources, LinuxContainerSecurityContext, Mount,
-    MountPropagation, NamespaceMode, security_profile::ProfileType,
+    Capability, ContainerConfig, IdMapping, LinuxContainerResources, LinuxContainerSecurityContext, Mount,
+    MountPropagation, NamespaceMode, UserNamespace, security_profile::ProfileType,
 };
 use serde_json::{Value, json};
 
@@ -92,6 +92,10 @@ pub(crate) fn build(
         },
     });
     let oci = &mut spec["linux"];
+    if let Some(users) = users(&security) {
+        oci["uidMappings"] = id_mappings(&users.uids);
+        oci["gidMappings"] = id_mappings(&users.gids);
+    }
     if !security.privileged {
         oci["maskedPaths"] = json!(security.masked_paths);
         oci["readonlyPaths"] = json!([&security.readonly_paths[..], &facts.cgroup_mounts[..]].concat());
@@ -227,9 +231,23 @@ fn capabilities(
     Ok(set)
 }
 
+/// The ids of a pod that has its own.
+fn users(security: &LinuxContainerSecurityContext) -> Option<&UserNamespace> {
+    let users = security.namespace_options.as_ref()?.userns_options.as_ref()?;
+    (users.mode() == NamespaceMode::Pod).then_some(users)
+}
+
+fn id_mappings(mappings: &[IdMapping]) -> Value {
+    let one = |m: &IdMapping| json!({ "containerID": m.container_id, "hostID": m.host_id, "size": m.length });
+    json!(mappings.iter().map(one).collect::<Vec<_>>())
+}
+
 fn namespaces(security: &LinuxContainerSecurityContext, facts: &Facts) -> Value {
     let options = security.namespace_options.clone().unwrap_or_default();
     let mut list = vec![json!({ "type": "mount" })];
+    if users(security).is_some() {
+        list.push(json!({ "type": "user", "path": facts.namespaces.join("user") }));
+    }
     if facts.cgroup_v2 && !security.privileged {
         list.push(json!({ "type": "cgroup" }));
     }
@@ -384,9 +402,6 @@ fn mounts(
 }
 
 fn bind(mount: &Mount) -> Result<Value, String> {
-    if !mount.uid_mappings.is_empty() || !mount.gid_mappings.is_empty() {
-        return Err("id-mapped mounts are not supported".to_owned());
-    }
     if !mount.container_path.starts_with('/') {
         return Err(format!("mount path {:?} is not absolute", mount.container_path));
     }
@@ -400,10 +415,15 @@ fn bind(mount: &Mount) -> Result<Value, String> {
         (true, false) => "ro",
         (false, _) => "rw",
     };
-    Ok(json!({
+    let mut bind = json!({
         "destination": mount.container_path, "type": "bind", "source": mount.host_path,
         "options": ["rbind", propagation, access],
-    }))
+    });
+    if !mount.uid_mappings.is_empty() {
+        bind["uidMappings"] = id_mappings(&mount.uid_mappings);
+        bind["gidMappings"] = id_mappings(&mount.gid_mappings);
+    }
+    Ok(bind)
 }
 
 #[cfg(test)]

@@ -8,7 +8,7 @@ use tonic::{Request, Response, Status};
 use super::status;
 use crate::SharedEngine;
 use crate::engine::blocking;
-use crate::images::{Credentials, ImageInfo, Store, pull};
+use crate::images::{Credentials, How, ImageInfo, Store, pull};
 
 /// Answers `ImageService`.
 pub(crate) struct Image {
@@ -91,9 +91,9 @@ impl ImageService for Image {
         if asked_plain {
             plain_http.extend(name.split('/').next().map(str::to_owned));
         }
-        let image_ref = pull(&self.engine.images, &name, &credentials, &plain_http)
-            .await
-            .map_err(|e| status(e.into()))?;
+        let registries = self.engine.config.registries.clone();
+        let how = How { credentials, plain_http, registries };
+        let image_ref = pull(&self.engine.images, &name, &how).await.map_err(|e| status(e.into()))?;
         Ok(Response::new(v1::PullImageResponse { image_ref }))
     }
 

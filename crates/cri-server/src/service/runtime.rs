@@ -336,7 +336,7 @@ impl RuntimeService for Runtime {
                 name: String::new(),
                 features: Some(v1::RuntimeHandlerFeatures {
                     recursive_read_only_mounts: true,
-                    user_namespaces: false,
+                    user_namespaces: self.engine.facts.user_namespaces,
                 }),
             }],
             features: Some(v1::RuntimeFeatures { supplemental_groups_policy: true }),

@@ -13,19 +13,23 @@ mod pause;
 pub(crate) mod protocol;
 mod runtime;
 mod server;
+pub(crate) mod users;
 
 use std::ffi::OsString;
 use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-/// Runs the shim of one pod: `--dir <sandbox dir> --socket <path> [--runtime <word>]…`, or `pause <empty dir>`.
+/// Runs the shim of one pod: `--dir <sandbox dir> --socket <path> [--runtime <word>]…`; or what has to have a
+/// process of its own, `pause <empty dir> [<user namespace>]` and `users`.
 pub fn main(arguments: impl Iterator<Item = OsString>) -> ExitCode {
     let arguments: Vec<OsString> = arguments.collect();
     let result = match arguments.first().and_then(|word| word.to_str()) {
         Some("pause") => {
-            pause::run(arguments.get(1).map_or(std::ffi::OsStr::new("/nonexistent"), OsString::as_os_str))
+            let root = arguments.get(1).map_or(std::ffi::OsStr::new("/nonexistent"), OsString::as_os_str);
+            pause::run(root, arguments.get(2).map(std::path::Path::new))
         }
+        Some("users") => users::run(),
         _ => Options::parse(arguments).and_then(server::run),
     };
     match result {

@@ -2,6 +2,7 @@
 
 use std::ffi::OsStr;
 use std::io;
+use std::path::Path;
 
 use linux::process::{Fork, fork_single_threaded, reap_blocking};
 use rustix::process::Signal;
@@ -11,8 +12,14 @@ use rustix::thread::UnshareFlags;
 const PAUSE_ID: u32 = 65535;
 
 /// Makes the namespace, forks its first process into it, and lives exactly as long as that one does. It prints
-/// the first process' id for the shim to read. `root` is an empty directory.
-pub(crate) fn run(root: &OsStr) -> io::Result<()> {
+/// the first process' id for the shim to read. `root` is an empty directory, `users` the pod's user namespace.
+pub(crate) fn run(root: &OsStr, users: Option<&Path>) -> io::Result<()> {
+    // Root of the pod's user namespace could not go there.
+    rustix::process::chdir(root)?;
+    if let Some(users) = users {
+        let users = std::fs::File::open(users)?;
+        linux::namespaces::become_root_of(&users).map_err(io::Error::other)?;
+    }
     linux::namespaces::unshare(UnshareFlags::NEWPID).map_err(io::Error::other)?;
     match fork_single_threaded().map_err(io::Error::other)? {
         Fork::Parent(pid) => {
@@ -20,14 +27,14 @@ pub(crate) fn run(root: &OsStr) -> io::Result<()> {
             while reap_blocking().is_some() {}
             Ok(())
         }
-        Fork::Child => hold(root),
+        Fork::Child => hold(),
     }
 }
 
 /// Pid 1 of the pod: it may see nothing and do nothing, for the pod's containers see it.
-fn hold(root: &OsStr) -> io::Result<()> {
+fn hold() -> io::Result<()> {
     let child_pipe = linux::process::child_signal_pipe().map_err(io::Error::other)?;
-    rustix::process::chroot(root)?;
+    rustix::process::chroot(".")?;
     rustix::process::chdir("/")?;
     linux::process::become_user(PAUSE_ID).map_err(io::Error::other)?;
     // It must not outlive the process that the shim watches; a change of user forgets the wish, so it comes last.

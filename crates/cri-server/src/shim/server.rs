@@ -97,9 +97,11 @@ fn close_stdout() -> io::Result<()> {
 fn start_pause(program: &std::ffi::OsStr, dir: &Path) -> io::Result<(i32, i32)> {
     let empty = dir.join("empty");
     fs::create_dir_all(&empty)?;
+    let users = dir.join("ns").join(linux::namespaces::Kind::User.file_name());
     let mut child = Command::new(program)
         .args(["shim", "pause"])
         .arg(&empty)
+        .args(users.exists().then_some(&users))
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::null())

@@ -9,6 +9,7 @@ use cri::v1 as pb;
 use super::dns::Resolver;
 use super::expansion::expand;
 use super::security::{self, ImageUser};
+use crate::devices::Grants;
 use crate::pod::{self, qos};
 use crate::pod_state::annotations;
 use crate::pressure::is_critical;
@@ -184,7 +185,10 @@ pub struct ContainerFacts<'a> {
     pub image_user: &'a ImageUser,
     pub environment: &'a BTreeMap<String, String>,
     pub mounts: Vec<pb::Mount>,
+    /// Devices of its volumes.
     pub devices: Vec<pb::Device>,
+    /// What comes with the container's devices.
+    pub grants: Grants,
     /// The container whose processes an ephemeral one is to see, by id.
     pub target: Option<&'a str>,
     pub memory: &'a Memory,
@@ -194,6 +198,8 @@ pub struct ContainerFacts<'a> {
 
 // Upstream: pkg/kubelet/kuberuntime/kuberuntime_container.go generateContainerConfig
 pub fn container(pod: &Pod, container: &Container, mut facts: ContainerFacts) -> pb::ContainerConfig {
+    let Grants { envs, annotations, mounts, devices, cdi_devices } = std::mem::take(&mut facts.grants);
+    facts.mounts.extend(mounts);
     for mount in &mut facts.mounts {
         mount.uid_mappings.clone_from(&facts.users.uids);
         mount.gid_mappings.clone_from(&facts.users.gids);
@@ -231,12 +237,17 @@ pub fn container(pod: &Pod, container: &Container, mut facts: ContainerFacts) ->
         envs: facts
             .environment
             .iter()
+            .chain(&envs)
             .map(|(key, value)| pb::KeyValue { key: key.clone(), value: value.clone() })
             .collect(),
+        devices: facts.devices.into_iter().chain(devices).collect(),
+        cdi_devices,
         mounts: facts.mounts,
-        devices: facts.devices,
         labels,
-        annotations: container_annotations(pod, container, facts.restart_count),
+        annotations: annotations
+            .into_iter()
+            .chain(container_annotations(pod, container, facts.restart_count))
+            .collect(),
         log_path: log_path(&container.name, facts.restart_count),
         stdin: container.stdin.unwrap_or(false),
         stdin_once: container.stdin_once.unwrap_or(false),
@@ -321,6 +332,7 @@ mod tests {
             environment: &environment,
             mounts: Vec::new(),
             devices: Vec::new(),
+            grants: Grants::default(),
             target: None,
             memory: &Memory { capacity: 1 << 30, ..Default::default() },
             users: &pb::UserNamespace::default(),

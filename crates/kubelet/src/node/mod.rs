@@ -26,10 +26,10 @@ pub use object::reference;
 pub use upkeep::free_images;
 
 const LEASE_NAMESPACE: &str = "kube-node-lease";
-const LEASE_SECONDS: i32 = 40;
+pub const LEASE_SECONDS: i32 = 40;
 const RENEW: Duration = Duration::from_secs(10);
 /// How often the status is written although nothing changed.
-const REPORT: Duration = Duration::from_secs(300);
+pub const REPORT: Duration = Duration::from_secs(300);
 /// How often a runtime that is ready is asked again.
 const CHECK: Duration = Duration::from_secs(30);
 
@@ -98,6 +98,7 @@ impl Keeper {
                 }
                 () = shared.pressure.changed() => self.check().await,
                 () = shared.volumes.csi.in_use_changed() => self.check().await,
+                () = shared.devices.changed() => self.check().await,
                 () = seen.notified() => {
                     if self.tell_pod_cidr().await {
                         self.check().await;

@@ -109,9 +109,11 @@ pub fn status(
         ("hugepages-1Gi".to_owned(), Quantity("0".into())),
         ("hugepages-2Mi".to_owned(), Quantity("0".into())),
     ]);
-    let with_others = |old: Option<&BTreeMap<String, Quantity>>| {
+    let devices = core.devices.counts();
+    let with_others = |old: Option<&BTreeMap<String, Quantity>>, of: fn(&(usize, usize)) -> usize| {
         let mut all = old.cloned().unwrap_or_default();
         all.extend(own.clone());
+        all.extend(devices.iter().map(|(name, counts)| (name.clone(), Quantity(of(counts).to_string()))));
         all
     };
     let address = |kind: &str, address: String| NodeAddress { type_: kind.to_owned(), address };
@@ -120,8 +122,8 @@ pub fn status(
     addresses.push(address("Hostname", config.hostname.clone()));
     NodeStatus {
         addresses: Some(addresses),
-        capacity: Some(with_others(old.and_then(|o| o.capacity.as_ref()))),
-        allocatable: Some(with_others(old.and_then(|o| o.allocatable.as_ref()))),
+        capacity: Some(with_others(old.and_then(|o| o.capacity.as_ref()), |(all, _)| *all)),
+        allocatable: Some(with_others(old.and_then(|o| o.allocatable.as_ref()), |(_, free)| *free)),
         conditions: Some(conditions(core, old, problems)),
         daemon_endpoints: Some(NodeDaemonEndpoints {
             kubelet_endpoint: Some(DaemonEndpoint { port: i32::from(config.port) }),

@@ -30,6 +30,10 @@ pub fn to_remove(images: &[pb::Image], used: &BTreeSet<String>, excess: u64) -> 
 
 // Upstream: pkg/kubelet/images/image_gc_manager.go GarbageCollect
 pub async fn collect_images(core: &Core) {
+    let listed = core.config.clock.now();
+    if let Ok(images) = core.runtime.images().await {
+        core.images.pulled.prune(&images.into_iter().map(|image| image.id).collect(), listed);
+    }
     let Ok(Some(filesystem)) = core.runtime.image_filesystem().await else { return };
     let mountpoint = filesystem.fs_id.map(|f| f.mountpoint).unwrap_or_default();
     let Ok(disk) = rustix::fs::statvfs(Path::new(&mountpoint)) else { return };

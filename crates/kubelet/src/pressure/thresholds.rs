@@ -55,6 +55,11 @@ impl Signal {
         SIGNALS.iter().find(|row| row.0 == self).expect("the table has a row for every signal")
     }
 
+    /// As the configuration names it.
+    pub fn name(self) -> &'static str {
+        self.row().1
+    }
+
     pub fn condition(self) -> Condition {
         self.row().2
     }
@@ -92,6 +97,18 @@ impl Limit {
 }
 
 impl Threshold {
+    /// As the configuration writes it.
+    pub fn limit(&self) -> String {
+        match self.limit {
+            Limit::Amount(amount) => quantity(amount),
+            Limit::Part(part) => format!("{}%", (part * 1e8).round() / 1e6),
+        }
+    }
+
+    pub fn grace(&self) -> Duration {
+        self.grace
+    }
+
     pub fn is_hard(&self) -> bool {
         self.grace.is_zero()
     }

@@ -1,4 +1,4 @@
-//! `/stats/summary`, `/metrics`, those below it, and `/configz`: what the node uses.
+//! `/stats/summary`, `/metrics` and those below it: what the node uses.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -454,22 +454,4 @@ async fn of_claims(core: &Core) -> Vec<Family> {
         }
     }
     families.into()
-}
-
-pub fn configz(core: &Core) -> Answer {
-    let config = &core.config;
-    answer_json(&json!({"kubeletconfig": {
-        "kind": "KubeletConfiguration",
-        "apiVersion": "kubelet.config.k8s.io/v1beta1",
-        "address": config.address.to_string(),
-        "port": config.port,
-        "clusterDomain": config.cluster_domain,
-        "clusterDNS": config.cluster_dns.iter().map(ToString::to_string).collect::<Vec<_>>(),
-        "maxPods": config.max_pods,
-        "cgroupDriver": "cgroupfs",
-        "staticPodPath": config.static_pod_path,
-        "resolvConf": config.resolv_conf,
-        "imageGCHighThresholdPercent": config.image_gc_high_percent,
-        "imageGCLowThresholdPercent": config.image_gc_low_percent,
-    }}))
 }

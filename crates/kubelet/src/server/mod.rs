@@ -2,6 +2,7 @@
 //! authority or a token is told what the API server allows it ([`access`]); to others only health is answered.
 
 mod access;
+mod configz;
 mod logs;
 mod metrics;
 mod streams;
@@ -149,7 +150,7 @@ async fn route(
         (&Method::GET, ["metrics", "resource"]) => metrics::resource(&core).await,
         (&Method::GET, ["metrics", "probes"]) => text(StatusCode::OK, core.probe_metrics.text()),
         (&Method::GET, ["metrics", "cadvisor"]) => metrics::cadvisor(&core).await,
-        (&Method::GET, ["configz"]) => metrics::configz(&core),
+        (&Method::GET, ["configz"]) => configz::answer_of(&core.config),
         _ => text(StatusCode::NOT_FOUND, "404 page not found"),
     }
 }

@@ -80,6 +80,7 @@ fn one(
         status.state = Some(waiting_state(&waiting.reason, &waiting.message));
     }
     readiness(facts, kind, newest, &mut status);
+    status.allocated_resources_status = facts.devices.get(&container.name).cloned();
     status
 }
 

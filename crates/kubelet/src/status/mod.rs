@@ -8,7 +8,9 @@ pub mod publisher;
 
 use std::collections::HashMap;
 
-use api::core::v1::{ContainerState, ContainerStateTerminated, HostIP, Pod, PodCondition, PodIP, PodStatus};
+use api::core::v1::{
+    ContainerState, ContainerStateTerminated, HostIP, Pod, PodCondition, PodIP, PodStatus, ResourceStatus,
+};
 use api::meta::Time;
 use jiff::Timestamp;
 
@@ -50,6 +52,8 @@ pub struct Facts<'a> {
     /// By container name: why the next start has not happened.
     pub waiting: &'a HashMap<String, Waiting>,
     pub readiness: &'a Readiness,
+    /// By container name: the health of its devices.
+    pub devices: &'a HashMap<String, Vec<ResourceStatus>>,
     /// The conditions that tell of a resize.
     pub resize: &'a [PodCondition],
     /// No container will be started again.

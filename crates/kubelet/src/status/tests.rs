@@ -62,6 +62,7 @@ impl Case {
             state: &self.state,
             waiting: &self.waiting,
             readiness: &self.readiness,
+            devices: &HashMap::new(),
             terminal: self.terminal,
             verdict: self.verdict.as_ref(),
             runtime_name: "trierarch",

@@ -14,7 +14,7 @@ use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use api::Object;
-use api::core::v1::{Pod, PodStatus};
+use api::core::v1::{Pod, PodStatus, ResourceHealth, ResourceStatus};
 use jiff::SignedDuration;
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
@@ -61,6 +61,8 @@ pub struct Worker {
     failures: u32,
     /// Nothing of the pod runs any more.
     finished: bool,
+    /// It has the devices that it asks for.
+    equipped: bool,
     resize: resize::Resize,
     /// When the pod's use of local storage was measured last.
     measured: Option<Instant>,
@@ -87,6 +89,7 @@ impl Worker {
             next: None,
             failures: 0,
             finished: false,
+            equipped: false,
             resize,
             measured: None,
             volumes_awaited: None,
@@ -131,6 +134,9 @@ impl Worker {
             self.finished = true;
         }
         let deleted = self.pod.metadata.deletion_timestamp.is_some();
+        if !self.finished && !self.equipped && !deleted && !desired.removed {
+            self.equip().await;
+        }
         if !self.finished {
             let terminal = pod::is_terminal_phase(pod::phase(&self.pod));
             if desired.removed || deleted || terminal {
@@ -146,6 +152,26 @@ impl Worker {
             self.publish(true);
         }
         false
+    }
+
+    /// Has the pod's devices chosen, which a new pod must have and one that runs has already.
+    // Upstream: pkg/kubelet/cm/container_manager_linux.go AllocateResources
+    async fn equip(&mut self) {
+        self.equipped = true;
+        if pod::is_terminal_phase(pod::phase(&self.pod)) || pod::phase(&self.pod) == "Running" {
+            return;
+        }
+        let Err(why) = self.core.devices.allocate(&self.pod).await else { return };
+        let verdict = Verdict {
+            reason: "UnexpectedAdmissionError".into(),
+            message: format!("Allocate failed due to {why}, which is unexpected"),
+            ..Default::default()
+        };
+        self.core.devices.release(self.pod.uid());
+        self.event(true, &verdict.reason, &verdict.message);
+        self.status = status::rejected(&self.pod, &verdict, self.core.config.clock.now());
+        self.publish(false);
+        self.finished = true;
     }
 
     /// Looks again after `delay`, or sooner if something else asks for it.
@@ -174,12 +200,14 @@ impl Worker {
     fn report(&mut self, state: &PodState, terminal: bool) {
         let readiness = self.probes.readiness(&self.pod, state);
         let resize = self.resize_conditions();
+        let devices = self.device_health();
         let facts = Facts {
             pod: &self.pod,
             old: &self.status,
             state,
             waiting: &self.waiting,
             readiness: &readiness,
+            devices: &devices,
             resize: &resize,
             terminal,
             verdict: self.verdict.as_ref(),
@@ -189,6 +217,29 @@ impl Worker {
             now: self.core.config.clock.now(),
         };
         self.status = status::generate(&facts);
+    }
+
+    /// How the devices of each container are.
+    fn device_health(&self) -> HashMap<String, Vec<ResourceStatus>> {
+        let all = pod::init_containers(&self.pod).iter().chain(pod::containers(&self.pod));
+        let of = |name: &str| {
+            let resources = self.core.devices.health(self.pod.uid(), name).into_iter();
+            let resources = resources.map(|(name, devices)| ResourceStatus {
+                name,
+                resources: Some(
+                    devices
+                        .into_iter()
+                        .map(|(resource_id, health)| ResourceHealth {
+                            resource_id,
+                            health: Some(health.to_owned()),
+                            ..Default::default()
+                        })
+                        .collect(),
+                ),
+            });
+            resources.collect::<Vec<_>>()
+        };
+        all.map(|c| (c.name.clone(), of(&c.name))).filter(|(_, all)| !all.is_empty()).collect()
     }
 
     /// Reads what is, decides, reports and acts.

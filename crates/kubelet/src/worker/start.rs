@@ -278,6 +278,7 @@ impl Worker {
         security::verify_non_root(&pod, container, &image.user).map_err(config_error)?;
         let around = self.core.surroundings(&pod, start.state);
         let environment = self.environment(container, start.volumes, &around).await.map_err(config_error)?;
+        let grants = self.core.devices.grants(&pod, container).await.map_err(config_error)?;
         let restart_count = self.restart_count(container, start.state);
         let volumes = Ready { volumes: start.volumes, images: &image_volumes };
         let devices = mounts::devices(container, start.volumes).map_err(config_error)?;
@@ -291,6 +292,7 @@ impl Worker {
             environment: &environment,
             mounts,
             devices,
+            grants,
             target: start.target.as_deref(),
             memory: &self.core.memory(),
             users: start.users,

@@ -62,6 +62,7 @@ impl Worker {
             );
             return self.failed();
         }
+        self.core.devices.release(self.pod.uid());
         self.waiting.clear();
         self.finished = true;
         self.publish(false);
@@ -220,6 +221,7 @@ async fn remove(core: &crate::core::Core, uid: &str) -> Result<(), String> {
     core.volumes.teardown(uid).await.map_err(|e| e.to_string())?;
     linux::mounts::remove_tree(&core.paths.pod(uid)).map_err(|e| with_causes(&e))?;
     core.user_namespaces.release(uid);
+    core.devices.release(uid);
     cgroup::remove(&core.config.cgroup_root, uid).map_err(|e| with_causes(&e))
 }
 

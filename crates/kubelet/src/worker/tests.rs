@@ -352,7 +352,11 @@ impl Bench {
         let publisher = Publisher::new(client.clone());
         tokio::spawn(publisher.clone().run(shutdown.clone()));
         let core = Arc::new(Core {
-            images: Images::new(arc.clone(), clock),
+            images: Images::new(
+                arc.clone(),
+                clock.clone(),
+                crate::pulled_images::PulledImages::new(paths.image_manager()),
+            ),
             restarts: Mutex::new(Backoff::new(Duration::from_secs(10), Duration::from_secs(300))),
             publisher,
             access: client::delegated::Delegated::new(client.clone()),
@@ -367,6 +371,7 @@ impl Bench {
             node: Mutex::default(),
             handlers: Mutex::default(),
             probe_metrics: Arc::default(),
+            devices: Arc::new(crate::devices::Devices::open(paths.device_plugins(), wakers.clone())),
             user_namespaces: crate::userns::Ranges::open(paths.clone(), 110),
             machine: Machine { memory: 1 << 30, milli_cpu: 1000, ..Default::default() },
             config,

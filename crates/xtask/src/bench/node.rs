@@ -22,13 +22,22 @@ const IDLE: Duration = Duration::from_secs(20);
 pub fn measure(binary: &Path) -> anyhow::Result<()> {
     let folder = std::env::temp_dir().join(format!("trierarch-bench-node-{}", std::process::id()));
     std::fs::create_dir(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
-    let measured = measure_in(binary, &folder);
-    let reset = run(Command::new(binary).arg("reset").arg("--data-dir").arg(&folder));
+    // Beside whatever else runs pods on this machine.
+    let cgroup = format!("/{}", folder.file_name().context("the folder has a name")?.display());
+    let measured = measure_in(binary, &folder, &cgroup).and_then(|()| super::pull::measure(binary, &folder));
+    let mut reset = Command::new(binary);
+    let reset = run(reset.args(["reset", "--cgroup-root", &cgroup, "--data-dir"]).arg(&folder));
+    let removed = std::fs::remove_dir_all(&folder);
+    if let Err(error) = removed
+        && error.kind() != std::io::ErrorKind::NotFound
+    {
+        eprintln!("cannot remove {}: {error}", folder.display());
+    }
     measured.and(reset)
 }
 
-fn measure_in(binary: &Path, folder: &Path) -> anyhow::Result<()> {
-    let mut server = Server::start(binary, folder, &[])?;
+fn measure_in(binary: &Path, folder: &Path, cgroup: &str) -> anyhow::Result<()> {
+    let mut server = Server::start(binary, folder, &["--cgroup-root", cgroup])?;
     server.wait_for(NODE_READY)?;
     let kubeconfig = folder.join("admin.kubeconfig");
     let mut load = Command::new(binary);
