@@ -1,7 +1,7 @@
 //! Makes the messages of the plugins' services from their definitions.
 
 fn main() -> std::io::Result<()> {
-    let definitions =
-        ["csi", "registration", "deviceplugin", "podresources"].map(|name| format!("proto/{name}.proto"));
-    tonic_prost_build::configure().compile_protos(&definitions, &["proto"])
+    let services = ["csi", "registration", "deviceplugin", "podresources"];
+    let definitions = services.map(|service| std::path::PathBuf::from(format!("proto/{service}.proto")));
+    tonic_prost_build::configure().compile_protos(&definitions, &["proto".into()])
 }
