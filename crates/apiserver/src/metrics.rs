@@ -110,9 +110,12 @@ pub struct Metrics {
     others: Others,
 }
 
+/// Adds what else is counted in the same process.
+type Teller = Box<dyn Fn(&mut MetricsRegistry) + Send + Sync>;
+
 /// What else of the same process is told with the server's own.
 #[derive(Clone, Default)]
-struct Others(Arc<Mutex<Vec<Box<dyn Fn(&mut MetricsRegistry) + Send + Sync>>>>);
+struct Others(Arc<Mutex<Vec<Teller>>>);
 
 impl std::fmt::Debug for Others {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {

@@ -33,17 +33,12 @@ impl Scale {
         self.object["metadata"]["uid"].as_str().unwrap_or_default()
     }
 
-    pub fn read_again<'a>(
-        &'a mut self,
-        client: &'a client::Client,
-    ) -> impl Future<Output = Result<(), Error>> + 'a {
-        async {
-            let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
-            let metadata = &self.object["metadata"];
-            let path = path(&self.resource, &text(&metadata["namespace"]), &text(&metadata["name"]));
-            self.object = read(client, &path).await?;
-            Ok(())
-        }
+    pub async fn read_again(&mut self, client: &client::Client) -> Result<(), Error> {
+        let metadata = &self.object["metadata"];
+        let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+        let path = path(&self.resource, &text(&metadata["namespace"]), &text(&metadata["name"]));
+        self.object = read(client, &path).await?;
+        Ok(())
     }
 }
 

@@ -535,7 +535,10 @@ fn truncated(message: &str) -> String {
     if message.len() <= MAX {
         return message.to_owned();
     }
-    let end = message.floor_char_boundary(MAX - SUFFIX.len());
+    let mut end = MAX - SUFFIX.len();
+    while !message.is_char_boundary(end) {
+        end -= 1;
+    }
     format!("{}{SUFFIX}", &message[..end])
 }
 

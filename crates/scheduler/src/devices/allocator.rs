@@ -356,7 +356,7 @@ impl<'a> Search<'a> {
         let Reachable { id, device: offered, .. } = &self.reachable[device];
         let taken = capacity::taken(ask.capacity, offered)?;
         let fits = taken.iter().all(|(name, amount)| {
-            let mut sum = amount.clone();
+            let mut sum = *amount;
             if let Some(consumed) = self.devices.consumed(id, name) {
                 sum.add(consumed);
             }

@@ -311,7 +311,7 @@ impl Csi {
             to.insert("csi.storage.k8s.io/serviceAccount.tokens".to_owned(), tokens);
         }
         let staging = (asked.able.stage || volume.block) && !volume.ephemeral;
-        let staging = staging.then(|| self.parts.paths.csi_stage(volume).target).unwrap_or_default();
+        let staging = if staging { self.parts.paths.csi_stage(volume).target } else { Default::default() };
         Ok(pb::NodePublishVolumeRequest {
             volume_id: volume.handle.clone(),
             publish_context: asked.context.clone().into_iter().collect(),

@@ -335,7 +335,7 @@ async fn attaching_comes_first() {
     };
     let (event, why) = outcome(node(false, false)).await.unwrap();
     assert!(event.is_none() && why.contains("VolumesInUse"), "{why}");
-    assert_eq!(bench.csi.in_use(), [name.clone()]);
+    assert_eq!(bench.csi.in_use(), std::slice::from_ref(&name));
     let (event, why) = outcome(node(true, false)).await.unwrap();
     assert!(event.is_none() && why.contains("not attached according to node status"), "{why}");
     let (event, _) = outcome(node(true, true)).await.unwrap();
