@@ -449,7 +449,9 @@ async fn a_pod_with_ids_of_its_own_is_root_there_and_nobody_here() {
             ..Default::default()
         };
         let sandbox = engine.sandbox(name, options.clone()).await;
-        let script = "echo new > /volume/new; mount -t tmpfs none /tmp && echo mounted; exec sleep 100";
+        let script = "cat /proc/self/uid_map > /volume/told; id -u >> /volume/told; \
+                      ls -ln /volume/of-root /bin/busybox >> /volume/told; mount -t tmpfs none /tmp && \
+                      echo mounted >> /volume/told; exec sleep 100";
         let mut config = shell(name, script);
         let security = config.linux.as_mut().and_then(|linux| linux.security_context.as_mut()).unwrap();
         security.namespace_options = Some(options);
@@ -465,16 +467,27 @@ async fn a_pod_with_ids_of_its_own_is_root_there_and_nobody_here() {
             ..Default::default()
         });
         let id = engine.run(&sandbox, config).await;
-        let (told, code) =
-            engine.exec(&id, "cat /proc/self/uid_map; id -u; ls -ln /volume /bin/busybox").await;
-        assert_eq!(code, 0, "{told}");
+        let give_up = Instant::now() + Duration::from_secs(20);
+        let told = loop {
+            let told = std::fs::read_to_string(volume.join("told")).unwrap_or_default();
+            if told.ends_with("mounted\n") {
+                break told;
+            }
+            assert!(Instant::now() < give_up, "{told}");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        };
         let lines: Vec<Vec<&str>> = told.lines().map(|line| line.split_whitespace().collect()).collect();
         assert_eq!(lines[0], ["0", "1048576", "65536"], "{told}");
         assert_eq!(lines[1], ["0"]);
-        let owners: Vec<&str> = lines[2..].iter().filter(|line| line.len() > 3).map(|line| line[2]).collect();
-        assert_eq!(owners, ["0", "0", "0"], "{told}");
+        assert_eq!([lines[2][2], lines[3][2]], ["0", "0"], "{told}");
         use std::os::unix::fs::MetadataExt;
-        assert_eq!(std::fs::metadata(volume.join("new")).unwrap().uid(), 0, "on the disk it is root's");
+        assert_eq!(std::fs::metadata(volume.join("told")).unwrap().uid(), 0, "on the disk it is root's");
+        std::fs::remove_file(volume.join("told")).unwrap();
+        // It would be root of the machine.
+        let cmd = vec!["/bin/true".to_owned()];
+        let exec = v1::ExecSyncRequest { container_id: id.clone(), cmd, timeout: 10 };
+        let refused = engine.clients.runtime.exec_sync(exec).await.unwrap_err();
+        assert!(refused.message().contains("cannot be entered"), "{refused}");
         let pid = std::fs::read_to_string(
             engine.dir.join("engine/sandboxes").join(&sandbox).join("containers").join(&id).join("pid"),
         )

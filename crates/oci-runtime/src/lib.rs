@@ -182,6 +182,11 @@ fn exec(root: &Path, exec: &Exec) -> Result<(), Error> {
     let container = load(root, &exec.id)?;
     let config = container.bundle().join("config.json");
     let spec: oci_spec::runtime::Spec = read_json(&config)?;
+    if users::has_own(&spec) {
+        // libcontainer joins all namespaces but this one: the command would be root of the machine.
+        let why = "a container with a user namespace cannot be entered";
+        return Err(Error::Process(format!("{}{why}", workload::PREFIX)));
+    }
     let mut process: oci_spec::runtime::Process = read_json(&exec.process)?;
     let workload = Workload::exec(&spec, &mut process)
         .map_err(|why| Error::Process(format!("{}{why}", workload::PREFIX)))?;

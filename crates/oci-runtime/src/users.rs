@@ -15,6 +15,12 @@ use crate::{Error, file, read_json};
 /// Folders that every machine has; one of them is covered where only this container sees it.
 const PLACES: [&str; 5] = ["/mnt", "/srv", "/media", "/opt", "/run"];
 
+/// Whether the container has a user namespace.
+pub(crate) fn has_own(spec: &oci_spec::runtime::Spec) -> bool {
+    let namespaces = spec.linux().as_ref().and_then(|linux| linux.namespaces().as_ref());
+    namespaces.into_iter().flatten().any(|n| n.typ() == oci_spec::runtime::LinuxNamespaceType::User)
+}
+
 /// A source that any user can reach.
 fn is_open(source: &Path) -> bool {
     ["/dev", "/sys", "/proc"].iter().any(|open| source.starts_with(open))
