@@ -42,6 +42,7 @@ const KINDS: &[(&str, &str)] = &[
     ("apps/v1/replicasets", "ReplicaSet"),
     ("coordination.k8s.io/v1/leases", "Lease"),
     ("discovery.k8s.io/v1/endpointslices", "EndpointSlice"),
+    ("resource.k8s.io/v1/resourceclaims", "ResourceClaim"),
 ];
 
 /// Objects by collection, namespace and name.

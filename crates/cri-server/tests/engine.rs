@@ -442,58 +442,65 @@ async fn a_pod_with_ids_of_its_own_is_root_there_and_nobody_here() {
     std::fs::write(volume.join("of-root"), "").unwrap();
     let closed = std::os::unix::fs::PermissionsExt::from_mode(0o700);
     std::fs::set_permissions(engine.dir.join("closed"), closed).unwrap();
-    for (name, pid) in [("alone", v1::NamespaceMode::Container), ("shared", v1::NamespaceMode::Pod)] {
-        let options = v1::NamespaceOption {
-            pid: pid as i32,
-            userns_options: Some(users.clone()),
-            ..Default::default()
-        };
-        let sandbox = engine.sandbox(name, options.clone()).await;
-        let script = "cat /proc/self/uid_map > /volume/told; id -u >> /volume/told; \
-                      ls -ln /volume/of-root /bin/busybox >> /volume/told; mount -t tmpfs none /tmp && \
-                      echo mounted >> /volume/told; exec sleep 100";
-        let mut config = shell(name, script);
-        let security = config.linux.as_mut().and_then(|linux| linux.security_context.as_mut()).unwrap();
-        security.namespace_options = Some(options);
-        security.masked_paths.clear();
-        security.readonly_paths.clear();
-        security.capabilities =
-            Some(v1::Capability { add_capabilities: vec!["SYS_ADMIN".into()], ..Default::default() });
-        config.mounts.push(v1::Mount {
-            container_path: "/volume".into(),
-            host_path: volume.display().to_string(),
-            uid_mappings: ids.clone(),
-            gid_mappings: ids.clone(),
-            ..Default::default()
-        });
-        let id = engine.run(&sandbox, config).await;
-        let give_up = Instant::now() + Duration::from_secs(20);
-        let told = loop {
-            let told = std::fs::read_to_string(volume.join("told")).unwrap_or_default();
-            if told.ends_with("mounted\n") {
-                break told;
-            }
-            assert!(Instant::now() < give_up, "{told}");
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        };
-        let lines: Vec<Vec<&str>> = told.lines().map(|line| line.split_whitespace().collect()).collect();
-        assert_eq!(lines[0], ["0", "1048576", "65536"], "{told}");
-        assert_eq!(lines[1], ["0"]);
-        assert_eq!([lines[2][2], lines[3][2]], ["0", "0"], "{told}");
-        use std::os::unix::fs::MetadataExt;
-        assert_eq!(std::fs::metadata(volume.join("told")).unwrap().uid(), 0, "on the disk it is root's");
-        std::fs::remove_file(volume.join("told")).unwrap();
-        // It would be root of the machine.
-        let cmd = vec!["/bin/true".to_owned()];
-        let exec = v1::ExecSyncRequest { container_id: id.clone(), cmd, timeout: 10 };
-        let refused = engine.clients.runtime.exec_sync(exec).await.unwrap_err();
-        assert!(refused.message().contains("cannot be entered"), "{refused}");
-        let pid = std::fs::read_to_string(
-            engine.dir.join("engine/sandboxes").join(&sandbox).join("containers").join(&id).join("pid"),
-        )
-        .unwrap();
-        let status = std::fs::read_to_string(format!("/proc/{}/status", pid.trim())).unwrap();
-        assert!(status.contains("Uid:\t1048576\t"), "{status}");
-    }
+    let options = v1::NamespaceOption {
+        pid: v1::NamespaceMode::Container as i32,
+        userns_options: Some(users.clone()),
+        ..Default::default()
+    };
+    let sandbox = engine.sandbox("users", options.clone()).await;
+    let script = "cat /proc/self/uid_map > /volume/told; id -u >> /volume/told; \
+                  ls -ln /volume/of-root /bin/busybox >> /volume/told; mount -t tmpfs none /tmp && \
+                  echo mounted >> /volume/told; exec sleep 100";
+    let mut config = shell("users", script);
+    let security = config.linux.as_mut().and_then(|linux| linux.security_context.as_mut()).unwrap();
+    security.namespace_options = Some(options);
+    security.masked_paths.clear();
+    security.readonly_paths.clear();
+    security.capabilities =
+        Some(v1::Capability { add_capabilities: vec!["SYS_ADMIN".into()], ..Default::default() });
+    config.mounts.push(v1::Mount {
+        container_path: "/volume".into(),
+        host_path: volume.display().to_string(),
+        uid_mappings: ids.clone(),
+        gid_mappings: ids.clone(),
+        ..Default::default()
+    });
+    let id = engine.run(&sandbox, config).await;
+    let give_up = Instant::now() + Duration::from_secs(20);
+    let told = loop {
+        let told = std::fs::read_to_string(volume.join("told")).unwrap_or_default();
+        if told.ends_with("mounted\n") {
+            break told;
+        }
+        assert!(Instant::now() < give_up, "{told}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    };
+    let lines: Vec<Vec<&str>> = told.lines().map(|line| line.split_whitespace().collect()).collect();
+    assert_eq!(lines[0], ["0", "1048576", "65536"], "{told}");
+    assert_eq!(lines[1], ["0"]);
+    assert_eq!([lines[2][2], lines[3][2]], ["0", "0"], "{told}");
+    use std::os::unix::fs::MetadataExt;
+    assert_eq!(std::fs::metadata(volume.join("told")).unwrap().uid(), 0, "on the disk it is root's");
+    std::fs::remove_file(volume.join("told")).unwrap();
+    // It would be root of the machine.
+    let cmd = vec!["/bin/true".to_owned()];
+    let exec = v1::ExecSyncRequest { container_id: id.clone(), cmd, timeout: 10 };
+    let refused = engine.clients.runtime.exec_sync(exec).await.unwrap_err();
+    assert!(refused.message().contains("cannot be entered"), "{refused}");
+    let pid = std::fs::read_to_string(
+        engine.dir.join("engine/sandboxes").join(&sandbox).join("containers").join(&id).join("pid"),
+    )
+    .unwrap();
+    let status = std::fs::read_to_string(format!("/proc/{}/status", pid.trim())).unwrap();
+    assert!(status.contains("Uid:\t1048576\t"), "{status}");
+    let options = v1::NamespaceOption {
+        pid: v1::NamespaceMode::Pod as i32,
+        userns_options: Some(users),
+        ..Default::default()
+    };
+    let config = Some(pod(&engine.dir, "shared", options));
+    let request = v1::RunPodSandboxRequest { config, ..Default::default() };
+    let refused = engine.clients.runtime.run_pod_sandbox(request).await.unwrap_err();
+    assert!(refused.message().contains("share its processes"), "{refused}");
     engine.finish().await;
 }

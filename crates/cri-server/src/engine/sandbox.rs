@@ -361,6 +361,10 @@ fn check_users(options: &NamespaceOption) -> Result<(), Error> {
         NamespaceMode::Pod if options.network() == NamespaceMode::Node => {
             wrong("the pod has the network of the machine")
         }
+        // libcontainer cannot join a pod's process namespace from its user namespace.
+        NamespaceMode::Pod if options.pid() == NamespaceMode::Pod => {
+            wrong("the containers of the pod cannot share its processes")
+        }
         NamespaceMode::Pod => Ok(()),
         _ => wrong("unsupported mode"),
     }
