@@ -93,8 +93,10 @@ fn fill(root: &Path, folder: &Path, options: &Options) -> anyhow::Result<()> {
     if options.applets {
         link_applets(root)?;
     }
-    fs::create_dir_all(root.join("etc"))?;
-    fs::create_dir_all(root.join("tmp"))?;
+    // What programs count on, whatever package it is of.
+    for folder in ["etc", "run", "tmp"] {
+        fs::create_dir_all(root.join(folder))?;
+    }
     fs::set_permissions(root.join("tmp"), fs::Permissions::from_mode(0o1777))?;
     // Debian's own users, which programs such as nginx ask for, are written by a script that was not run.
     for file in ["passwd", "group"] {
