@@ -41,6 +41,7 @@ pub const TEST: &[Package] = &[
     ("busybox-static", "/bin/busybox"),
     ("curl", "/usr/bin/curl"),
     ("procps", "/usr/bin/ps"),
+    ("python3-venv", "/usr/lib/python3.11/ensurepip/__init__.py"),
     ("kubernetes-client", "/usr/bin/kubectl"),
 ];
 
