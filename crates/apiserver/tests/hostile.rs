@@ -11,7 +11,7 @@ use apiserver::handle::{Peer, RequestBody};
 use apiserver::server::tls_config;
 use apiserver::{ApiServer, testing};
 use bytes::Bytes;
-use client::https::unverified;
+use client::tls::unverified;
 use http::Request;
 use http_body_util::BodyExt;
 use rustls::sign::{CertifiedKey, SingleCertAndKey};

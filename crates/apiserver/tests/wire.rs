@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use apiserver::server::tls_config;
 use apiserver::testing;
-use client::https::unverified;
+use client::tls::unverified;
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls_pki_types::{PrivateKeyDer, ServerName};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};

@@ -1,5 +1,5 @@
 //! The way to an API server. Start with [`Client`]: typed and untyped calls, the same whether the server is
-//! behind HTTPS ([`https`], by [`kubeconfig`]) or in the same process (the API server's own [`Transport`]), and
+//! behind HTTPS ([`https`] over [`tls`], by [`kubeconfig`]) or in the same process (the API server's own [`Transport`]), and
 //! whether as oneself or as a [`service_account`]. Small servers have their callers judged by it ([`delegated`]).
 //!
 //! What always holds: every call is one HTTP exchange with upstream's paths and bodies, so that a part behaves
@@ -10,6 +10,7 @@ pub mod delegated;
 pub mod https;
 pub mod kubeconfig;
 pub mod service_account;
+pub mod tls;
 mod watch;
 
 use std::pin::Pin;

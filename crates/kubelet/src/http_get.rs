@@ -96,7 +96,7 @@ async fn exchange(target: &Target, agent: &str) -> Result<(u16, Option<String>, 
         return request(TokioIo::new(tcp), target, agent).await;
     }
     let name = ServerName::try_from(target.host.clone()).map_err(|e| e.to_string())?;
-    let tls = tokio_rustls::TlsConnector::from(client::https::unverified()).connect(name, tcp).await;
+    let tls = tokio_rustls::TlsConnector::from(client::tls::unverified()).connect(name, tcp).await;
     request(TokioIo::new(tls.map_err(|e| e.to_string())?), target, agent).await
 }
 

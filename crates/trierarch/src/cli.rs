@@ -137,31 +137,15 @@ impl From<NetworkBackend> for ::proxy::routes::Backend {
     }
 }
 
+/// What the machine is as a node.
 #[derive(Args, Clone)]
-#[command(args_override_self = true)]
-pub struct Server {
-    #[command(flatten)]
-    pub data: DataDir,
-    /// The address to listen on [default: all of this machine]
-    #[arg(long, value_name = "IP")]
-    pub bind_address: Option<IpAddr>,
-    /// The port to listen on
-    #[arg(long, value_name = "PORT", default_value_t = 6443)]
-    pub secure_port: u16,
+pub struct Node {
     /// The name of this node [default: the host's name]
     #[arg(long, value_name = "NAME")]
     pub node_name: Option<String>,
     /// The addresses of this node, at most one of each family [default: those that lead to the default gateways]
     #[arg(long, value_name = "IP", value_delimiter = ',')]
     pub node_ip: Vec<IpAddr>,
-    /// Run the control plane only; needs no root
-    #[arg(long)]
-    pub no_node: bool,
-    #[command(flatten)]
-    pub network: ClusterNetwork,
-    /// Where to write the administrator's kubeconfig, mode 0600 [default: <DATA_DIR>/admin.kubeconfig]
-    #[arg(long, value_name = "FILE")]
-    pub write_kubeconfig: Option<PathBuf>,
     /// Labels of the Node, as it is made
     #[arg(long, value_name = "KEY=VALUE", value_delimiter = ',')]
     pub node_labels: Vec<String>,
@@ -174,6 +158,29 @@ pub struct Server {
     /// The cgroup under which pods' cgroups are made
     #[arg(long, value_name = "CGROUP", default_value = "/")]
     pub cgroup_root: String,
+}
+
+#[derive(Args, Clone)]
+#[command(args_override_self = true)]
+pub struct Server {
+    #[command(flatten)]
+    pub data: DataDir,
+    /// The address to listen on [default: all of this machine]
+    #[arg(long, value_name = "IP")]
+    pub bind_address: Option<IpAddr>,
+    /// The port to listen on
+    #[arg(long, value_name = "PORT", default_value_t = 6443)]
+    pub secure_port: u16,
+    #[command(flatten)]
+    pub node: Node,
+    /// Run the control plane only; needs no root
+    #[arg(long)]
+    pub no_node: bool,
+    #[command(flatten)]
+    pub network: ClusterNetwork,
+    /// Where to write the administrator's kubeconfig, mode 0600 [default: <DATA_DIR>/admin.kubeconfig]
+    #[arg(long, value_name = "FILE")]
+    pub write_kubeconfig: Option<PathBuf>,
     /// A file with an EncryptionConfiguration: what of the store is encrypted, and by which keys
     #[arg(long, value_name = "FILE")]
     pub encryption_provider_config: Option<PathBuf>,

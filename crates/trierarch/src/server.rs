@@ -56,7 +56,7 @@ impl Plan {
         let service_ranges = host::cidrs("--service-cidr", &flags.service_cidr)?;
         host::check_apart(("--cluster-cidr", &cluster_ranges), ("--service-cidr", &service_ranges))?;
         // What the `kubernetes` Service leads to is of its family.
-        let node_ips = host::node_ips(&args.node_ip, &service_ranges)?;
+        let node_ips = host::node_ips(&args.node.node_ip, &service_ranges)?;
         if !args.no_node {
             host::check_can_run_containers(", or give --no-node for a control plane only")?;
         }
@@ -73,7 +73,7 @@ impl Plan {
             data_dir,
             bind_address: args.bind_address.unwrap_or_else(|| host::any_address(&node_ips)),
             port: args.secure_port,
-            node_name: args.node_name.clone().map_or_else(host::hostname, Ok)?,
+            node_name: args.node.node_name.clone().map_or_else(host::hostname, Ok)?,
             node_ips,
             service_ranges,
             cluster_domain: flags.cluster_domain.clone(),
@@ -90,10 +90,10 @@ impl Plan {
             name: settings.node_name.clone(),
             ips: settings.node_ips.clone(),
             network: network.clone(),
-            cgroup_root: args.cgroup_root.clone(),
-            engine_endpoint: args.container_runtime_endpoint.clone(),
-            labels: components::labels(&args.node_labels)?,
-            taints: components::taints(&args.register_with_taints)?,
+            cgroup_root: args.node.cgroup_root.clone(),
+            engine_endpoint: args.node.container_runtime_endpoint.clone(),
+            labels: components::labels(&args.node.node_labels)?,
+            taints: components::taints(&args.node.register_with_taints)?,
         };
         Ok(Plan { settings, network, node: (!args.no_node).then_some(node) })
     }

@@ -106,6 +106,9 @@ enum Bench {
     },
     /// Seconds from `server` to a Ready node, memory and processor share when idle, create-to-running of a pod
     Start {
+        /// The binary to measure [default: a release build]
+        #[arg(long)]
+        binary: Option<PathBuf>,
         /// How long to watch the idle cluster, in seconds
         #[arg(long, default_value_t = 60)]
         idle_seconds: u64,
@@ -147,9 +150,9 @@ fn execute(command: Command) -> anyhow::Result<()> {
             prerequisites::install(prerequisites::RUN)?;
             bench::node::measure(&binary.map_or_else(build, Ok)?)
         }
-        Command::Bench { bench: Bench::Start { idle_seconds } } => {
+        Command::Bench { bench: Bench::Start { binary, idle_seconds } } => {
             prerequisites::install(prerequisites::RUN)?;
-            bench::start(&build()?, idle_seconds)
+            bench::start(&binary.map_or_else(build, Ok)?, idle_seconds)
         }
         Command::Image(options) => image::make(&options),
         Command::Sim { arguments } => {

@@ -64,7 +64,7 @@ async fn connect(server: &ApiServer, target: &Target) -> Result<Box<dyn Io>, Sta
     }
     let config = match &server.config.kubelet_tls {
         Some(config) if target.kubelet => config.clone(),
-        _ => client::https::unverified(),
+        _ => client::tls::unverified(),
     };
     let name = ServerName::try_from(target.host.clone()).map_err(|error| unreachable(target, error))?;
     let tls = tokio_rustls::TlsConnector::from(config).connect(name, tcp);

@@ -31,24 +31,8 @@ pub struct Agent {
     /// What `trierarch token create` printed; needed the first time
     #[arg(long, value_name = "TOKEN")]
     pub token: Option<Join>,
-    /// The name of this node [default: the host's name]
-    #[arg(long, value_name = "NAME")]
-    pub node_name: Option<String>,
-    /// The addresses of this node, at most one of each family [default: those that lead to the default gateways]
-    #[arg(long, value_name = "IP", value_delimiter = ',')]
-    pub node_ip: Vec<IpAddr>,
-    /// Labels of the Node, as it is made
-    #[arg(long, value_name = "KEY=VALUE", value_delimiter = ',')]
-    pub node_labels: Vec<String>,
-    /// Taints of the Node, as it is made
-    #[arg(long, value_name = "KEY=VALUE:EFFECT", value_delimiter = ',')]
-    pub register_with_taints: Vec<String>,
-    /// The CRI socket of another container engine, as unix:///path [default: the built-in engine]
-    #[arg(long, value_name = "ENDPOINT")]
-    pub container_runtime_endpoint: Option<String>,
-    /// The cgroup under which pods' cgroups are made
-    #[arg(long, value_name = "CGROUP", default_value = "/")]
-    pub cgroup_root: String,
+    #[command(flatten)]
+    pub node: cli::Node,
     /// A file with these flags in YAML: `server: https://…`
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
@@ -58,10 +42,10 @@ pub async fn run(args: Agent) -> anyhow::Result<()> {
     let server = args.server.clone().context("--server is needed")?;
     pin::host_and_port(&server)?;
     let (labels, taints) =
-        (components::labels(&args.node_labels)?, components::taints(&args.register_with_taints)?);
+        (components::labels(&args.node.node_labels)?, components::taints(&args.node.register_with_taints)?);
     host::check_can_run_containers("")?;
-    let name = args.node_name.clone().map_or_else(host::hostname, Ok)?;
-    node::check_ports(&host::node_ips(&args.node_ip, &[])?)?;
+    let name = args.node.node_name.clone().map_or_else(host::hostname, Ok)?;
+    node::check_ports(&host::node_ips(&args.node.node_ip, &[])?)?;
     let data_dir = std::path::absolute(&args.data.data_dir)?;
     if data_dir.join("state.redb").exists() {
         bail!("{} is the data directory of a server", data_dir.display());
@@ -80,7 +64,7 @@ pub async fn run(args: Agent) -> anyhow::Result<()> {
     let client = components::client_of(&kubeconfig, "kubelet")?;
     // Which families the node needs an address of, only the cluster knows.
     let network = network_of(&client, &data_dir, &shutdown).await?;
-    let ips = host::node_ips(&args.node_ip, &host::cidrs("--cluster-cidr", &network.cluster_cidrs)?)?;
+    let ips = host::node_ips(&args.node.node_ip, &host::cidrs("--cluster-cidr", &network.cluster_cidrs)?)?;
     node::check_ports(&ips)?;
     let certificates = certificates(&ips);
     let serving = certificates.serving(&client, &shutdown).await?;
@@ -89,8 +73,8 @@ pub async fn run(args: Agent) -> anyhow::Result<()> {
         data_dir,
         name,
         ips,
-        cgroup_root: args.cgroup_root,
-        engine_endpoint: args.container_runtime_endpoint,
+        cgroup_root: args.node.cgroup_root,
+        engine_endpoint: args.node.container_runtime_endpoint,
         labels,
         taints,
     };

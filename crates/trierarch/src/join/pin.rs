@@ -5,13 +5,14 @@
 
 use std::fmt;
 use std::str::FromStr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, OnceLock};
 
 use anyhow::Context;
+use client::tls::{self, Shown};
+use rustls::CertificateError;
 use rustls::client::WebPkiServerVerifier;
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::{CertificateError, DigitallySignedStruct, SignatureScheme};
-use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::client::danger::{ServerCertVerified, ServerCertVerifier};
+use rustls_pki_types::{CertificateDer, ServerName};
 use sha2::{Digest, Sha256};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
@@ -54,60 +55,25 @@ impl FromStr for Pin {
     }
 }
 
-/// Believes a server whose chain leads to the authority of the pin, and keeps that authority's certificate.
-#[derive(Debug)]
-struct Pinned {
-    pin: Pin,
-    found: Mutex<Option<CertificateDer<'static>>>,
-    provider: Arc<rustls::crypto::CryptoProvider>,
-}
-
-impl ServerCertVerifier for Pinned {
-    fn verify_server_cert(
-        &self,
-        end_entity: &CertificateDer<'_>,
-        intermediates: &[CertificateDer<'_>],
-        server_name: &ServerName<'_>,
-        ocsp_response: &[u8],
-        now: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        let unknown = || rustls::Error::InvalidCertificate(CertificateError::UnknownIssuer);
-        let authority =
-            intermediates.iter().find(|shown| Pin::of(shown) == Some(self.pin)).ok_or_else(unknown)?;
-        let mut roots = rustls::RootCertStore::empty();
-        roots.add(authority.clone().into_owned())?;
-        let verifier = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), self.provider.clone())
-            .build()
-            .map_err(|_| unknown())?;
-        let verified =
-            verifier.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now)?;
-        *self.found.lock().unwrap_or_else(PoisonError::into_inner) = Some(authority.clone().into_owned());
-        Ok(verified)
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        let algorithms = &self.provider.signature_verification_algorithms;
-        rustls::crypto::verify_tls12_signature(message, certificate, signature, algorithms)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        let algorithms = &self.provider.signature_verification_algorithms;
-        rustls::crypto::verify_tls13_signature(message, certificate, signature, algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.provider.signature_verification_algorithms.supported_schemes()
-    }
+/// The authority of the pin among those that a server shows, if the server's chain leads to it.
+fn authority_in(shown: &Shown<'_>, pin: Pin) -> Result<CertificateDer<'static>, rustls::Error> {
+    let unknown = || rustls::Error::InvalidCertificate(CertificateError::UnknownIssuer);
+    let authority = shown
+        .intermediates
+        .iter()
+        .find(|one| Pin::of(one) == Some(pin))
+        .ok_or_else(unknown)?
+        .clone()
+        .into_owned();
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(authority.clone())?;
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let verifier = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider)
+        .build()
+        .map_err(|_| unknown())?;
+    let Shown { end_entity, intermediates, name, ocsp_response, now } = *shown;
+    verifier.verify_server_cert(end_entity, intermediates, name, ocsp_response, now)?;
+    Ok(authority)
 }
 
 /// Where a server is, of a URL.
@@ -122,21 +88,20 @@ pub fn host_and_port(server: &str) -> anyhow::Result<(String, u16)> {
 /// The certificate, as PEM, of the authority of the server, which must be the one of the pin. Nothing is sent.
 pub async fn authority_of(server: &str, pin: Pin) -> anyhow::Result<String> {
     let (host, port) = host_and_port(server)?;
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let pinned = Arc::new(Pinned { pin, found: Mutex::new(None), provider: provider.clone() });
-    let config = rustls::ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()?
-        .dangerous()
-        .with_custom_certificate_verifier(pinned.clone())
-        .with_no_client_auth();
+    let found = Arc::new(OnceLock::new());
+    let keep = found.clone();
+    let config = tls::believing(move |shown| {
+        let authority = authority_in(&shown, pin)?;
+        keep.get_or_init(|| authority);
+        Ok(ServerCertVerified::assertion())
+    });
     let name = ServerName::try_from(host.clone())?;
     let stream = TcpStream::connect((host.as_str(), port)).await.context("cannot connect")?;
-    TlsConnector::from(Arc::new(config))
+    TlsConnector::from(config)
         .connect(name, stream)
         .await
         .context("the server is not the one of the token")?;
-    let found = pinned.found.lock().unwrap_or_else(PoisonError::into_inner).take();
-    let found = found.context("the handshake ended without a certificate")?;
+    let found = found.get().context("the handshake ended without a certificate")?;
     Ok(pem::encode(&pem::Pem::new("CERTIFICATE", found.to_vec())))
 }
 
