@@ -528,7 +528,8 @@ async fn run(call: &mut Call<'_>, part: Part, asked: &Asked, body: &Bytes) -> Re
             let mut object = read_object(call, headers, body)?;
             call.check_update(&name, &mut object)?;
             let create = call.def().strategy.allow_create_on_update();
-            let mut put = |_: &Value| Ok(object.clone());
+            let mut sent = Sent(object);
+            let mut put = |_: &Value| Ok(sent.next());
             let (outcome, is_new) = call.update(&name, part, create, &mut put).await?;
             Ok(Written::One(outcome, created(is_new)))
         }
@@ -553,12 +554,32 @@ async fn run(call: &mut Call<'_>, part: Part, asked: &Asked, body: &Bytes) -> Re
     }
 }
 
+/// The object of a PUT, for each attempt to write it.
+struct Sent(Value);
+
+impl Sent {
+    /// An object that says which version it is of is written at the first attempt or not at all: what is left of it
+    /// is enough to be refused.
+    fn next(&mut self) -> Value {
+        let text = |field| crate::registry::metadata::text(&self.0, field);
+        let (uid, version) = (text("uid"), text("resourceVersion"));
+        if matches!(version, "" | "0") {
+            return self.0.clone();
+        }
+        let rest = serde_json::json!({"metadata": {"uid": uid, "resourceVersion": version}});
+        std::mem::replace(&mut self.0, rest)
+    }
+}
+
 /// The object of a body, in the shape of its kind.
 pub fn read_object(call: &mut Call<'_>, headers: &http::HeaderMap, body: &Bytes) -> Result<Value, Status> {
     let format = negotiate::content(headers)?;
     let def = call.def();
     let strictness = call.strictness();
-    let mut decoded = decode_body(format, body, call.resource.definition, strictness);
+    let mut decoded = match (format, call.resource.definition) {
+        (Format::Json, Some(definition)) => schema::decode::json_to_write(body, definition, strictness),
+        (format, definition) => decode_body(format, body, definition, strictness),
+    };
     if let Some(custom) = &def.custom {
         decoded = decoded.and_then(|mut decoded| {
             fill_kind(def, &mut decoded.object);

@@ -22,6 +22,7 @@ use managers::Entry;
 pub use managers::{open as open_owners, write_owned};
 use set::{Element, Set};
 pub use stored::read as read_stored;
+pub(crate) use stored::text_of_map;
 pub(crate) use typed::check_kind;
 pub use typed::{Keys, Schema, Shape, Typed};
 

@@ -57,8 +57,23 @@ pub fn cannot_be_handled(kind: &str, version: &str, error: &Error) -> String {
 
 /// Reads the JSON of an object.
 pub fn json(bytes: &[u8], definition: &'static Definition, strictness: Strictness) -> Result<Decoded, Error> {
-    let mut deserializer = serde_json::Deserializer::from_slice(bytes);
+    json_in(Context::new(strictness), bytes, definition)
+}
+
+/// Reads the JSON of an object that is to be written: what managers own is left as JSON text, as
+/// [`crate::apply::open_owners`] finds it.
+pub fn json_to_write(
+    bytes: &[u8],
+    definition: &'static Definition,
+    strictness: Strictness,
+) -> Result<Decoded, Error> {
     let mut context = Context::new(strictness);
+    context.owned_as_text = true;
+    json_in(context, bytes, definition)
+}
+
+fn json_in(mut context: Context, bytes: &[u8], definition: &'static Definition) -> Result<Decoded, Error> {
+    let mut deserializer = serde_json::Deserializer::from_slice(bytes);
     let object = typed(&mut deserializer, definition, &mut context, |e| json_error(bytes, e))?;
     deserializer.end().map_err(|e| Error::Syntax(json_error(bytes, &e)))?;
     Ok(Decoded { object, problems: context.problems })

@@ -1,5 +1,7 @@
 //! Defaults that the schema itself declares. What a kind defaults by rule is its strategy's.
 
+use std::sync::LazyLock;
+
 use api::tables::{self, Definition, Field, Type};
 use serde_json::{Map, Value};
 
@@ -7,8 +9,8 @@ use crate::decode::is_dropped;
 
 /// Sets the declared default of every absent field whose parent is there.
 pub fn apply_declared(object: &mut Value, definition: &'static Definition) {
-    walk(object, Type::Object(id(definition)), &mut |object, definition| {
-        for field in definition.fields.iter().filter(|f| !f.default.is_empty()) {
+    let visit = &mut |object: &mut Map<String, Value>, definition: &'static Definition| {
+        for field in &facts_of(definition).declared.fields {
             if object.contains_key(field.name) {
                 continue;
             }
@@ -17,27 +19,85 @@ pub fn apply_declared(object: &mut Value, definition: &'static Definition) {
                 object.insert(field.name.to_owned(), default);
             }
         }
-    });
+    };
+    walk(object, Type::Object(tables::id_of(definition)), &|facts: &'static Facts| &facts.declared, visit);
 }
 
 /// Sets what upstream writes even when it is zero: structs that are no pointers (`status: {}`,
 /// `resources: {}`) and fields without `omitempty` (`replicas: 0` in a status).
 pub fn fill_always(object: &mut Value, definition: &'static Definition) {
-    walk(object, Type::Object(id(definition)), &mut |object, definition| {
-        for field in definition.fields {
-            // Of most fields nothing is written, which is seen sooner than whether they are there.
-            let Some(zero) = always(field) else { continue };
-            let says_what = matches!(field.name, "apiVersion" | "kind") && is_whole(definition);
-            if !object.contains_key(field.name) && !says_what {
+    let visit = &mut |object: &mut Map<String, Value>, definition: &'static Definition| {
+        for field in &facts_of(definition).filled.fields {
+            if !object.contains_key(field.name)
+                && let Some(zero) = always(field)
+            {
                 object.insert(field.name.to_owned(), zero);
             }
         }
-    });
+    };
+    walk(object, Type::Object(tables::id_of(definition)), &|facts: &'static Facts| &facts.filled, visit);
 }
 
-/// Of objects of their own, as claim templates are too, what they are is not filled in.
-fn is_whole(definition: &Definition) -> bool {
-    definition.fields.iter().any(|field| field.name == "metadata")
+/// What there is to set in the objects of a definition.
+struct Facts {
+    declared: Chosen,
+    filled: Chosen,
+}
+
+/// Some of the fields of a definition: of most, there are none.
+struct Chosen {
+    fields: Vec<&'static Field>,
+    /// Whether there are such fields here or anywhere below.
+    leads_on: bool,
+}
+
+/// By the places of the definitions.
+static FACTS: LazyLock<Vec<Facts>> = LazyLock::new(|| {
+    let declared = fields_with(|_, field| !field.default.is_empty());
+    let filled = fields_with(|definition, field| {
+        // Of objects of their own, as claim templates are too, what they are is not filled in.
+        let says_what = matches!(field.name, "apiVersion" | "kind") && definition.field("metadata").is_some();
+        !says_what && always(field).is_some()
+    });
+    declared.into_iter().zip(filled).map(|(declared, filled)| Facts { declared, filled }).collect()
+});
+
+fn facts_of(definition: &'static Definition) -> &'static Facts {
+    &FACTS[place_of(definition)]
+}
+
+/// The place among all definitions, which are one table.
+fn place_of(definition: &'static Definition) -> usize {
+    let offset = std::ptr::from_ref(definition).addr() - tables::definitions().as_ptr().addr();
+    offset / size_of::<Definition>()
+}
+
+fn fields_with(is_one: impl Fn(&Definition, &Field) -> bool) -> Vec<Chosen> {
+    let definitions = tables::definitions();
+    let own = definitions.iter().map(|definition| {
+        let fields: Vec<_> = definition.fields.iter().filter(|field| is_one(definition, field)).collect();
+        Chosen { leads_on: !fields.is_empty(), fields }
+    });
+    let mut all: Vec<Chosen> = own.collect();
+    loop {
+        let leads = |field: &Field| innermost(field.ty).is_some_and(|below| all[place_of(below)].leads_on);
+        let more = definitions.iter().enumerate().filter(|(at, _)| !all[*at].leads_on);
+        let more: Vec<usize> =
+            more.filter(|(_, definition)| definition.fields.iter().any(leads)).map(|(at, _)| at).collect();
+        if more.is_empty() {
+            return all;
+        }
+        more.into_iter().for_each(|at| all[at].leads_on = true);
+    }
+}
+
+/// The definition of an object, or of those in a list or map.
+fn innermost(ty: Type) -> Option<&'static Definition> {
+    match ty {
+        Type::Object(id) => Some(id.get()),
+        Type::List(of) | Type::Map(of) => innermost(*of),
+        _ => None,
+    }
 }
 
 fn always(field: &Field) -> Option<Value> {
@@ -59,35 +119,34 @@ fn always(field: &Field) -> Option<Value> {
     }
 }
 
-fn id(definition: &'static Definition) -> tables::DefinitionId {
-    tables::id_of(definition)
-}
-
-/// Visits every object of a known type, outside in, so that what a visit adds is visited too.
-fn walk(value: &mut Value, ty: Type, visit: &mut impl FnMut(&mut Map<String, Value>, &'static Definition)) {
+/// Visits every object of a known type that leads to something, outside in, so that what a visit adds is visited too.
+fn walk(
+    value: &mut Value,
+    ty: Type,
+    of: &impl Fn(&'static Facts) -> &'static Chosen,
+    visit: &mut impl FnMut(&mut Map<String, Value>, &'static Definition),
+) {
     match (ty, value) {
         (Type::Object(id), Value::Object(object)) => {
             let definition = id.get();
             visit(object, definition);
             for (name, value) in object.iter_mut().filter(|(_, value)| value.is_object() || value.is_array())
             {
-                if let Some(field) = definition.field(name) {
-                    walk(value, field.ty, visit);
+                if let Some(field) = definition.field(name)
+                    && innermost(field.ty).is_some_and(|below| of(facts_of(below)).leads_on)
+                {
+                    walk(value, field.ty, of, visit);
                 }
             }
         }
-        (Type::List(of), Value::Array(items)) if !is_plain(*of) => {
-            items.iter_mut().for_each(|item| walk(item, *of, visit));
+        (Type::List(element), Value::Array(items)) => {
+            items.iter_mut().for_each(|item| walk(item, *element, of, visit));
         }
-        (Type::Map(of), Value::Object(map)) if !is_plain(*of) => {
-            map.values_mut().for_each(|value| walk(value, *of, visit));
+        (Type::Map(element), Value::Object(map)) => {
+            map.values_mut().for_each(|value| walk(value, *element, of, visit));
         }
         _ => {}
     }
-}
-
-fn is_plain(ty: Type) -> bool {
-    !matches!(ty, Type::Object(_) | Type::List(_) | Type::Map(_))
 }
 
 #[cfg(test)]

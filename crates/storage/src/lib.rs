@@ -13,9 +13,9 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use bytes::Bytes;
 
+pub mod disk;
 pub mod embedded;
 pub mod memory;
-mod record;
 mod state;
 
 /// The position of a commit in the history of the whole store. The empty store is at revision 1, as etcd's is.

@@ -4,7 +4,7 @@
 //! subtraction: watchers read it in place, each from its own position, and need no buffers of their own.
 
 use std::collections::{BTreeMap, HashSet, VecDeque};
-use std::ops::Bound;
+use std::ops::{Bound, RangeInclusive};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use async_trait::async_trait;
@@ -17,9 +17,10 @@ use crate::{
 
 /// etcd's first revision, of a store in which nothing was ever written.
 pub(crate) const FIRST_REVISION: Revision = 1;
-/// How much history is kept at most, whatever is asked of [`crate::Store::compact`].
+/// How much history is kept at most, whatever is asked of [`crate::Store::compact`]: as many bytes as there are of
+/// the present state, within these bounds. Who pages through a large state needs the longer history.
 const MAX_HISTORY_CHANGES: usize = 200_000;
-const MAX_HISTORY_BYTES: usize = 64 << 20;
+const HISTORY_BYTES: RangeInclusive<usize> = 16 << 20..=64 << 20;
 /// How many changes a watcher looks at in one turn, so that it does not hold the lock for long.
 const WATCH_BATCH: usize = 512;
 
@@ -35,6 +36,8 @@ pub(crate) struct State {
     keys: BTreeMap<Arc<str>, Entry>,
     /// The changes of the revisions `compacted + 1 ..= revision`.
     history: VecDeque<Arc<Change>>,
+    /// What the values of the present state come to.
+    bytes: usize,
     /// What the values that only history still holds come to.
     history_bytes: usize,
     compacted: Revision,
@@ -46,6 +49,7 @@ impl State {
     pub(crate) fn new(compacted: Revision) -> Self {
         State {
             keys: BTreeMap::new(),
+            bytes: 0,
             history: VecDeque::new(),
             history_bytes: 0,
             compacted,
@@ -67,7 +71,15 @@ impl State {
 
     /// Puts an entry of before the kept history: only while a store is opened.
     pub(crate) fn restore(&mut self, entry: Entry) {
+        self.bytes += entry.value.len();
         self.keys.insert(entry.key.clone(), entry);
+    }
+
+    /// The state at the beginning of history.
+    pub(crate) fn oldest(&self) -> (Revision, Vec<Entry>) {
+        let all = RangeOptions { revision: Some(self.compacted), ..RangeOptions::default() };
+        let range = self.range("", all).expect("history begins there");
+        (range.revision, range.entries)
     }
 
     /// Makes a change part of the state. Its revision is the next one.
@@ -77,6 +89,8 @@ impl State {
             Some(entry) => self.keys.insert(change.key.clone(), entry.clone()),
             None => self.keys.remove(&change.key),
         };
+        let bytes = |entry: &Option<Entry>| entry.as_ref().map_or(0, |entry| entry.value.len());
+        self.bytes = (self.bytes + bytes(&change.value)).saturating_sub(bytes(&change.previous));
         self.revision = change.revision;
         self.history_bytes += superseded_bytes(&change);
         self.history.push_back(change);
@@ -84,7 +98,8 @@ impl State {
 
     /// Where history should now begin so that it stays within its bounds; `None` while it does.
     pub(crate) fn excess(&self) -> Option<Revision> {
-        if self.history.len() <= MAX_HISTORY_CHANGES && self.history_bytes <= MAX_HISTORY_BYTES {
+        let bytes = self.bytes.clamp(*HISTORY_BYTES.start(), *HISTORY_BYTES.end());
+        if self.history.len() <= MAX_HISTORY_CHANGES && self.history_bytes <= bytes {
             return None;
         }
         // A quarter at once, so that compaction is rare.

@@ -19,7 +19,7 @@ fn memory() -> Backend {
 
 fn embedded() -> Backend {
     let directory = tempfile::tempdir().unwrap();
-    let store = storage::embedded::Embedded::open(&directory.path().join("state.redb")).unwrap();
+    let store = storage::embedded::Embedded::open(&directory.path().join("state")).unwrap();
     Backend { store: Box::new(store), _directory: Some(directory) }
 }
 

@@ -135,6 +135,9 @@ impl Settings {
     }
 }
 
+/// What kept the state before there was a release.
+const EARLIER_STORE: &str = "state.redb";
+
 pub struct ControlPlane {
     api: Arc<ApiServer>,
     pub renewal: Arc<Renewal>,
@@ -151,6 +154,10 @@ impl ControlPlane {
         settings.check_families()?;
         let data_dir = &settings.data_dir;
         parts::make_private(data_dir)?;
+        if data_dir.join(EARLIER_STORE).exists() {
+            let data_dir = data_dir.display();
+            anyhow::bail!("{data_dir} holds the store of an earlier version, which this one does not read");
+        }
         let store = match parts::open_store(data_dir) {
             Err(storage::Error::InUse { .. }) => {
                 anyhow::bail!("the data directory {} is in use by another process", data_dir.display())

@@ -15,8 +15,13 @@ pub fn make_private(folder: &Path) -> anyhow::Result<()> {
         .with_context(|| format!("cannot restrict {}", folder.display()))
 }
 
+/// Where the store of a server is.
+pub fn store_dir(data_dir: &Path) -> std::path::PathBuf {
+    data_dir.join("state")
+}
+
 pub fn open_store(data_dir: &Path) -> Result<Embedded, storage::Error> {
-    Embedded::open(&data_dir.join("state.redb"))
+    Embedded::open(&store_dir(data_dir))
 }
 
 /// Where a node's container engine and its agent of network policies meet.

@@ -30,7 +30,7 @@ pub async fn run(args: cli::Reset) -> anyhow::Result<()> {
 }
 
 /// What shows that a folder is a data directory.
-const DATA_MARKS: &[&str] = &["pki", "state.redb", "engine", "images"];
+const DATA_MARKS: &[&str] = &["pki", "state", "engine", "images"];
 /// What shows that a folder is the root directory of a kubelet that ran alone.
 const KUBELET_MARKS: &[&str] = &["pods"];
 
@@ -48,7 +48,7 @@ fn check_ours(folder: Option<&std::path::PathBuf>, marks: &[&str]) -> anyhow::Re
 async fn reset_data_dir(data_dir: &Path, cgroup_root: &str) -> anyhow::Result<()> {
     // An agent has no store, but an engine.
     let engine_answers = cri::connect(&image::socket(data_dir).display().to_string()).await.is_ok();
-    let in_use = data_dir.join("state.redb").exists()
+    let in_use = parts::store_dir(data_dir).exists()
         && matches!(parts::open_store(data_dir), Err(storage::Error::InUse { .. }));
     if engine_answers || in_use {
         bail!("stop the server first: it uses {}", data_dir.display());

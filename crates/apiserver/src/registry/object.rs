@@ -248,7 +248,7 @@ pub fn put_decimal(out: &mut BytesMut, number: u64) {
 /// The JSON that is stored: `apiVersion`, `kind` and `metadata` first, so that the place of the resourceVersion is
 /// found after a few dozen bytes; without resourceVersion.
 pub fn to_stored(object: &Value) -> Bytes {
-    let mut out = Vec::with_capacity(4096);
+    let mut out = Vec::with_capacity(8192);
     out.push(b'{');
     let empty = serde_json::Map::new();
     let fields = object.as_object().unwrap_or(&empty);

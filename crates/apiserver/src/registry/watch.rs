@@ -7,9 +7,10 @@ use std::time::Duration;
 
 use apimachinery::Status;
 use bytes::{Bytes, BytesMut};
+use futures::stream::{FuturesUnordered, StreamExt};
 use storage::Revision;
 use tokio::time::{Instant, Sleep};
-use tokio_util::sync::CancellationToken;
+use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
 use super::cache::{Cache, Event, Kind};
 use super::object::Object;
@@ -65,7 +66,8 @@ pub struct Watcher {
     bookmark: Instant,
     /// Rings at the next of both. It is set again only when it rang: most wake-ups are changes.
     timer: Pin<Box<Sleep>>,
-    shutdown: CancellationToken,
+    /// What ends the watch from outside. They are looked at when they ring and not at each change.
+    ends: FuturesUnordered<WaitForCancellationFutureOwned>,
     ended: bool,
 }
 
@@ -123,7 +125,10 @@ impl Registry {
             deadline,
             bookmark,
             timer: Box::pin(tokio::time::sleep_until(first)),
-            shutdown,
+            ends: [shutdown, resource.retired.clone()]
+                .map(CancellationToken::cancelled_owned)
+                .into_iter()
+                .collect(),
             ended: false,
         })
     }
@@ -152,8 +157,7 @@ impl Watcher {
                 return Some(frames);
             }
             tokio::select! {
-                () = self.shutdown.cancelled() => return None,
-                () = self.resource.retired.cancelled() => return None,
+                _ = self.ends.next() => return None,
                 () = self.timer.as_mut() => if let Some(last) = self.rang() {
                     return last;
                 },

@@ -1,8 +1,8 @@
 //! What lies between HTTP and TLS: small writes are gathered, and a peer that does not read is given up.
 //!
 //! HTTP/2 writes and flushes each frame by itself. A hundred watchers of one change on four connections would be
-//! a hundred records and a hundred system calls; gathered until the connection has nothing more to say for now
-//! ([`Wire::drive`]), they are a few.
+//! a hundred records and a hundred system calls; gathered until all who were woken with the connection have had
+//! their say ([`Wire::drive`]), they are a few.
 
 use std::io;
 use std::pin::Pin;
@@ -25,8 +25,10 @@ struct Io<S> {
     pending: Vec<u8>,
     /// How much of `pending` the stream has taken.
     taken: usize,
-    /// Flushes wait until the end of the connection's turn.
+    /// Flushes wait for the connection's next turn.
     gathers: bool,
+    /// What is pending waits for others that are about to write.
+    waits: bool,
     stall: Option<Pin<Box<Sleep>>>,
 }
 
@@ -45,13 +47,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
         Self::new(stream, false)
     }
 
-    /// Writes go out at the end of each turn of [`Wire::drive`].
+    /// Writes go out by [`Wire::drive`].
     pub fn gathering(stream: S) -> Self {
         Self::new(stream, true)
     }
 
     fn new(stream: S, gathers: bool) -> Self {
-        let io = Io { stream, pending: Vec::new(), taken: 0, gathers, stall: None };
+        let io = Io { stream, pending: Vec::new(), taken: 0, gathers, waits: false, stall: None };
         Wire(Arc::new(Mutex::new(io)))
     }
 
@@ -60,7 +62,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Runs the connection that writes here, and sends after each of its turns what it wrote.
+    /// Runs the connection that writes here, and sends what it wrote one turn later: a connection is woken by the
+    /// first of its streams that has something to send, and runs again behind the others that were woken before.
     pub async fn drive<F, E>(&self, mut connection: Pin<&mut F>) -> Result<(), BoxError>
     where
         F: Future<Output = Result<(), E>>,
@@ -68,7 +71,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
     {
         std::future::poll_fn(|context| {
             let turn = connection.as_mut().poll(context).map_err(Into::into);
-            match (turn, self.io().flush(context)) {
+            let mut io = self.io();
+            if turn.is_pending() && io.begins_to_wait() {
+                context.waker().wake_by_ref();
+                return Poll::Pending;
+            }
+            match (turn, io.flush(context)) {
                 (_, Poll::Ready(Err(error))) => Poll::Ready(Err(error.into())),
                 (turn, _) => turn,
             }
@@ -80,6 +88,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Io<S> {
+    /// Whether there is something that may as well be sent a turn later.
+    fn begins_to_wait(&mut self) -> bool {
+        self.waits = !self.waits && self.taken == 0 && !self.pending.is_empty();
+        self.waits
+    }
+
     fn flush(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         ready!(self.drain(context))?;
         let flushed = Pin::new(&mut self.stream).poll_flush(context);
@@ -196,6 +210,25 @@ mod tests {
         wire.drive(turn.as_mut()).await.unwrap();
         theirs.read_exact(&mut got).await.unwrap();
         assert_eq!(&got, b"frameframeframe");
+    }
+
+    #[tokio::test]
+    async fn what_is_written_in_a_turn_waits_for_the_next() {
+        let (ours, mut theirs) = duplex(1 << 20);
+        let wire = Wire::gathering(ours);
+        let mut writer = wire.clone();
+        let connection = std::future::poll_fn(move |context| {
+            let _ = Pin::new(&mut writer).poll_write(context, b"frame");
+            Poll::<io::Result<()>>::Pending
+        });
+        let connection = std::pin::pin!(connection);
+        let mut driven = std::pin::pin!(wire.drive(connection));
+        let mut got = [0; 20];
+        for (turn, sent) in [(1, 0), (2, 10), (3, 0), (4, 10)] {
+            assert!(futures::poll!(driven.as_mut()).is_pending());
+            let read = futures::FutureExt::now_or_never(theirs.read(&mut got));
+            assert_eq!(read.map_or(0, |count| count.unwrap()), sent, "turn {turn}");
+        }
     }
 
     #[tokio::test(start_paused = true)]

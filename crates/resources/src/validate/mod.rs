@@ -83,6 +83,11 @@ pub fn immutable(object: &Value, old: &Value, field: &str) -> Errors {
 ///
 /// Upstream: apimachinery/pkg/api/equality/semantic.go
 pub fn same(a: Option<&Value>, b: Option<&Value>) -> bool {
+    // Most that is compared is equal, which is seen sooner.
+    a == b || means_same(a, b)
+}
+
+fn means_same(a: Option<&Value>, b: Option<&Value>) -> bool {
     const BY_VALUE: &[&str] = &[
         "hostNetwork",
         "hostPID",
@@ -109,12 +114,16 @@ pub fn same(a: Option<&Value>, b: Option<&Value>) -> bool {
         empty(value) || value == Some(&Value::Bool(false)) || value.and_then(Value::as_i64) == Some(0)
     }
     match (a, b) {
-        (Some(Value::Object(a)), Some(Value::Object(b))) => a.keys().chain(b.keys()).all(|name| {
-            let (a, b) = (a.get(name), b.get(name));
-            (BY_VALUE.contains(&name.as_str()) && zero(a) && zero(b)) || same(a, b)
-        }),
+        (Some(Value::Object(a)), Some(Value::Object(b))) => {
+            // Each name once: what is below is compared so often as its name comes up.
+            let added = b.keys().filter(|name| !a.contains_key(*name));
+            a.keys().chain(added).all(|name| {
+                let (a, b) = (a.get(name), b.get(name));
+                (BY_VALUE.contains(&name.as_str()) && zero(a) && zero(b)) || means_same(a, b)
+            })
+        }
         (Some(Value::Array(a)), Some(Value::Array(b))) => {
-            a.len() == b.len() && a.iter().zip(b).all(|(a, b)| same(Some(a), Some(b)))
+            a.len() == b.len() && a.iter().zip(b).all(|(a, b)| means_same(Some(a), Some(b)))
         }
         (Some(a), Some(b)) if a == b => true,
         (a, b) => empty(a) && empty(b),

@@ -246,7 +246,7 @@ impl<'a> Set<'a> {
 
     /// The set as managedFields keeps it.
     pub fn json(&self) -> String {
-        let mut out = String::with_capacity(1024);
+        let mut out = String::with_capacity(4096);
         self.write(&mut out);
         out
     }

@@ -20,6 +20,13 @@ pub fn read(json: &[u8]) -> Result<Value, Error> {
     tree.map_err(|error| Error::Syntax(error.to_string()))
 }
 
+/// Reads an object as its compact JSON.
+pub(crate) fn text_of_map<'de, A: MapAccess<'de>>(access: A) -> Result<Value, A::Error> {
+    let mut text = String::with_capacity(1024);
+    Text(&mut text).visit_map(access)?;
+    Ok(text.into())
+}
+
 /// A value below which text lies at a path; at the end of the path, the value is the text.
 #[derive(Clone, Copy)]
 struct Kept(&'static [&'static str]);

@@ -8,6 +8,7 @@ use serde_json::{Map, Value};
 
 use super::Strictness;
 use super::scalar::{Misfit, Scalar, convert, go_type, is_dropped, zero};
+use crate::apply::text_of_map;
 
 const MAX_PROBLEMS: usize = 100;
 /// serde_json stops at 128 itself; trees and YAML that come another way stop here.
@@ -16,6 +17,8 @@ const MAX_DEPTH: usize = 200;
 /// Where the visitor is and what it found.
 pub struct Context {
     report: bool,
+    /// What managers own is left as JSON text: see [`crate::apply::open_owners`].
+    pub owned_as_text: bool,
     path: Vec<Step>,
     /// The object types around the value, innermost last.
     structs: Vec<&'static str>,
@@ -33,6 +36,7 @@ impl Context {
     pub fn new(strictness: Strictness) -> Self {
         Context {
             report: strictness == Strictness::Report,
+            owned_as_text: false,
             path: Vec::new(),
             structs: Vec::new(),
             problems: Vec::new(),
@@ -221,6 +225,7 @@ impl<'de> Visitor<'de> for Seed<'_> {
         match self.ty {
             Type::Object(id) => object(self.context, id.get(), access),
             Type::Map(of) => map(self.context, *of, access),
+            Type::FieldsV1 if self.context.owned_as_text => text_of_map(access),
             Type::Json | Type::Raw | Type::FieldsV1 => untyped_map(access),
             Type::SchemaOrArray | Type::SchemaOrBool | Type::SchemaOrStrings => {
                 lenient(self.context, |c| object(c, tables::json_schema_props(), access))

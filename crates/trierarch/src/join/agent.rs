@@ -47,7 +47,7 @@ pub async fn run(args: Agent) -> anyhow::Result<()> {
     let name = args.node.node_name.clone().map_or_else(host::hostname, Ok)?;
     node::check_ports(&host::node_ips(&args.node.node_ip, &[])?)?;
     let data_dir = std::path::absolute(&args.data.data_dir)?;
-    if data_dir.join("state.redb").exists() {
+    if parts::store_dir(&data_dir).exists() {
         bail!("{} is the data directory of a server", data_dir.display());
     }
     let kubeconfig = data_dir.join("kubelet.kubeconfig");
