@@ -360,6 +360,18 @@ impl Client {
         self.call(Method::DELETE, path, Some(("application/json", body))).await.map(drop)
     }
 
+    /// Deletes all objects of a resource in a namespace.
+    pub async fn delete_collection(
+        &self,
+        resource: &Resource,
+        namespace: &str,
+        options: &DeleteOptions,
+    ) -> Result<(), Error> {
+        let body = serde_json::to_vec(options).expect("delete options are strings and numbers");
+        let path = path(resource, Some(namespace), None, None);
+        self.call(Method::DELETE, path, Some(("application/json", body))).await.map(drop)
+    }
+
     /// Watches untyped objects.
     pub async fn watch_values(
         &self,

@@ -248,7 +248,6 @@ impl<T: Object> Informer<T> {
 trait AnyInformer: Any + Send + Sync {
     fn start(&self, tasks: &TaskTracker);
     fn stop(&self);
-    fn synced(&self) -> watch::Receiver<bool>;
     fn as_any(&self) -> &dyn Any;
 }
 
@@ -260,10 +259,6 @@ impl<T: Cached> AnyInformer for Informer<T> {
 
     fn stop(&self) {
         self.shared.stop.cancel();
-    }
-
-    fn synced(&self) -> watch::Receiver<bool> {
-        self.shared.synced.subscribe()
     }
 
     fn as_any(&self) -> &dyn Any {
@@ -291,18 +286,21 @@ struct FactoryInner {
 pub struct InformerFactory {
     inner: Arc<FactoryInner>,
     writer: Client,
+    /// Whether those have synced that this part was given.
+    given: Arc<Mutex<Vec<watch::Receiver<bool>>>>,
 }
 
 impl InformerFactory {
     pub fn new(client: Client, shutdown: CancellationToken) -> Self {
         let writer = client.clone();
         let inner = FactoryInner { client, shutdown, tasks: TaskTracker::new(), informers: Mutex::default() };
-        InformerFactory { inner: Arc::new(inner), writer }
+        InformerFactory { inner: Arc::new(inner), writer, given: Arc::default() }
     }
 
-    /// The same informers for a part that writes as somebody else than who feeds the caches.
+    /// The same informers for a part that writes as somebody else than who feeds the caches, and that
+    /// [waits](Self::synced) for those alone that it asks for.
     pub fn acting_as(&self, writer: Client) -> Self {
-        InformerFactory { inner: self.inner.clone(), writer }
+        InformerFactory { inner: self.inner.clone(), writer, given: Arc::default() }
     }
 
     /// Who feeds the caches.
@@ -346,17 +344,20 @@ impl InformerFactory {
     ) -> Informer<T> {
         let key = (TypeId::of::<T>(), resource.clone(), filter.clone());
         let mut informers = self.lock();
-        if let Some(informer) = informers.all.get(&key).and_then(|i| i.as_any().downcast_ref::<Informer<T>>())
-        {
-            return Informer { writer: self.writer.clone(), ..informer.clone() };
-        }
-        let mut informer = Informer::new(&self.inner, resource, filter, decode);
-        if informers.started {
-            informer.start(&self.inner.tasks);
-        }
-        informers.all.insert(key, Box::new(informer.clone()));
-        informer.writer = self.writer.clone();
-        informer
+        let known = informers.all.get(&key).and_then(|i| i.as_any().downcast_ref::<Informer<T>>()).cloned();
+        let informer = known.unwrap_or_else(|| {
+            let informer = Informer::new(&self.inner, resource, filter, decode);
+            if informers.started {
+                informer.start(&self.inner.tasks);
+            }
+            informers.all.insert(key, Box::new(informer.clone()));
+            informer
+        });
+        let mut given = self.given.lock().unwrap_or_else(PoisonError::into_inner);
+        // Those that nobody holds any more are not waited for.
+        given.retain(|synced| synced.has_changed().is_ok());
+        given.push(informer.shared.synced.subscribe());
+        Informer { writer: self.writer.clone(), ..informer }
     }
 
     /// Starts the informers that were made so far; those made later start at once.
@@ -367,10 +368,10 @@ impl InformerFactory {
         }
     }
 
-    /// Waits until all informers made so far hold the server's state. False when the factory is shut down
-    /// before.
+    /// Waits until all informers that this part was given so far hold the server's state. False when the factory is
+    /// shut down before.
     pub async fn synced(&self) -> bool {
-        let waiting: Vec<_> = self.lock().all.values().map(|informer| informer.synced()).collect();
+        let waiting = self.given.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let all = async {
             for mut synced in waiting {
                 if synced.wait_for(|synced| *synced).await.is_err() {

@@ -43,19 +43,22 @@ struct Position {
     resource_version: Option<String>,
     /// Whether the server is believed to stream lists.
     streaming: bool,
+    /// Whether a watch has brought something lately.
+    moved: bool,
 }
 
 /// Runs until the informer is stopped.
 pub(crate) async fn run<T: Cached>(shared: &Shared<T>) {
     let mut backoff = Backoff { next: FIRST_DELAY };
-    let mut position = Position { resource_version: None, streaming: true };
+    let mut position = Position { resource_version: None, streaming: true, moved: false };
     loop {
         let began = Instant::now();
         let outcome = tokio::select! {
             () = shared.stop.cancelled() => return,
             outcome = round(shared, &mut position) => outcome,
         };
-        if began.elapsed() > GOOD_WATCH {
+        // Who falls behind in a storm of changes and has to begin anew is not to wait longer each time.
+        if std::mem::take(&mut position.moved) || began.elapsed() > GOOD_WATCH {
             backoff.reset();
         }
         match outcome {
@@ -111,7 +114,9 @@ async fn round<T: Cached>(shared: &Shared<T>, position: &mut Position) -> Result
         }
     };
     while let Some(event) = watch.next().await {
-        let at = match event? {
+        let event = event?;
+        position.moved = true;
+        let at = match event {
             WatchEvent::Added(object) | WatchEvent::Modified(object) => {
                 let at = version_of(&object);
                 shared.decode(object).into_iter().for_each(|object| shared.observe(object));

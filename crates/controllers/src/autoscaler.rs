@@ -25,6 +25,7 @@ use serde_json::{Value, json};
 
 use crate::Error;
 use crate::context::Context;
+use crate::objects::same;
 use crate::options::Autoscaling;
 use crate::scale::{self, Missing, Scale};
 use behavior::{History, Limited};
@@ -71,30 +72,20 @@ pub(crate) async fn run(context: Context) {
             _ => this.queue.add(key),
         }
     });
-    let synced = [
-        controller.autoscalers.synced().await,
-        controller.pods.synced().await,
-        controller.context.universe.synced().await,
-    ];
-    if synced.contains(&false) {
+    if !controller.context.universe.synced().await {
         return;
     }
-    let (queue, context) = (controller.queue.clone(), controller.context.clone());
-    context
-        .run_workers(&queue, WORKERS, move |key: String| {
-            let controller = controller.clone();
-            async move {
-                let Some(autoscaler) = controller.autoscalers.get(&key) else { return Ok(()) };
-                let outcome = controller.reconcile(&key, &autoscaler).await;
-                if let Err(error) = &outcome {
-                    tracing::debug!(%key, %error, "an autoscaler cannot do its work");
-                }
-                // What fails is tried again with the next measurements, not sooner.
-                controller.queue.add_after(key, controller.options().sync_period);
-                Ok::<_, Error>(())
-            }
-        })
-        .await;
+    let reconcile = |controller: Arc<Controller>, key: String| async move {
+        let Some(autoscaler) = controller.autoscalers.get(&key) else { return Ok(()) };
+        let outcome = controller.reconcile(&key, &autoscaler).await;
+        if let Err(error) = &outcome {
+            tracing::debug!(%key, %error, "an autoscaler cannot do its work");
+        }
+        // What fails is tried again with the next measurements, not sooner.
+        controller.queue.add_after(key, controller.options().sync_period);
+        Ok(())
+    };
+    controller.context.work(&controller, &controller.queue, WORKERS, reconcile).await;
 }
 
 /// What a look at an autoscaler ends with.
@@ -253,7 +244,12 @@ impl Controller {
         before: &HorizontalPodAutoscaler,
         after: &HorizontalPodAutoscaler,
     ) -> Result<(), Error> {
-        if before.status == after.status {
+        if before
+            .status
+            .as_ref()
+            .zip(after.status.as_ref())
+            .is_some_and(|(before, after)| same(before, after))
+        {
             return Ok(());
         }
         match self.autoscalers.update_status(after).await {

@@ -16,7 +16,7 @@ use serde_json::json;
 
 use crate::Error;
 use crate::context::Context;
-use crate::objects::until;
+use crate::expiry;
 
 const TYPE: &str = "bootstrap.kubernetes.io/token";
 const NAME_PREFIX: &str = "bootstrap-token-";
@@ -83,64 +83,45 @@ fn tokens(context: &Context) -> Informer<Secret> {
     context.informers.filtered(Filter { namespace: Some(TOKENS.to_owned()), fields, ..Default::default() })
 }
 
+struct Signer {
+    context: Context,
+    tokens: Informer<Secret>,
+    infos: Informer<ConfigMap>,
+}
+
 /// Signs the description until the shutdown.
 pub(crate) async fn run_signer(context: Context) {
-    let tokens = tokens(&context);
-    let infos: Informer<ConfigMap> = context.informers.filtered(Filter {
+    let infos = context.informers.filtered(Filter {
         namespace: Some(PUBLIC.to_owned()),
         fields: Some(format!("metadata.name={CLUSTER_INFO}")),
         ..Default::default()
     });
+    let signer = Arc::new(Signer { tokens: tokens(&context), infos, context });
     let queue = WorkQueue::new();
     let changed = queue.clone();
-    tokens.subscribe(move |_| changed.add(()));
+    signer.tokens.subscribe(move |_| changed.add(()));
     let changed = queue.clone();
-    infos.subscribe(move |_| changed.add(()));
-    if !(tokens.synced().await && infos.synced().await) {
-        return;
+    signer.infos.subscribe(move |_| changed.add(()));
+    signer.context.work(&signer, &queue, 1, Signer::sign).await;
+}
+
+impl Signer {
+    async fn sign(self: Arc<Self>, (): ()) -> Result<(), Error> {
+        let Some(info) = self.infos.get_in(PUBLIC, CLUSTER_INFO) else { return Ok(()) };
+        let Some(signed) = decide(&info, &self.tokens.list(), self.context.clock().now()) else {
+            return Ok(());
+        };
+        match self.infos.update(&signed).await {
+            Err(error) if error.is_not_found() => Ok(()),
+            outcome => outcome.map(drop).map_err(Error::from),
+        }
     }
-    let worker = context.clone();
-    worker
-        .run_workers(&queue, 1, move |()| {
-            let (context, tokens, infos) = (context.clone(), tokens.clone(), infos.clone());
-            async move {
-                let Some(info) = infos.get_in(PUBLIC, CLUSTER_INFO) else { return Ok(()) };
-                let now = context.clock().now();
-                let Some(signed) = decide(&info, &tokens.list(), now) else { return Ok(()) };
-                match infos.update(&signed).await {
-                    Err(error) if error.is_not_found() => Ok(()),
-                    outcome => outcome.map(drop).map_err(Error::from),
-                }
-            }
-        })
-        .await;
 }
 
 /// Removes tokens that are over until the shutdown.
 pub(crate) async fn run_cleaner(context: Context) {
     let tokens = tokens(&context);
-    let queue = WorkQueue::new();
-    let changed = queue.clone();
-    tokens.subscribe(move |event| changed.add(Object::key(&**event.object())));
-    if !tokens.synced().await {
-        return;
-    }
-    let (worker, delayed) = (context.clone(), queue.clone());
-    worker
-        .run_workers(&queue, 1, move |key: String| {
-            let (context, tokens, delayed) = (context.clone(), tokens.clone(), delayed.clone());
-            async move {
-                let Some(token) = tokens.get(&key) else { return Ok(()) };
-                let Some(end) = expiration(&token) else { return Ok(()) };
-                let left = until(end, context.clock().now());
-                if left.is_zero() {
-                    return context.delete(&*token).await.map_err(Error::from);
-                }
-                delayed.add_after(key, left);
-                Ok(())
-            }
-        })
-        .await;
+    expiry::run(context, tokens, expiration).await;
 }
 
 #[cfg(test)]

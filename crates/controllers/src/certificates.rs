@@ -210,10 +210,7 @@ fn serial() -> [u8; 16] {
 /// Approves what kubelets ask for, until the shutdown.
 pub(crate) async fn run_approver(context: Context) {
     let (controller, queue) = Controller::new(context.clone());
-    if !controller.requests.synced().await {
-        return;
-    }
-    context.run_workers(&queue, WORKERS, move |name| controller.clone().approve(name)).await;
+    context.work(&controller, &queue, WORKERS, Controller::approve).await;
 }
 
 /// Signs what is approved, until the shutdown.
@@ -227,10 +224,8 @@ pub(crate) async fn run_signer(context: Context) {
         }
     };
     let (controller, queue) = Controller::new(context.clone());
-    if !controller.requests.synced().await {
-        return;
-    }
-    context.run_workers(&queue, WORKERS, move |name| controller.clone().sign(authority.clone(), name)).await;
+    let sign = move |controller: Arc<Controller>, name| controller.sign(authority.clone(), name);
+    context.work(&controller, &queue, WORKERS, sign).await;
 }
 
 /// When something that happened at `since` is older than `seconds`.

@@ -37,7 +37,7 @@ pub(crate) fn decide(role: &ClusterRole, all: &[Arc<ClusterRole>]) -> Option<Vec
 pub(crate) async fn run(context: Context) {
     let roles: Informer<ClusterRole> = context.informers.informer();
     let queue = WorkQueue::new();
-    if !roles.synced().await {
+    if !context.synced().await {
         return;
     }
     let (all, keys) = (roles.clone(), queue.clone());
@@ -46,16 +46,11 @@ pub(crate) async fn run(context: Context) {
         let aggregated = all.list().into_iter().filter(|role| role.aggregation_rule.is_some());
         aggregated.for_each(|role| keys.add(role.name().to_owned()));
     });
-    context
-        .run_workers(&queue, WORKERS, move |name| {
-            let roles = roles.clone();
-            async move { reconcile(&roles, &name).await }
-        })
-        .await;
+    context.work(&Arc::new(roles), &queue, WORKERS, reconcile).await;
 }
 
-async fn reconcile(roles: &Informer<ClusterRole>, name: &str) -> Result<(), Error> {
-    let Some(role) = roles.get(name).filter(|role| !is_deleting(&**role)) else { return Ok(()) };
+async fn reconcile(roles: Arc<Informer<ClusterRole>>, name: String) -> Result<(), Error> {
+    let Some(role) = roles.get(&name).filter(|role| !is_deleting(&**role)) else { return Ok(()) };
     let Some(rules) = decide(&role, &roles.list()) else { return Ok(()) };
     if role.rules.as_deref().unwrap_or_default() == rules {
         return Ok(());

@@ -42,19 +42,32 @@ impl Context {
         }
     }
 
-    /// Works on the queue's keys until the shutdown, `workers` at a time unless the options say otherwise.
-    pub async fn run_workers<K, Reconcile, Work>(
+    /// Waits until all that the controller has informers of is known. False at the shutdown.
+    pub async fn synced(&self) -> bool {
+        self.informers.synced().await
+    }
+
+    /// The end of every controller: waits until all that it has informers of is known, then reconciles the queue's
+    /// keys until the shutdown, `workers` at a time unless the options say otherwise.
+    pub async fn work<C, K, Reconcile, Work>(
         &self,
+        controller: &Arc<C>,
         queue: &WorkQueue<K>,
         workers: usize,
         reconcile: Reconcile,
     ) where
+        C: Send + Sync + 'static,
         K: Clone + Eq + Hash + Debug + Send + Sync + 'static,
-        Reconcile: Fn(K) -> Work + Send + Sync + 'static,
+        Reconcile: Fn(Arc<C>, K) -> Work + Send + Sync + 'static,
         Work: Future<Output = Result<(), Error>> + Send,
     {
+        if !self.synced().await {
+            return;
+        }
         let workers = self.config.options.workers.get(self.name).copied().unwrap_or(workers);
         queue.watch(table::queue_name(self.name), &self.config.metrics);
+        let controller = controller.clone();
+        let reconcile = move |key| reconcile(controller.clone(), key);
         run_workers(self.name, queue, workers, &self.shutdown, reconcile).await;
     }
 

@@ -41,16 +41,7 @@ pub(crate) async fn run(context: Context) {
     controller.cron_jobs.subscribe(move |event| this.queue.add(event.object().key()));
     let this = controller.clone();
     controller.jobs.subscribe(move |event| this.job_event(event));
-    if !(controller.cron_jobs.synced().await && controller.jobs.synced().await) {
-        return;
-    }
-    let (queue, context) = (controller.queue.clone(), controller.context.clone());
-    context
-        .run_workers(&queue, WORKERS, move |key| {
-            let controller = controller.clone();
-            async move { controller.reconcile(&key).await }
-        })
-        .await;
+    controller.context.work(&controller, &controller.queue, WORKERS, CronJobs::reconcile).await;
 }
 
 impl CronJobs {
@@ -62,15 +53,15 @@ impl CronJobs {
         }
     }
 
-    async fn reconcile(&self, key: &str) -> Result<(), Error> {
-        let Some(cron_job) = self.cron_jobs.get(key) else { return Ok(()) };
+    async fn reconcile(self: Arc<Self>, key: String) -> Result<(), Error> {
+        let Some(cron_job) = self.cron_jobs.get(&key) else { return Ok(()) };
         let mut jobs = controlled(&self.jobs, cron_job.uid());
         jobs.extend(self.unseen(&cron_job, &jobs).await?);
         let plan = decide(&cron_job, &jobs, self.context.clock().now());
         let again = plan.again;
         self.execute(&cron_job, plan).await?;
         if let Some(delay) = again {
-            self.queue.add_after(key.to_owned(), delay);
+            self.queue.add_after(key.clone(), delay);
         }
         Ok(())
     }

@@ -16,12 +16,12 @@ use serde_json::json;
 use crate::Error;
 use crate::context::Context;
 use crate::history::{History, data_of, label_values, outlived, sort_out};
-use crate::objects::{is_deleting, label, pod_from_template};
-use crate::ownership::{add_index, candidates, claim_all, concerned};
+use crate::objects::{is_deleting, label, pod_from_template, same};
+use crate::ownership::{candidates, claim_all, concerned};
 use crate::pace::Pace;
 use crate::pod_control::PodControl;
 use crate::selector;
-use decision::{Backoff, HASH_LABEL, Observed, Plan, decide, same, status};
+use decision::{Backoff, HASH_LABEL, Observed, Plan, decide, status};
 use placement::{add_tolerations, tie_to_node};
 
 const COMPONENT: &str = "daemonset-controller";
@@ -45,12 +45,10 @@ struct DaemonSets {
 
 /// Runs the controller until the shutdown.
 pub(crate) async fn run(context: Context) {
-    let revisions = context.informers.informer::<ControllerRevision>();
-    add_index(&revisions);
     let controller = Arc::new(DaemonSets {
         sets: context.informers.informer::<DaemonSet>(),
         nodes: context.informers.informer::<Node>(),
-        history: History { client: context.client.clone(), revisions, hash_label: HASH_LABEL },
+        history: History::new(&context, HASH_LABEL),
         pods: PodControl::new(&context, COMPONENT),
         queue: WorkQueue::new(),
         backoff: Mutex::default(),
@@ -68,20 +66,7 @@ pub(crate) async fn run(context: Context) {
     });
     let this = controller.clone();
     controller.nodes.subscribe(move |event| this.node_event(event));
-    let synced = controller.sets.synced().await
-        && controller.nodes.synced().await
-        && controller.history.revisions.synced().await
-        && controller.pods.pods.synced().await;
-    if !synced {
-        return;
-    }
-    let (queue, context) = (controller.queue.clone(), controller.context.clone());
-    context
-        .run_workers(&queue, WORKERS, move |key| {
-            let controller = controller.clone();
-            async move { controller.reconcile(&key).await }
-        })
-        .await;
+    controller.context.work(&controller, &controller.queue, WORKERS, DaemonSets::reconcile).await;
 }
 
 fn selector_of(set: &DaemonSet) -> LabelSelector {
@@ -110,8 +95,8 @@ impl DaemonSets {
         }
     }
 
-    async fn reconcile(&self, key: &str) -> Result<(), Error> {
-        let Some(set) = self.sets.get(key).filter(|set| !is_deleting(&**set)) else { return Ok(()) };
+    async fn reconcile(self: Arc<Self>, key: String) -> Result<(), Error> {
+        let Some(set) = self.sets.get(&key).filter(|set| !is_deleting(&**set)) else { return Ok(()) };
         let selector = selector_of(&set);
         if selector::is_empty(&selector) {
             let message = "This daemon set is selecting all pods. A non-empty selector is required.";
@@ -149,7 +134,7 @@ impl DaemonSets {
         }
         self.update_status(&set, status).await?;
         if let Some(delay) = again {
-            self.queue.add_after(key.to_owned(), delay);
+            self.queue.add_after(key.clone(), delay);
         }
         failure.map_or(Ok(()), |error| Err(error.into()))
     }

@@ -17,7 +17,7 @@ use crate::context::Context;
 use crate::deployment_status::{count, find, is_complete, new_condition, progress, remove};
 use crate::objects::{
     annotation, controller_of, controller_reference, created, is_controlled_by, is_deleting, is_terminal,
-    namespace_is_terminating, scaled, short_hash,
+    namespace_is_terminating, same, scaled, short_hash,
 };
 use crate::ownership::{add_index, candidates, claim_all, concerned, controlled};
 use crate::pace::Pace;
@@ -221,18 +221,9 @@ pub(crate) fn decide(
     plan
 }
 
-/// The status, if it differs from what the Deployment has. Absent numbers are zeros.
+/// The status, if it differs from what the Deployment has.
 fn changed(deployment: &Deployment, status: DeploymentStatus) -> Option<DeploymentStatus> {
-    let plain = |status: &DeploymentStatus| {
-        let n = |n: Option<i32>| n.unwrap_or(0);
-        let numbers =
-            [status.replicas, status.updated_replicas, status.ready_replicas, status.available_replicas];
-        let more = [status.unavailable_replicas, status.terminating_replicas, status.collision_count];
-        let conditions = status.conditions.clone().unwrap_or_default();
-        (numbers.map(n), more.map(n), status.observed_generation.unwrap_or(0), conditions)
-    };
-    let same = deployment.status.as_ref().is_some_and(|old| plain(old) == plain(&status));
-    (!same).then_some(status)
+    Some(status).filter(|new| !deployment.status.as_ref().is_some_and(|old| same(old, new)))
 }
 
 fn sort_out<'a>(deployment: &'a Deployment, sets: &[Arc<ReplicaSet>], now: Timestamp) -> Rollout<'a> {
@@ -573,21 +564,7 @@ pub(crate) async fn run(context: Context) {
     controller.sets.subscribe(move |event| this.set_event(event));
     let this = controller.clone();
     controller.pods.subscribe(move |event| this.pod_event(event));
-    let synced = [
-        controller.deployments.synced().await,
-        controller.sets.synced().await,
-        controller.pods.synced().await,
-    ];
-    if synced.contains(&false) {
-        return;
-    }
-    let (queue, context) = (controller.queue.clone(), controller.context.clone());
-    context
-        .run_workers(&queue, WORKERS, move |key| {
-            let controller = controller.clone();
-            async move { controller.reconcile(&key).await }
-        })
-        .await;
+    controller.context.work(&controller, &controller.queue, WORKERS, Controller::reconcile).await;
 }
 
 impl Controller {
@@ -615,8 +592,8 @@ impl Controller {
         }
     }
 
-    async fn reconcile(&self, key: &str) -> Result<(), Error> {
-        let Some(deployment) = self.deployments.get(key) else { return Ok(()) };
+    async fn reconcile(self: Arc<Self>, key: String) -> Result<(), Error> {
+        let Some(deployment) = self.deployments.get(&key) else { return Ok(()) };
         let Some(spec) = &deployment.spec else { return Ok(()) };
         if selector::is_empty(&spec.selector) {
             let message = "This deployment is selecting all pods. A non-empty selector is required.";
@@ -629,7 +606,7 @@ impl Controller {
         let now = self.context.clock().now();
         let plan = decide(&deployment, &sets, self.old_pods_run(&deployment, &sets), now);
         if let Some(again) = plan.again {
-            self.queue.add_after(key.to_owned(), again);
+            self.queue.add_after(key.clone(), again);
         }
         self.execute(&deployment, plan).await
     }

@@ -111,19 +111,11 @@ pub(crate) async fn run(context: Context) {
     controller.pods.add_index(BY_CLAIM, claims_of);
     controller.claims.add_index(BY_POOL, |claim| devices(claim).map(|d| pool(&d.driver, &d.pool)).collect());
     controller.slices.add_index(BY_POOL, |slice| vec![pool_of(slice)]);
-    let synced =
-        [controller.pods.synced().await, controller.claims.synced().await, controller.slices.synced().await];
-    if synced.contains(&false) {
+    if !controller.context.synced().await {
         return;
     }
     controller.subscribe();
-    let (queue, context) = (controller.queue.clone(), controller.context.clone());
-    context
-        .run_workers(&queue, WORKERS, move |key| {
-            let controller = controller.clone();
-            async move { controller.reconcile(&key).await }
-        })
-        .await;
+    controller.context.work(&controller, &controller.queue, WORKERS, Controller::reconcile).await;
 }
 
 impl Controller {
@@ -167,9 +159,9 @@ impl Controller {
         ends.min()
     }
 
-    async fn reconcile(&self, key: &str) -> Result<(), Error> {
+    async fn reconcile(self: Arc<Self>, key: String) -> Result<(), Error> {
         let lives = |pod: &Arc<Pod>| !is_deleting(&**pod) && !is_terminal(pod) && !node_name(pod).is_empty();
-        let Some(pod) = self.pods.get(key).filter(lives) else { return Ok(()) };
+        let Some(pod) = self.pods.get(&key).filter(lives) else { return Ok(()) };
         let tell = |message: &str| self.events.normal(&*pod, "DeviceTaintManagerEviction", message);
         let Some(end) = self.pod_end(&pod) else {
             if self.doomed.remove(&pod) {
@@ -182,7 +174,7 @@ impl Controller {
             self.doomed.insert(&pod);
             // A time beyond all clocks is looked at again within a human's life.
             let wait = until(end, now).min(Duration::from_secs(u64::from(u32::MAX)));
-            self.queue.add_after(key.to_owned(), wait + Duration::from_millis(1));
+            self.queue.add_after(key.clone(), wait + Duration::from_millis(1));
             return Ok(());
         }
         tell("Marking for deletion");

@@ -199,17 +199,6 @@ pub(crate) async fn run(context: Context) {
         events: context.events("controllermanager"),
         context,
     });
-    let synced = [
-        controller.budgets.synced().await,
-        controller.pods.synced().await,
-        controller.deployments.synced().await,
-        controller.sets.synced().await,
-        controller.replications.synced().await,
-        controller.stateful.synced().await,
-    ];
-    if synced.contains(&false) {
-        return;
-    }
     let queue = controller.queue.clone();
     controller.budgets.subscribe(move |event| queue.add(Object::key(&**event.object())));
     let this = controller.clone();
@@ -218,17 +207,9 @@ pub(crate) async fn run(context: Context) {
     controller.follow(&controller.sets);
     controller.follow(&controller.replications);
     controller.follow(&controller.stateful);
-    let (queue, meant, context) =
-        (controller.queue.clone(), controller.meant.clone(), controller.context.clone());
-    let this = controller.clone();
-    let budgets = context.run_workers(&queue, WORKERS, move |key| {
-        let controller = this.clone();
-        async move { controller.reconcile(&key).await }
-    });
-    let pods = context.run_workers(&meant, 1, move |key| {
-        let controller = controller.clone();
-        async move { controller.clear(&key).await }
-    });
+    let context = &controller.context;
+    let budgets = context.work(&controller, &controller.queue, WORKERS, Controller::reconcile);
+    let pods = context.work(&controller, &controller.meant, 1, Controller::clear);
     tokio::join!(budgets, pods);
 }
 
@@ -245,12 +226,29 @@ impl Controller {
         {
             self.meant.add_after(Object::key(&**pod), wait);
         }
-        for pod in event.old().into_iter().chain([event.object()]) {
-            for budget in self.budgets.by_namespace(pod.namespace()) {
-                if selects(&budget, pod) {
-                    self.queue.add(Object::key(&*budget));
-                }
-            }
+        let over = |pod: &Pod| {
+            let mut budgets = self.budgets.by_namespace(pod.namespace());
+            budgets.retain(|budget| selects(budget, pod));
+            budgets
+        };
+        let now = over(pod);
+        let labels = |pod: &Arc<Pod>| pod.metadata.labels.clone();
+        if let [first, _, ..] = now.as_slice()
+            && !matches!(event, Event::Deleted(_))
+            && event.old().is_none_or(|old| labels(old) != labels(pod))
+        {
+            // Upstream: pkg/controller/disruption/disruption.go getPdbForPod
+            let message = format!(
+                "Pod {:?}/{:?} matches multiple PodDisruptionBudgets.  Chose {:?} arbitrarily.",
+                pod.namespace(),
+                pod.name(),
+                first.name()
+            );
+            self.events.warning(&**pod, "MultiplePodDisruptionBudgets", message);
+        }
+        let before = event.old().map(|old| over(old)).unwrap_or_default();
+        for budget in now.into_iter().chain(before) {
+            self.queue.add(Object::key(&*budget));
         }
     }
 
@@ -266,8 +264,8 @@ impl Controller {
         });
     }
 
-    async fn reconcile(&self, key: &str) -> Result<(), Error> {
-        let Some(budget) = self.budgets.get(key).filter(|budget| !is_deleting(&**budget)) else {
+    async fn reconcile(self: Arc<Self>, key: String) -> Result<(), Error> {
+        let Some(budget) = self.budgets.get(&key).filter(|budget| !is_deleting(&**budget)) else {
             return Ok(());
         };
         let mut pods = self.pods.by_namespace(budget.namespace());
@@ -287,7 +285,7 @@ impl Controller {
             }
         }
         if let Some(again) = again {
-            self.queue.add_after(key.to_owned(), again);
+            self.queue.add_after(key.clone(), again);
         }
         if budget.status.as_ref() != Some(&status) {
             let mut updated = (*budget).clone();
@@ -320,13 +318,13 @@ impl Controller {
     /// A pod that was to be evicted and is not: nobody means it any more.
     ///
     /// Upstream: pkg/controller/disruption/disruption.go syncStalePodDisruption
-    async fn clear(&self, key: &str) -> Result<(), Error> {
-        let Some(pod) = self.pods.get(key) else { return Ok(()) };
+    async fn clear(self: Arc<Self>, key: String) -> Result<(), Error> {
+        let Some(pod) = self.pods.get(&key) else { return Ok(()) };
         let now = self.context.clock().now();
         match until_stale(&pod, now) {
             None => return Ok(()),
             Some(wait) if !wait.is_zero() => {
-                self.meant.add_after(key.to_owned(), wait);
+                self.meant.add_after(key.clone(), wait);
                 return Ok(());
             }
             Some(_) => {}

@@ -18,6 +18,7 @@ use crate::objects::{
     annotation, is_deleting, is_ready, label, namespace_is_terminating, node_name, split_key,
 };
 use crate::selector::{self, Labels};
+use crate::trigger_times::{TriggerTimes, tell};
 
 const COMPONENT: &str = "endpoint-controller";
 const WORKERS: usize = 5;
@@ -33,7 +34,10 @@ pub(crate) fn decide(service: &Service, pods: &[Arc<Pod>], existing: Option<&End
     let v6 = spec.ip_families.iter().flatten().next().is_some_and(|family| family == "IPv6");
     let mut by_ports: BTreeMap<Vec<(String, String, i32, String)>, EndpointSubset> = BTreeMap::new();
     let mut count = 0;
-    for pod in pods.iter().filter(|pod| is_endpoint(pod, publish)) {
+    let mut pods: Vec<_> = pods.iter().filter(|pod| is_endpoint(pod, publish)).collect();
+    // Where not all have room, those that serve have it.
+    pods.sort_by_key(|pod| !is_ready(pod));
+    for pod in pods {
         let Some(ip) = pod_ips(pod).find(|ip| ip.contains(':') == v6) else { continue };
         let ports = spec.ports.iter().flatten();
         let mut ports: Vec<_> = ports
@@ -107,6 +111,7 @@ struct Controller {
     endpoints: Informer<Endpoints>,
     queue: WorkQueue<String>,
     events: EventRecorder,
+    times: TriggerTimes,
 }
 
 /// Runs the controller until the shutdown.
@@ -117,38 +122,29 @@ pub(crate) async fn run(context: Context) {
         endpoints: context.informers.informer(),
         queue: WorkQueue::new(),
         events: context.events(COMPONENT),
+        times: TriggerTimes::default(),
         context,
     });
     let queue = controller.queue.clone();
     controller.services.subscribe(move |event| queue.add(Object::key(&**event.object())));
     let queue = controller.queue.clone();
     controller.endpoints.subscribe(move |event| queue.add(Object::key(&**event.object())));
-    let synced = [
-        controller.services.synced().await,
-        controller.pods.synced().await,
-        controller.endpoints.synced().await,
-    ];
-    if synced.contains(&false) {
+    if !controller.context.synced().await {
         return;
     }
     let this = controller.clone();
     controller.pods.subscribe(move |event| {
         services_of(&this.services, event).into_iter().for_each(|key| this.queue.add(key));
     });
-    let (queue, context) = (controller.queue.clone(), controller.context.clone());
-    context
-        .run_workers(&queue, WORKERS, move |key| {
-            let controller = controller.clone();
-            async move { controller.reconcile(&key).await }
-        })
-        .await;
+    controller.context.work(&controller, &controller.queue, WORKERS, Controller::reconcile).await;
 }
 
 impl Controller {
-    async fn reconcile(&self, key: &str) -> Result<(), Error> {
-        let existing = self.endpoints.get(key);
-        let Some(service) = self.services.get(key) else {
-            return self.delete_orphan(key, existing).await;
+    async fn reconcile(self: Arc<Self>, key: String) -> Result<(), Error> {
+        let existing = self.endpoints.get(&key);
+        let Some(service) = self.services.get(&key) else {
+            self.times.forget(&key);
+            return self.delete_orphan(&key, existing).await;
         };
         let Some(selector) = service_selector(&service) else { return Ok(()) };
         if is_deleting(&*service) {
@@ -156,28 +152,26 @@ impl Controller {
         }
         let mut pods = self.pods.by_namespace(service.namespace());
         pods.retain(|pod| selector::contains(pod.metadata.labels.as_ref(), selector));
-        let wanted = decide(&service, &pods, existing.as_deref());
+        let moment = self.times.next(&service, pods.iter().map(|pod| &**pod));
+        let mut wanted = decide(&service, &pods, existing.as_deref());
         if existing.as_ref().is_some_and(|existing| **existing == wanted) {
             return Ok(());
         }
+        tell(&mut wanted, moment);
         let outcome = match existing {
             Some(_) => self.endpoints.update(&wanted).await,
             None => self.endpoints.create(&wanted).await,
         };
         match outcome {
-            Err(error) if namespace_is_terminating(&error) || error.is_conflict() => {
-                match error.is_conflict() {
-                    true => Err(error.into()),
-                    false => Ok(()),
-                }
-            }
+            Err(error) if namespace_is_terminating(&error) => Ok(()),
+            // The next look has what the other one wrote.
+            Err(error) if error.is_conflict() => Err(error.into()),
             Err(error) => {
-                let (verb, reason) = match existing.is_some() {
-                    true => ("update", "FailedToUpdateEndpoint"),
-                    false => ("create", "FailedToCreateEndpoint"),
+                let (reason, what) = match existing {
+                    Some(_) => ("FailedToUpdateEndpoint", "update endpoint"),
+                    None => ("FailedToCreateEndpoint", "create endpoint for service"),
                 };
-                let message = format!("Failed to {verb} endpoint {key}: {error}");
-                self.events.warning(&*service, reason, message);
+                self.events.warning(&wanted, reason, format!("Failed to {what} {key}: {error}"));
                 Err(error.into())
             }
             Ok(_) => Ok(()),

@@ -1,7 +1,9 @@
 //! EndpointSlices: the addresses behind each Service that has a selector.
 
+pub(crate) mod topology;
+
 use std::collections::{BTreeMap, HashSet};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use api::core::v1::{Container, Node, ObjectReference, Pod, Service, ServicePort};
 use api::discovery::v1::{
@@ -10,7 +12,7 @@ use api::discovery::v1::{
 use api::meta::ObjectMeta;
 use api::{IntOrString, Object};
 use client::DeleteOptions;
-use controller_runtime::{Deletions, Event, EventRecorder, Informer, WorkQueue};
+use controller_runtime::{Deletions, Event, EventRecorder, EventType, Informer, WorkQueue};
 
 use crate::Error;
 use crate::context::Context;
@@ -19,6 +21,7 @@ use crate::objects::{
     namespace_is_terminating, node_name,
 };
 use crate::selector::{self, Labels};
+use crate::trigger_times::{TriggerTimes, tell};
 
 const COMPONENT: &str = "endpoint-slice-controller";
 const WORKERS: usize = 5;
@@ -26,6 +29,7 @@ const MAX_ENDPOINTS: usize = 100;
 pub(crate) const SERVICE_NAME: &str = "kubernetes.io/service-name";
 pub(crate) const MANAGED_BY: &str = "endpointslice.kubernetes.io/managed-by";
 const MANAGER: &str = "endpointslice-controller.k8s.io";
+const ZONE: &str = "topology.kubernetes.io/zone";
 pub(crate) const HEADLESS: &str = "service.kubernetes.io/headless";
 
 /// Whether the pod belongs to a Service's endpoints, ready or not.
@@ -132,8 +136,9 @@ fn endpoint(pod: &Pod, node: Option<&Node>, service: &Service, address_type: &st
     let publish = spec.and_then(|spec| spec.publish_not_ready_addresses) == Some(true);
     let (serving, terminating) = (is_ready(pod), is_deleting(pod));
     let ready = publish || (serving && !terminating);
-    let zone = node.and_then(|node| label(node, "topology.kubernetes.io/zone")).map(str::to_owned);
-    let distribution = spec.and_then(|spec| spec.traffic_distribution.as_deref()).filter(|_| ready);
+    let zone = node.and_then(|node| label(node, ZONE)).map(str::to_owned);
+    let distribution = spec.and_then(|spec| spec.traffic_distribution.as_deref());
+    let distribution = distribution.filter(|_| ready && !topology::is_wanted(service));
     let for_zones = zone.clone().filter(|_| distribution.is_some()).map(|name| vec![ForZone { name }]);
     let for_nodes =
         (distribution == Some("PreferSameNode")).then(|| vec![ForNode { name: node_name(pod).to_owned() }]);
@@ -189,7 +194,13 @@ pub(crate) struct Plan {
     pub create: Vec<EndpointSlice>,
     pub update: Vec<EndpointSlice>,
     pub delete: Vec<Arc<EndpointSlice>>,
+    /// Whether hints for zones were given; a reason for each address type that could not have them.
+    pub hints: bool,
+    pub no_hints: Vec<String>,
 }
+
+/// A slice as it is to be, and as it is if it is there.
+type Target = (EndpointSlice, Option<Arc<EndpointSlice>>);
 
 fn address_types(service: &Service) -> Vec<&'static str> {
     let families = service.spec.as_ref().and_then(|spec| spec.ip_families.as_ref());
@@ -212,25 +223,33 @@ pub(crate) fn decide(
     pods: &[Arc<Pod>],
     nodes: &dyn Fn(&str) -> Option<Arc<Node>>,
     existing: &[Arc<EndpointSlice>],
+    shares: Option<&BTreeMap<String, f64>>,
 ) -> Plan {
     let mut plan = Plan::default();
     let types = address_types(service);
     plan.delete.extend(existing.iter().filter(|s| !types.contains(&s.address_type.as_str())).cloned());
     for address_type in types {
         let of_type: Vec<_> = existing.iter().filter(|s| s.address_type == address_type).cloned().collect();
-        decide_type(service, pods, nodes, of_type, address_type, &mut plan);
+        let (mut slices, surplus) = wanted(service, pods, nodes, of_type, address_type);
+        if topology::is_wanted(service) {
+            match topology::assign(&mut slices, shares) {
+                Ok(()) => plan.hints = true,
+                Err(why) => plan.no_hints.push(format!("{why}, addressType: {address_type}")),
+            }
+        }
+        settle(slices, surplus, &mut plan);
     }
     plan
 }
 
-fn decide_type(
+/// The slices of one address type as they are to be, and those that are there besides.
+fn wanted(
     service: &Service,
     pods: &[Arc<Pod>],
     nodes: &dyn Fn(&str) -> Option<Arc<Node>>,
     existing: Vec<Arc<EndpointSlice>>,
     address_type: &'static str,
-    plan: &mut Plan,
-) {
+) -> (Vec<Target>, Vec<Arc<EndpointSlice>>) {
     let publish = service.spec.as_ref().and_then(|spec| spec.publish_not_ready_addresses) == Some(true);
     let mut desired: BTreeMap<_, (Vec<EndpointPort>, BTreeMap<String, Endpoint>)> = BTreeMap::new();
     for pod in pods.iter().filter(|pod| is_endpoint(pod, true)) {
@@ -264,7 +283,7 @@ fn decide_type(
         surplus.extend(slices.drain(..).filter_map(|(_, old)| old));
         slices.push((new_slice(service, address_type, Vec::new()), None));
     }
-    settle(slices, surplus, plan);
+    (slices, surplus)
 }
 
 /// Endpoints into slices: kept where they are, new ones where there is room.
@@ -274,19 +293,22 @@ fn fill(
     ports: Vec<EndpointPort>,
     mut endpoints: BTreeMap<String, Endpoint>,
     existing: Vec<Arc<EndpointSlice>>,
-) -> Vec<(EndpointSlice, Option<Arc<EndpointSlice>>)> {
+) -> Vec<Target> {
+    let keep_hints = topology::is_wanted(service);
     let mut slices = Vec::new();
     for old in existing {
         let mut slice = (*old).clone();
         slice.metadata.labels = Some(labels(service));
         let uid = |e: &Endpoint| e.target_ref.as_ref().and_then(|r| r.uid.clone()).unwrap_or_default();
         let present = slice.endpoints.take().unwrap_or_default();
-        slice.endpoints = Some(present.iter().filter_map(|e| endpoints.remove(&uid(e))).collect());
+        let now = present.into_iter().filter_map(|old| {
+            let new = endpoints.remove(&uid(&old))?;
+            Some(Endpoint { hints: if keep_hints { old.hints } else { new.hints }, ..new })
+        });
+        slice.endpoints = Some(now.collect());
         slices.push((slice, Some(old)));
     }
-    let changed = |(slice, old): &(EndpointSlice, Option<Arc<EndpointSlice>>)| {
-        old.as_ref().is_none_or(|old| !same(old, slice))
-    };
+    let changed = |(slice, old): &Target| old.as_ref().is_none_or(|old| !same(old, slice));
     // Those that are written anyway take first, the fullest first.
     slices
         .sort_by_cached_key(|s| (!changed(s), std::cmp::Reverse(s.0.endpoints.as_ref().map_or(0, Vec::len))));
@@ -315,11 +337,7 @@ fn same(a: &EndpointSlice, b: &EndpointSlice) -> bool {
 }
 
 /// Sorts out what is written; a slice to be made takes over one to be deleted.
-fn settle(
-    slices: Vec<(EndpointSlice, Option<Arc<EndpointSlice>>)>,
-    mut surplus: Vec<Arc<EndpointSlice>>,
-    plan: &mut Plan,
-) {
+fn settle(slices: Vec<Target>, mut surplus: Vec<Arc<EndpointSlice>>, plan: &mut Plan) {
     for (slice, old) in slices {
         match old {
             Some(old) if slice.endpoints.as_ref().is_none_or(Vec::is_empty) => surplus.push(old),
@@ -359,6 +377,9 @@ struct Controller {
     queue: WorkQueue<String>,
     events: EventRecorder,
     deletions: Deletions,
+    /// The Services whose endpoints have hints for zones.
+    hinted: Mutex<HashSet<String>>,
+    times: TriggerTimes,
 }
 
 /// The Services of a pod, before and after a change.
@@ -402,6 +423,8 @@ pub(crate) async fn run(context: Context) {
         queue: WorkQueue::new(),
         events: context.events(COMPONENT),
         deletions: Deletions::default(),
+        hinted: Mutex::default(),
+        times: TriggerTimes::default(),
         context,
     });
     controller.slices.add_index("service", |slice| {
@@ -410,23 +433,11 @@ pub(crate) async fn run(context: Context) {
     });
     let this = controller.clone();
     controller.services.subscribe(move |event| this.queue.add(Object::key(&**event.object())));
-    let synced = [
-        controller.services.synced().await,
-        controller.pods.synced().await,
-        controller.nodes.synced().await,
-        controller.slices.synced().await,
-    ];
-    if synced.contains(&false) {
+    if !controller.context.synced().await {
         return;
     }
     controller.subscribe();
-    let (queue, context) = (controller.queue.clone(), controller.context.clone());
-    context
-        .run_workers(&queue, WORKERS, move |key| {
-            let controller = controller.clone();
-            async move { controller.reconcile(&key).await }
-        })
-        .await;
+    controller.context.work(&controller, &controller.queue, WORKERS, Controller::reconcile).await;
 }
 
 impl Controller {
@@ -447,19 +458,25 @@ impl Controller {
         });
         let this = self.clone();
         self.nodes.subscribe(move |event| {
-            let zone = |node: &Arc<Node>| label(&**node, "topology.kubernetes.io/zone").map(str::to_owned);
-            let same = event.old().is_some_and(|old| zone(old) == zone(event.object()));
-            if !same {
-                let with_selector =
-                    this.services.list().into_iter().filter(|s| service_selector(s).is_some());
-                with_selector.for_each(|service| this.queue.add(Object::key(&*service)));
+            let zone = |node: &Arc<Node>| label(&**node, ZONE).map(str::to_owned);
+            let moved = event.old().is_none_or(|old| zone(old) != zone(event.object()));
+            let weighs = |node: &Arc<Node>| topology::weight(node);
+            if moved || event.old().map(weighs) != Some(weighs(event.object())) {
+                let concerned = this.services.list().into_iter().filter(|service| {
+                    service_selector(service).is_some() && (moved || topology::is_wanted(service))
+                });
+                concerned.for_each(|service| this.queue.add(Object::key(&*service)));
             }
         });
     }
 
-    async fn reconcile(&self, key: &str) -> Result<(), Error> {
-        let Some(service) = self.services.get(key) else { return Ok(()) };
-        let mut slices = self.slices.by_index("service", key);
+    async fn reconcile(self: Arc<Self>, key: String) -> Result<(), Error> {
+        let Some(service) = self.services.get(&key) else {
+            self.hinted().remove(&key);
+            self.times.forget(&key);
+            return Ok(());
+        };
+        let mut slices = self.slices.by_index("service", &key);
         slices.retain(|slice| {
             label(&**slice, MANAGED_BY) == Some(MANAGER)
                 && !is_deleting(&**slice)
@@ -470,12 +487,22 @@ impl Controller {
             Some(selector) => {
                 let mut pods = self.pods.by_namespace(service.namespace());
                 pods.retain(|pod| selector::contains(pod.metadata.labels.as_ref(), selector));
-                decide(&service, &pods, &|node| self.nodes.get(node), &slices)
+                let moment = self.times.next(&service, pods.iter().map(|pod| &**pod));
+                let shares = topology::is_wanted(&service).then(|| topology::shares(&self.nodes.list()));
+                let shares = shares.flatten();
+                let mut plan =
+                    decide(&service, &pods, &|node| self.nodes.get(node), &slices, shares.as_ref());
+                plan.create.iter_mut().chain(&mut plan.update).for_each(|slice| tell(slice, moment));
+                plan
             }
             None if external => Plan { delete: slices, ..Default::default() },
             None => return Ok(()),
         };
+        let told = self.tell_hints(&service, &key, &plan);
         let outcome = self.execute(&service, plan).await;
+        for (kind, reason, message) in told {
+            self.events.event(&*service, kind, reason, message);
+        }
         if let Err(error) = &outcome
             && !error.is_conflict()
         {
@@ -483,6 +510,33 @@ impl Controller {
             self.events.warning(&*service, "FailedToUpdateEndpointSlices", message);
         }
         Ok(outcome?)
+    }
+
+    fn hinted(&self) -> std::sync::MutexGuard<'_, HashSet<String>> {
+        self.hinted.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What there is to say of hints for zones.
+    ///
+    /// Upstream: staging/src/k8s.io/endpointslice/reconciler.go reconcileByAddressType
+    fn tell_hints(
+        &self,
+        service: &Service,
+        key: &str,
+        plan: &Plan,
+    ) -> Vec<(EventType, &'static str, String)> {
+        let disabled = |message| (EventType::Warning, "TopologyAwareHintsDisabled", message);
+        let mut told: Vec<_> = plan.no_hints.iter().cloned().map(disabled).collect();
+        let mut hinted = self.hinted();
+        let types = address_types(service).join(", ");
+        if plan.hints && hinted.insert(key.to_owned()) {
+            let message = format!("Topology Aware Hints has been enabled, addressType: {types}");
+            told.push((EventType::Normal, "TopologyAwareHintsEnabled", message));
+        }
+        if !plan.hints && hinted.remove(key) && plan.no_hints.is_empty() {
+            told.push(disabled(format!("Topology Aware Hints has been disabled, addressType: {types}")));
+        }
+        told
     }
 
     async fn execute(&self, service: &Service, plan: Plan) -> Result<(), client::Error> {

@@ -214,27 +214,13 @@ pub(crate) async fn run(context: Context) {
             keys.add(format!("{}/{}", slice.namespace(), label(&**slice, SERVICE_NAME).unwrap_or_default()));
         }
     });
-    let synced = [
-        controller.endpoints.synced().await,
-        controller.services.synced().await,
-        controller.slices.synced().await,
-    ];
-    if synced.contains(&false) {
-        return;
-    }
-    let context = controller.context.clone();
-    context
-        .run_workers(&queue, WORKERS, move |key| {
-            let controller = controller.clone();
-            async move { controller.reconcile(&key).await }
-        })
-        .await;
+    controller.context.work(&controller, &queue, WORKERS, Controller::reconcile).await;
 }
 
 impl Controller {
-    async fn reconcile(&self, key: &str) -> Result<(), Error> {
-        let existing = self.slices.by_index(MIRRORED, key);
-        let mirrored = match (self.endpoints.get(key), self.services.get(key)) {
+    async fn reconcile(self: Arc<Self>, key: String) -> Result<(), Error> {
+        let existing = self.slices.by_index(MIRRORED, &key);
+        let mirrored = match (self.endpoints.get(&key), self.services.get(&key)) {
             (Some(endpoints), Some(service)) if is_mirrored(&endpoints, &service) => Some(endpoints),
             _ => None,
         };

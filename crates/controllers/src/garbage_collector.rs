@@ -4,9 +4,10 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use api::core::v1::ObjectReference;
 use api::meta::OwnerReference;
 use client::{DeleteOptions, Error as ClientError, PatchType, Preconditions, Propagation};
-use controller_runtime::WorkQueue;
+use controller_runtime::{EventRecorder, EventType, Metadata, WorkQueue};
 use serde_json::{Value, json};
 
 use crate::Error;
@@ -19,31 +20,26 @@ const WORKERS: usize = 20;
 struct Controller {
     context: Context,
     graph: Mutex<Graph>,
+    events: EventRecorder,
     queue: WorkQueue<Uid>,
 }
 
 /// Runs the controller until the shutdown.
 pub(crate) async fn run(context: Context) {
-    let controller = Arc::new(Controller { context, graph: Mutex::default(), queue: WorkQueue::new() });
+    let controller = Arc::new(Controller {
+        graph: Mutex::default(),
+        events: context.events("garbage-collector-controller"),
+        queue: WorkQueue::new(),
+        context,
+    });
     let this = controller.clone();
     controller.context.universe.subscribe(move |resource, event| {
         let visit = this.lock().observe(resource, event);
         visit.into_iter().for_each(|uid| this.queue.add(uid));
     });
-    let synced = tokio::select! {
-        () = controller.context.shutdown.cancelled() => false,
-        synced = controller.context.universe.synced() => synced,
-    };
-    if !synced {
-        return;
+    if controller.context.universe.synced().await {
+        controller.context.work(&controller, &controller.queue, WORKERS, Controller::visit).await;
     }
-    let (queue, context) = (controller.queue.clone(), controller.context.clone());
-    context
-        .run_workers(&queue, WORKERS, move |uid| {
-            let controller = controller.clone();
-            async move { controller.visit(&uid).await }
-        })
-        .await;
 }
 
 impl Controller {
@@ -51,13 +47,14 @@ impl Controller {
         self.graph.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    async fn visit(&self, uid: &str) -> Result<(), Error> {
+    async fn visit(self: Arc<Self>, uid: String) -> Result<(), Error> {
+        self.tell_misplaced(&uid);
         let mut absent = HashMap::new();
         loop {
             let (node, action) = {
                 let graph = self.lock();
-                let Some(node) = graph.node(uid).cloned() else { return Ok(()) };
-                let action = graph.decide(uid, &absent);
+                let Some(node) = graph.node(&uid).cloned() else { return Ok(()) };
+                let action = graph.decide(&uid, &absent);
                 (node, action)
             };
             match action {
@@ -69,6 +66,27 @@ impl Controller {
                 action => return self.act(&node, action).await,
             }
         }
+    }
+
+    /// Upstream: pkg/controller/garbagecollector/graph_builder.go reportInvalidNamespaceOwnerRef
+    fn tell_misplaced(&self, uid: &str) {
+        let graph = self.lock();
+        let Some((node, owner)) = graph.node(uid).zip(graph.misplaced(uid)) else { return };
+        let Metadata { namespace, name, .. } = &*node.object;
+        let OwnerReference { api_version, kind, name: owner, uid: owner_uid, .. } = owner;
+        let message = format!(
+            "ownerRef [{api_version}/{kind}, namespace: {namespace}, name: {owner}, uid: {owner_uid}] does not exist in \
+             namespace {namespace:?}"
+        );
+        let about = ObjectReference {
+            api_version: Some(node.resource.resource.gvr.group_version().to_string()),
+            kind: Some(node.resource.kind.clone()),
+            namespace: Some(namespace.clone()).filter(|namespace| !namespace.is_empty()),
+            name: Some(name.clone()),
+            uid: Some(uid.to_owned()),
+            ..Default::default()
+        };
+        self.events.event_about(about, EventType::Warning, "OwnerRefInvalidNamespace", message);
     }
 
     /// Asks the server whether an owner exists that the graph does not hold: the graph may be behind.

@@ -123,6 +123,15 @@ impl Graph {
         (reachable && node.object.name == owner.name).then_some(node)
     }
 
+    /// The first owner of an object that lies in another namespace.
+    pub fn misplaced(&self, uid: &str) -> Option<&OwnerReference> {
+        let namespace = &self.nodes.get(uid)?.object.namespace;
+        self.nodes[uid].object.owner_references.iter().find(|owner| {
+            let found = self.nodes.get(&owner.uid).map(|owner| &owner.object.namespace);
+            found.is_some_and(|of_owner| !of_owner.is_empty() && of_owner != namespace)
+        })
+    }
+
     /// Decides about one object. `absent` is what the server said of owners that the graph does not hold.
     ///
     /// Upstream: pkg/controller/garbagecollector/garbagecollector.go attemptToDeleteItem
@@ -284,5 +293,7 @@ mod tests {
         Arc::make_mut(&mut far.object).namespace = "far".into();
         graph.nodes.insert("owner".into(), far);
         assert!(matches!(graph.decide("child", &gone(&[])), Action::Ask(_)));
+        assert_eq!(graph.misplaced("child").map(|owner| owner.uid.as_str()), Some("owner"));
+        assert_eq!(graph.misplaced("owner"), None);
     }
 }

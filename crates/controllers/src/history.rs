@@ -13,8 +13,9 @@ use controller_runtime::Informer;
 use serde_json::{Value, json};
 
 use crate::Error;
+use crate::context::Context;
 use crate::objects::{controller_reference, created, label, short_hash};
-use crate::ownership::{candidates, claim_all};
+use crate::ownership::{add_index, candidates, claim_all};
 use crate::selector::Labels;
 
 /// Names that collide are made again with another number; this many collisions are no accident.
@@ -78,6 +79,12 @@ pub(crate) struct History {
 }
 
 impl History {
+    pub fn new(context: &Context, hash_label: &'static str) -> Self {
+        let revisions = context.informers.informer();
+        add_index(&revisions);
+        History { client: context.client.clone(), revisions, hash_label }
+    }
+
     /// All revisions that the owner has, adopted and let go as its selector says.
     pub async fn claim<O: Object>(
         &self,

@@ -60,21 +60,13 @@ pub(crate) async fn run(context: Context) {
     controller.jobs.subscribe(move |event| this.job_event(event));
     let this = controller.clone();
     controller.pods.pods.subscribe(move |event| this.pod_event(event));
-    if !(controller.jobs.synced().await && controller.pods.pods.synced().await) {
-        return;
-    }
-    let (queue, context) = (controller.queue.clone(), controller.context.clone());
-    context
-        .run_workers(&queue, WORKERS, move |key| {
-            let controller = controller.clone();
-            async move {
-                match key {
-                    Key::Job(key) => controller.reconcile(&key).await,
-                    Key::Pod(key) => controller.release_orphan(&key).await,
-                }
-            }
-        })
-        .await;
+    let reconcile = |controller: Arc<Jobs>, key| async move {
+        match key {
+            Key::Job(key) => controller.reconcile(&key).await,
+            Key::Pod(key) => controller.release_orphan(&key).await,
+        }
+    };
+    controller.context.work(&controller, &controller.queue, WORKERS, reconcile).await;
 }
 
 fn selector_of(job: &Job) -> LabelSelector {

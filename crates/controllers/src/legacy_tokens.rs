@@ -126,7 +126,7 @@ pub(crate) async fn run(context: Context) {
     let secrets = informer(&context);
     let accounts = context.informers.informer::<ServiceAccount>();
     let pods = context.informers.informer::<Pod>();
-    if !(secrets.synced().await && accounts.synced().await && pods.synced().await) {
+    if !context.synced().await {
         return;
     }
     loop {

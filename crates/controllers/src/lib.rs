@@ -26,6 +26,7 @@ mod endpoints;
 mod endpointslice;
 mod endpointslice_mirroring;
 mod eviction;
+mod expiry;
 mod garbage_collector;
 mod garbage_graph;
 mod history;
@@ -57,6 +58,7 @@ mod statefulset;
 mod storage_protection;
 mod table;
 mod taint_eviction;
+mod trigger_times;
 mod ttl;
 mod ttl_after_finished;
 mod universe;
@@ -100,6 +102,24 @@ pub struct Config {
     pub metrics: QueueMetrics,
 }
 
+impl Config {
+    /// Of a cluster of IPv4 that signs nothing, as tests and simulations have it.
+    pub fn plain(clock: Clock) -> Self {
+        Config {
+            cluster_cidr: "10.42.0.0/16".into(),
+            node_cidr_mask: 24,
+            node_cidr_mask_ipv6: 64,
+            root_ca_pem: "PEM".into(),
+            signing_authority: None,
+            sign_token: None,
+            clock,
+            disabled: Vec::new(),
+            options: Options::default(),
+            metrics: QueueMetrics::default(),
+        }
+    }
+}
+
 /// An authority that certificates are issued by.
 #[derive(Clone)]
 pub struct SigningAuthority {
@@ -112,19 +132,23 @@ pub struct SigningAuthority {
 /// Makes a signed token of claims.
 pub type TokenSigner = Arc<dyn Fn(&serde_json::Value) -> Result<String, String> + Send + Sync>;
 
+/// The client of the ServiceAccount of a name in `kube-system`.
+pub type Accounts = Arc<dyn Fn(&str) -> Client + Send + Sync>;
+
 /// As whom the controllers act.
 #[derive(Clone)]
 pub struct Clients {
-    /// What the shared caches are fed by, and the controllers without an account of their own.
-    pub shared: Client,
-    /// The client of the ServiceAccount of this name in `kube-system`.
-    pub of_account: Arc<dyn Fn(&str) -> Client + Send + Sync>,
+    /// The caches, which others of the process may read too, and with them who feeds them: as whom the controllers
+    /// act that have no account of their own.
+    pub informers: InformerFactory,
+    pub of_account: Accounts,
 }
 
 /// All as one.
-impl From<Client> for Clients {
-    fn from(client: Client) -> Self {
-        Clients { shared: client.clone(), of_account: Arc::new(move |_| client.clone()) }
+impl From<InformerFactory> for Clients {
+    fn from(informers: InformerFactory) -> Self {
+        let client = informers.client().clone();
+        Clients { informers, of_account: Arc::new(move |_| client.clone()) }
     }
 }
 
@@ -147,11 +171,11 @@ pub async fn run(
     shutdown: CancellationToken,
 ) -> Result<(), Error> {
     node_ipam::check(&config)?;
-    let Clients { shared: client, of_account } = clients.into();
-    let informers = InformerFactory::new(client.clone(), shutdown.clone());
+    let Clients { informers, of_account } = clients.into();
+    let client = informers.client().clone();
     let context = Context {
         name: "",
-        universe: Universe::new(client.clone(), informers.clone()),
+        universe: Universe::new(client.clone(), informers.clone(), shutdown.clone()),
         informers,
         client,
         config: Arc::new(config),
@@ -159,7 +183,7 @@ pub async fn run(
         tasks: TaskTracker::new(),
     };
     context.informers.start();
-    context.tasks.spawn(context.universe.clone().run(context.shutdown.clone()));
+    context.tasks.spawn(context.universe.clone().run());
     let mut running = JoinSet::new();
     for controller in table::CONTROLLERS {
         if !context.config.disabled.iter().any(|name| name == controller.name) {

@@ -224,22 +224,9 @@ pub(crate) async fn run(context: Context) {
     });
     let queue = WorkQueue::new();
     controller.subscribe(&queue);
-    let synced = [
-        controller.services.synced().await,
-        controller.nodes.synced().await,
-        controller.slices.synced().await,
-    ];
-    if synced.contains(&false) {
-        return;
-    }
     queue.add(ALL);
-    let context = controller.context.clone();
-    context
-        .run_workers(&queue, 1, move |_| {
-            let controller = controller.clone();
-            async move { controller.reconcile().await }
-        })
-        .await;
+    let reconcile = |controller: Arc<Controller>, _| async move { controller.reconcile().await };
+    controller.context.work(&controller, &queue, 1, reconcile).await;
 }
 
 impl Controller {

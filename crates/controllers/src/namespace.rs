@@ -1,12 +1,14 @@
 //! Namespaces that are being deleted: their content goes first, pods before all else, then they are finalized.
 
-use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use api::Object;
 use api::core::v1::{Namespace, NamespaceCondition, NamespaceStatus};
+use apimachinery::GroupResource;
 use client::{DeleteOptions, Error as ClientError, ListOptions, Propagation, Resource};
-use controller_runtime::{ApiResource, Event, Informer, WorkQueue};
+use controller_runtime::{ApiResource, Event, Informer, Metadata, WorkQueue};
 use jiff::Timestamp;
 
 use crate::Error;
@@ -16,6 +18,8 @@ use crate::objects::is_deleting;
 const WORKERS: usize = 10;
 const FINALIZER: &str = "kubernetes";
 const PAGE: u32 = 500;
+/// While much goes, the status says what is left this often.
+const TELL_EVERY: Duration = Duration::from_secs(1);
 
 /// What a pass over the content found.
 #[derive(Debug, Default)]
@@ -35,6 +39,15 @@ impl Found {
     fn is_empty(&self) -> bool {
         self.undiscovered.is_empty() && self.errors.is_empty() && self.remaining.is_empty()
     }
+}
+
+/// What there is of one resource.
+#[derive(Default)]
+struct Left {
+    objects: usize,
+    finalizers: BTreeMap<String, usize>,
+    /// Names and uids of those whose deletion nobody has asked for.
+    alive: Vec<(String, String)>,
 }
 
 /// The status that tells what is left.
@@ -125,56 +138,80 @@ fn set(
     }
 }
 
+/// How many objects of each resource each namespace has.
+#[derive(Default)]
+struct Census(HashMap<(GroupResource, String), usize>);
+
+impl Census {
+    /// Takes in a change; true when it took the last object of its resource from its namespace.
+    fn observe(&mut self, resource: &ApiResource, event: &Event<Metadata>) -> bool {
+        let key = (resource.resource.gvr.group_resource(), event.object().namespace.clone());
+        match event {
+            Event::Updated { .. } => false,
+            Event::Added(_) => {
+                *self.0.entry(key).or_default() += 1;
+                false
+            }
+            Event::Deleted(_) => match self.0.get_mut(&key) {
+                Some(left) if *left > 1 => {
+                    *left -= 1;
+                    false
+                }
+                _ => {
+                    self.0.remove(&key);
+                    true
+                }
+            },
+        }
+    }
+}
+
 struct Controller {
     context: Context,
     namespaces: Informer<Namespace>,
+    /// Short sections that never wait: a plain lock.
+    census: Mutex<Census>,
     queue: WorkQueue<String>,
 }
 
 /// Runs the controller until the shutdown.
 pub(crate) async fn run(context: Context) {
-    let controller =
-        Arc::new(Controller { namespaces: context.informers.informer(), queue: WorkQueue::new(), context });
+    let controller = Arc::new(Controller {
+        namespaces: context.informers.informer(),
+        census: Mutex::default(),
+        queue: WorkQueue::new(),
+        context,
+    });
     let queue = controller.queue.clone();
     controller.namespaces.subscribe(move |event| {
         if is_deleting(&**event.object()) && !matches!(event, Event::Deleted(_)) {
             queue.add(event.object().name().to_owned());
         }
     });
-    // What went from a namespace may have been the last.
     let this = controller.clone();
-    controller.context.universe.subscribe(move |_, event| {
-        let gone = event.object();
+    controller.context.universe.subscribe(move |resource, event| {
+        let last = this.census.lock().unwrap_or_else(PoisonError::into_inner).observe(resource, event);
+        let namespace = &event.object().namespace;
         if matches!(event, Event::Deleted(_))
-            && this.namespaces.get(&gone.namespace).is_some_and(|namespace| is_deleting(&*namespace))
+            && this.namespaces.get(namespace).is_some_and(|n| is_deleting(&*n))
         {
-            this.queue.add(gone.namespace.clone());
+            // With the last of a resource it goes on; until then it is told now and then what is left.
+            this.queue.add_after(namespace.clone(), if last { Duration::ZERO } else { TELL_EVERY });
         }
     });
-    let synced = tokio::select! {
-        () = controller.context.shutdown.cancelled() => false,
-        synced = async { controller.namespaces.synced().await && controller.context.universe.synced().await } => synced,
-    };
-    if !synced {
-        return;
+    if controller.context.universe.synced().await {
+        controller.context.work(&controller, &controller.queue, WORKERS, Controller::reconcile).await;
     }
-    let (queue, context) = (controller.queue.clone(), controller.context.clone());
-    context
-        .run_workers(&queue, WORKERS, move |name| {
-            let controller = controller.clone();
-            async move { controller.reconcile(&name).await }
-        })
-        .await;
 }
 
 impl Controller {
-    async fn reconcile(&self, name: &str) -> Result<(), Error> {
-        let Some(namespace) = self.namespaces.get(name).filter(|n| is_deleting(&**n)) else { return Ok(()) };
+    async fn reconcile(self: Arc<Self>, name: String) -> Result<(), Error> {
+        let Some(namespace) = self.namespaces.get(&name).filter(|n| is_deleting(&**n)) else { return Ok(()) };
         let finalizers = namespace.spec.as_ref().and_then(|spec| spec.finalizers.clone()).unwrap_or_default();
         if !finalizers.iter().any(|finalizer| finalizer == FINALIZER) {
             return Ok(());
         }
-        let found = self.delete_content(name).await;
+        let found = self.delete_content(&name).await;
         let old = namespace.status.clone().unwrap_or_default();
         let new = status(&old, &found, self.context.clock().now());
         let mut current = namespace.clone();
@@ -219,72 +256,71 @@ impl Controller {
 
     /// Deletes every object of a resource, and counts those that stay.
     async fn delete_all(&self, namespace: &str, resource: &ApiResource, found: &mut Found) {
-        let mut options = ListOptions { limit: Some(PAGE), ..Default::default() };
-        let mut remaining = 0;
-        loop {
-            let page =
-                match self.context.client.list_values(&resource.resource, Some(namespace), &options).await {
-                    Ok(page) => page,
-                    // The kind went away meanwhile, and its objects with it.
-                    Err(error) if error.is_not_found() => return,
-                    Err(error) => return found.errors.push(error.to_string()),
-                };
-            for object in &page.items {
-                if let Err(error) = self.delete(namespace, &resource.resource, object).await {
-                    found.errors.push(error.to_string());
-                }
-            }
-            remaining += page.items.len();
-            if page.continue_token.is_empty() {
-                break;
-            }
-            options.continue_token = Some(page.continue_token);
-        }
-        if remaining > 0 {
-            self.count_left(namespace, resource, found).await;
-        }
-    }
-
-    async fn count_left(&self, namespace: &str, resource: &ApiResource, found: &mut Found) {
-        let left = self
-            .context
-            .client
-            .list_values(&resource.resource, Some(namespace), &ListOptions::default())
-            .await;
-        match left {
-            Ok(left) if left.items.is_empty() => {}
+        match self.delete_resource(namespace, resource).await {
+            Ok(left) if left.objects == 0 => {}
             Ok(left) => {
                 let gvr = &resource.resource.gvr;
                 found.unwatched |= !self.context.universe.watches(&resource.resource);
-                found.remaining.insert(format!("{}.{}", gvr.resource, gvr.group), left.items.len());
-                let finalizers = left.items.iter().flat_map(|o| o["metadata"]["finalizers"].as_array());
-                for finalizer in finalizers.flatten().filter_map(|f| f.as_str()) {
-                    *found.finalizers.entry(finalizer.to_owned()).or_default() += 1;
+                found.remaining.insert(format!("{}.{}", gvr.resource, gvr.group), left.objects);
+                for (finalizer, times) in left.finalizers {
+                    *found.finalizers.entry(finalizer).or_default() += times;
                 }
             }
+            // The kind went away meanwhile, and its objects with it.
             Err(error) if error.is_not_found() => {}
             Err(error) => found.errors.push(error.to_string()),
         }
     }
 
-    async fn delete(
-        &self,
-        namespace: &str,
-        resource: &Resource,
-        object: &serde_json::Value,
-    ) -> Result<(), ClientError> {
-        let metadata = &object["metadata"];
-        if !metadata["deletionTimestamp"].is_null() {
-            return Ok(());
+    /// Upstream: pkg/controller/namespace/deletion/namespaced_resources_deleter.go deleteAllContentForGroupVersionResource
+    async fn delete_resource(&self, namespace: &str, resource: &ApiResource) -> Result<Left, ClientError> {
+        let left = self.left(namespace, resource).await?;
+        if left.alive.is_empty() {
+            return Ok(left);
         }
-        let (Some(name), Some(uid)) = (metadata["name"].as_str(), metadata["uid"].as_str()) else {
-            return Ok(());
-        };
-        let options =
-            DeleteOptions { propagation_policy: Some(Propagation::Background), ..DeleteOptions::uid(uid) };
-        match self.context.client.delete_value(resource, namespace, name, &options).await {
-            Err(error) if error.is_not_found() => Ok(()),
-            outcome => outcome,
+        let client = &self.context.client;
+        let background =
+            DeleteOptions { propagation_policy: Some(Propagation::Background), ..Default::default() };
+        if resource.can("deletecollection") {
+            client.delete_collection(&resource.resource, namespace, &background).await?;
+        } else {
+            for (name, uid) in &left.alive {
+                let options = DeleteOptions {
+                    propagation_policy: Some(Propagation::Background),
+                    ..DeleteOptions::uid(uid)
+                };
+                match client.delete_value(&resource.resource, namespace, name, &options).await {
+                    Err(error) if !error.is_not_found() => return Err(error),
+                    _ => {}
+                }
+            }
+        }
+        self.left(namespace, resource).await
+    }
+
+    /// What there is of a resource.
+    async fn left(&self, namespace: &str, resource: &ApiResource) -> Result<Left, ClientError> {
+        let mut left = Left::default();
+        let mut options = ListOptions { limit: Some(PAGE), ..Default::default() };
+        loop {
+            let client = &self.context.client;
+            let page = client.list_values(&resource.resource, Some(namespace), &options).await?;
+            left.objects += page.items.len();
+            for metadata in page.items.iter().map(|object| &object["metadata"]) {
+                let finalizers = metadata["finalizers"].as_array().into_iter().flatten();
+                for finalizer in finalizers.filter_map(|finalizer| finalizer.as_str()) {
+                    *left.finalizers.entry(finalizer.to_owned()).or_default() += 1;
+                }
+                if metadata["deletionTimestamp"].is_null()
+                    && let (Some(name), Some(uid)) = (metadata["name"].as_str(), metadata["uid"].as_str())
+                {
+                    left.alive.push((name.to_owned(), uid.to_owned()));
+                }
+            }
+            if page.continue_token.is_empty() {
+                return Ok(left);
+            }
+            options.continue_token = Some(page.continue_token);
         }
     }
 

@@ -117,7 +117,7 @@ pub(crate) async fn run(context: Context) {
     }
     let nodes: Informer<Node> = context.informers.informer();
     let controller = Arc::new(Controller { nodes, pools, events: context.events("cidrAllocator") });
-    if !controller.nodes.synced().await {
+    if !context.synced().await {
         return;
     }
     let queue = WorkQueue::new();
@@ -133,17 +133,12 @@ pub(crate) async fn run(context: Context) {
         }
     });
     // One worker: two must not take the same range.
-    context
-        .run_workers(&queue, 1, move |name| {
-            let controller = controller.clone();
-            async move { controller.reconcile(&name).await }
-        })
-        .await;
+    context.work(&controller, &queue, 1, Controller::reconcile).await;
 }
 
 impl Controller {
-    async fn reconcile(&self, name: &str) -> Result<(), Error> {
-        let Some(node) = self.nodes.get(name).filter(|node| !is_deleting(&**node)) else { return Ok(()) };
+    async fn reconcile(self: Arc<Self>, name: String) -> Result<(), Error> {
+        let Some(node) = self.nodes.get(&name).filter(|node| !is_deleting(&**node)) else { return Ok(()) };
         if !ranges(&node).is_empty() {
             return Ok(());
         }

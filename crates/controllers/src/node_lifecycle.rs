@@ -71,9 +71,7 @@ pub(crate) async fn run(context: Context) {
         context,
     });
     index_by_node(&controller.pods);
-    let synced =
-        [controller.nodes.synced().await, controller.leases.synced().await, controller.pods.synced().await];
-    if synced.contains(&false) {
+    if !controller.context.synced().await {
         return;
     }
     let this = controller.clone();
@@ -82,17 +80,9 @@ pub(crate) async fn run(context: Context) {
     controller.nodes.subscribe(move |event| this.node_event(event));
     let this = controller.clone();
     controller.pods.subscribe(move |event| this.pod_event(event));
-    let (queue, newcomers) = (controller.queue.clone(), controller.newcomers.clone());
-    let context = controller.context.clone();
-    let this = controller.clone();
-    let nodes = context.run_workers(&queue, NODE_WORKERS, move |name| {
-        let controller = this.clone();
-        async move { controller.reconcile(&name).await }
-    });
-    let pods = context.run_workers(&newcomers, POD_WORKERS, move |key| {
-        let controller = controller.clone();
-        async move { controller.receive(&key).await }
-    });
+    let context = &controller.context;
+    let nodes = context.work(&controller, &controller.queue, NODE_WORKERS, Controller::reconcile);
+    let pods = context.work(&controller, &controller.newcomers, POD_WORKERS, Controller::receive);
     tokio::join!(nodes, pods);
 }
 
@@ -177,19 +167,19 @@ impl Controller {
         self.nodes.list().iter().for_each(|node| self.queue.add(node.name().to_owned()));
     }
 
-    async fn reconcile(&self, name: &str) -> Result<(), Error> {
+    async fn reconcile(self: Arc<Self>, name: String) -> Result<(), Error> {
         let now = self.context.clock().now();
-        let Some(mut node) = self.nodes.get(name) else {
+        let Some(mut node) = self.nodes.get(&name) else {
             self.evaluate(now);
             return Ok(());
         };
-        let at = self.heard().get(name).map_or(now, |heard| heard.at);
+        let at = self.heard().get(&name).map_or(now, |heard| heard.at);
         let options = &self.context.config.options;
         let known = condition(&node, "Ready").is_some();
         let grace = if known { options.node_monitor_grace_period } else { options.node_startup_grace_period };
         let silence = Duration::try_from(now.duration_since(at)).unwrap_or_default();
         if silence <= grace {
-            self.queue.add_after(name.to_owned(), grace - silence + Duration::from_millis(1));
+            self.queue.add_after(name.clone(), grace - silence + Duration::from_millis(1));
         } else {
             node = self.silence(node, now).await?;
         }
@@ -201,7 +191,7 @@ impl Controller {
             self.nodes.patch(&node, None, PatchType::Merge, &patch).await?;
         }
         if condition(&node, "Ready").is_some_and(|ready| ready.status == "Unknown") {
-            for pod in self.pods.by_index("node", name) {
+            for pod in self.pods.by_index("node", &name) {
                 self.mark(&pod, now).await?;
             }
         }
@@ -266,8 +256,8 @@ impl Controller {
     /// A pod that says it is ready has come to a node that is not.
     ///
     /// Upstream: pkg/controller/nodelifecycle/node_lifecycle_controller.go processPod
-    async fn receive(&self, key: &str) -> Result<(), Error> {
-        let Some(pod) = self.pods.get(key) else { return Ok(()) };
+    async fn receive(self: Arc<Self>, key: String) -> Result<(), Error> {
+        let Some(pod) = self.pods.get(&key) else { return Ok(()) };
         let Some(node) = self.nodes.get(node_name(&pod)) else { return Ok(()) };
         if condition(&node, "Ready").is_some_and(|ready| ready.status != "True") {
             self.mark(&pod, self.context.clock().now()).await?;

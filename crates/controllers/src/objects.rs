@@ -7,6 +7,20 @@ use api::core::v1::{Pod, PodCondition, PodTemplateSpec};
 use api::meta::{ObjectMeta, OwnerReference};
 use api::{IntOrString, Object};
 use jiff::Timestamp;
+use serde::Serialize;
+use serde_json::Value;
+
+/// Whether two statuses say the same: what is absent is zero or empty.
+pub(crate) fn same<S: Serialize>(a: &S, b: &S) -> bool {
+    fn plain<S: Serialize>(status: &S) -> Value {
+        let mut status = serde_json::to_value(status).expect("a status is text and numbers");
+        if let Value::Object(fields) = &mut status {
+            fields.retain(|_, value| *value != 0 && value.as_array().is_none_or(|list| !list.is_empty()));
+        }
+        status
+    }
+    plain(a) == plain(b)
+}
 
 /// The owner that controls the object, if one does.
 pub(crate) fn controller_of(metadata: &ObjectMeta) -> Option<&OwnerReference> {

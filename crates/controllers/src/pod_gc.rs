@@ -38,7 +38,7 @@ pub(crate) async fn run(context: Context) {
     });
     index_by_node(&controller.pods);
     controller.pods.add_index(ENDED, |pod| if is_terminal(pod) { vec![String::new()] } else { Vec::new() });
-    if !(controller.nodes.synced().await && controller.pods.synced().await) {
+    if !controller.context.synced().await {
         return;
     }
     let this = controller.clone();
@@ -54,13 +54,7 @@ pub(crate) async fn run(context: Context) {
         let left = this.pods.by_index("node", node.name());
         left.iter().for_each(|pod| this.queue.add_after(Object::key(&**pod), delay));
     });
-    let (queue, context) = (controller.queue.clone(), controller.context.clone());
-    context
-        .run_workers(&queue, 4, move |key| {
-            let controller = controller.clone();
-            async move { controller.reconcile(&key).await }
-        })
-        .await;
+    controller.context.work(&controller, &controller.queue, 4, Controller::reconcile).await;
 }
 
 impl Controller {
@@ -94,8 +88,8 @@ impl Controller {
         }
     }
 
-    async fn reconcile(&self, key: &str) -> Result<(), Error> {
-        let Some(pod) = self.pods.get(key) else { return Ok(()) };
+    async fn reconcile(self: Arc<Self>, key: String) -> Result<(), Error> {
+        let Some(pod) = self.pods.get(&key) else { return Ok(()) };
         let node = node_name(&pod);
         if node.is_empty() {
             if is_deleting(&*pod) {

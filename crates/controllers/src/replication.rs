@@ -160,16 +160,7 @@ pub(crate) async fn run<R: Replicated>(context: Context) {
     controller.owners.subscribe(move |event| this.queue.add(Object::key(&**event.object())));
     let this = controller.clone();
     controller.pods.subscribe(move |event| this.pod_event(event));
-    if !(controller.owners.synced().await && controller.pods.synced().await) {
-        return;
-    }
-    let (queue, context) = (controller.queue.clone(), controller.context.clone());
-    context
-        .run_workers(&queue, WORKERS, move |key| {
-            let controller = controller.clone();
-            async move { controller.reconcile(&key).await }
-        })
-        .await;
+    controller.context.work(&controller, &controller.queue, WORKERS, Replication::<R>::reconcile).await;
 }
 
 impl<R: Replicated> Replication<R> {
@@ -179,8 +170,8 @@ impl<R: Replicated> Replication<R> {
         concerned.into_iter().for_each(|key| self.queue.add(key));
     }
 
-    async fn reconcile(&self, key: &str) -> Result<(), Error> {
-        let Some(owner) = self.owners.get(key) else { return Ok(()) };
+    async fn reconcile(self: Arc<Self>, key: String) -> Result<(), Error> {
+        let Some(owner) = self.owners.get(&key) else { return Ok(()) };
         let (client, selector) = (&self.context.client, owner.selector());
         if selector::is_empty(&selector) {
             return Ok(());
@@ -207,7 +198,7 @@ impl<R: Replicated> Replication<R> {
         }
         let waits = active.iter().filter_map(|pod| until_available(pod, owner.min_ready_seconds(), now));
         if let Some(next) = waits.filter(|wait| !wait.is_zero()).min() {
-            self.queue.add_after(key.to_owned(), next);
+            self.queue.add_after(key.clone(), next);
         }
         Ok(())
     }
@@ -230,14 +221,16 @@ impl<R: Replicated> Replication<R> {
                 self.events.normal(owner, "SuccessfulCreate", message);
                 Ok(())
             }
-            // Nothing can be made there any more, and nothing needs to be.
-            Err(error) if namespace_is_terminating(&error) => Ok(()),
+            // Nothing can be made there any more, and nothing needs to be: the others are not tried.
+            Err(error) if namespace_is_terminating(&error) => Err(error),
             Err(error) => {
                 self.events.warning(owner, "FailedCreate", format!("Error creating: {error}"));
                 Err(error)
             }
         };
-        if let (_, Some(error)) = slow_start(plan.create, create).await {
+        if let (_, Some(error)) = slow_start(plan.create, create).await
+            && !namespace_is_terminating(&error)
+        {
             return Err(error);
         }
         let deletes = plan.delete.iter().map(|pod| self.delete(owner, pod));

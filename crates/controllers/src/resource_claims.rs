@@ -158,26 +158,13 @@ pub(crate) async fn run(context: Context) {
         owner.map(|owner| owner.uid.clone()).into_iter().collect()
     });
     controller.subscribe();
-    let synced = [
-        controller.pods.synced().await,
-        controller.claims.synced().await,
-        controller.templates.synced().await,
-    ];
-    if synced.contains(&false) {
-        return;
-    }
-    let (queue, context) = (controller.queue.clone(), controller.context.clone());
-    context
-        .run_workers(&queue, WORKERS, move |key| {
-            let controller = controller.clone();
-            async move {
-                match key {
-                    Key::Pod(key) => controller.reconcile_pod(&key).await,
-                    Key::Claim(key) => controller.reconcile_claim(&key).await,
-                }
-            }
-        })
-        .await;
+    let reconcile = |controller: Arc<Controller>, key| async move {
+        match key {
+            Key::Pod(key) => controller.reconcile_pod(&key).await,
+            Key::Claim(key) => controller.reconcile_claim(&key).await,
+        }
+    };
+    controller.context.work(&controller, &controller.queue, WORKERS, reconcile).await;
 }
 
 impl Controller {

@@ -133,22 +133,9 @@ pub(crate) async fn run(context: Context) {
             this.enqueue(&event.object().namespace, matches!(event, Event::Deleted(_)));
         }
     });
-    let synced = controller.quotas.synced().await
-        && controller.pods.synced().await
-        && controller.services.synced().await
-        && controller.claims.synced().await
-        && controller.devices.synced().await
-        && controller.context.universe.synced().await;
-    if !synced {
-        return;
+    if controller.context.universe.synced().await {
+        controller.context.work(&controller, &controller.queue, WORKERS, Quotas::reconcile).await;
     }
-    let (queue, context) = (controller.queue.clone(), controller.context.clone());
-    context
-        .run_workers(&queue, WORKERS, move |key| {
-            let controller = controller.clone();
-            async move { controller.reconcile(&key).await }
-        })
-        .await;
 }
 
 impl Quotas {
@@ -188,9 +175,9 @@ impl Quotas {
         ]
     }
 
-    async fn reconcile(&self, key: &str) -> Result<(), Error> {
-        let Some(quota) = self.quotas.get(key) else { return Ok(()) };
-        self.queue.add_after(key.to_owned(), RECOUNT);
+    async fn reconcile(self: Arc<Self>, key: String) -> Result<(), Error> {
+        let Some(quota) = self.quotas.get(&key) else { return Ok(()) };
+        self.queue.add_after(key.clone(), RECOUNT);
         let namespace = quota.namespace();
         let now = self.context.clock().now();
         let status = decide(&quota, &self.costly(namespace, now), |group, resource| {
@@ -200,7 +187,7 @@ impl Quotas {
         });
         let waits = self.pods.by_namespace(namespace).into_iter().filter_map(|pod| until_given_up(&pod, now));
         if let Some(delay) = waits.filter(|wait| !wait.is_zero()).min() {
-            self.queue.add_after(key.to_owned(), delay);
+            self.queue.add_after(key.clone(), delay);
         }
         if quota.status.as_ref().is_some_and(|old| same(old, &status)) {
             return Ok(());

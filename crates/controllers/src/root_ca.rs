@@ -67,24 +67,16 @@ pub(crate) async fn run(context: Context) {
     controller.namespaces.subscribe(move |event| namespaces.add(event.object().name().to_owned()));
     let maps = queue.clone();
     controller.maps.subscribe(move |event| maps.add(event.object().namespace().to_owned()));
-    if !(controller.namespaces.synced().await && controller.maps.synced().await) {
-        return;
-    }
-    context
-        .run_workers(&queue, WORKERS, move |name| {
-            let controller = controller.clone();
-            async move { controller.reconcile(&name).await }
-        })
-        .await;
+    context.work(&controller, &queue, WORKERS, Controller::reconcile).await;
 }
 
 impl Controller {
-    async fn reconcile(&self, namespace: &str) -> Result<(), Error> {
-        if !self.namespaces.get(namespace).is_some_and(|namespace| is_active(&namespace)) {
+    async fn reconcile(self: Arc<Self>, namespace: String) -> Result<(), Error> {
+        if !self.namespaces.get(&namespace).is_some_and(|namespace| is_active(&namespace)) {
             return Ok(());
         }
-        let existing = self.maps.get_in(namespace, NAME);
-        let Some(map) = decide(namespace, existing.as_deref(), &self.ca) else { return Ok(()) };
+        let existing = self.maps.get_in(&namespace, NAME);
+        let Some(map) = decide(&namespace, existing.as_deref(), &self.ca) else { return Ok(()) };
         let outcome = match existing {
             Some(_) => self.maps.update(&map).await,
             None => self.maps.create(&map).await,

@@ -40,25 +40,17 @@ pub(crate) async fn run(context: Context) {
             accounts.add(event.object().namespace().to_owned());
         }
     });
-    if !(controller.namespaces.synced().await && controller.accounts.synced().await) {
-        return;
-    }
-    context
-        .run_workers(&queue, WORKERS, move |name| {
-            let controller = controller.clone();
-            async move { controller.reconcile(&name).await }
-        })
-        .await;
+    context.work(&controller, &queue, WORKERS, Controller::reconcile).await;
 }
 
 impl Controller {
-    async fn reconcile(&self, namespace: &str) -> Result<(), Error> {
-        let active = self.namespaces.get(namespace).is_some_and(|namespace| is_active(&namespace));
-        if !active || self.accounts.get_in(namespace, NAME).is_some() {
+    async fn reconcile(self: Arc<Self>, namespace: String) -> Result<(), Error> {
+        let active = self.namespaces.get(&namespace).is_some_and(|namespace| is_active(&namespace));
+        if !active || self.accounts.get_in(&namespace, NAME).is_some() {
             return Ok(());
         }
         let metadata = ObjectMeta {
-            namespace: Some(namespace.to_owned()),
+            namespace: Some(namespace.clone()),
             name: Some(NAME.to_owned()),
             ..Default::default()
         };

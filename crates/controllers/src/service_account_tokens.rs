@@ -129,21 +129,13 @@ pub(crate) async fn run(context: Context) {
             all.iter().for_each(|secret| accounts.add(Key::Secret(Object::key(&**secret))));
         }
     });
-    if !(controller.secrets.synced().await && controller.accounts.synced().await) {
-        return;
-    }
-    let context = controller.context.clone();
-    context
-        .run_workers(&queue, WORKERS, move |key| {
-            let controller = controller.clone();
-            async move {
-                match key {
-                    Key::Secret(key) => controller.reconcile(&key).await,
-                    Key::Unlist(account, secret) => controller.unlist(&account, &secret).await,
-                }
-            }
-        })
-        .await;
+    let reconcile = |controller: Arc<Controller>, key| async move {
+        match key {
+            Key::Secret(key) => controller.reconcile(&key).await,
+            Key::Unlist(account, secret) => controller.unlist(&account, &secret).await,
+        }
+    };
+    controller.context.work(&controller, &queue, WORKERS, reconcile).await;
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]

@@ -122,21 +122,12 @@ pub(crate) async fn run(context: Context) {
             this.queue.add(cidr.name().to_owned());
         }
     });
-    if !(controller.cidrs.synced().await && controller.addresses.synced().await) {
-        return;
-    }
-    let (queue, context) = (controller.queue.clone(), controller.context.clone());
-    context
-        .run_workers(&queue, WORKERS, move |name| {
-            let controller = controller.clone();
-            async move { controller.reconcile(&name).await }
-        })
-        .await;
+    controller.context.work(&controller, &controller.queue, WORKERS, Controller::reconcile).await;
 }
 
 impl Controller {
-    async fn reconcile(&self, name: &str) -> Result<(), Error> {
-        let Some(cidr) = self.cidrs.get(name) else { return Ok(()) };
+    async fn reconcile(self: Arc<Self>, name: String) -> Result<(), Error> {
+        let Some(cidr) = self.cidrs.get(&name) else { return Ok(()) };
         let finalizers = cidr.metadata.finalizers.clone().unwrap_or_default();
         let protected = finalizers.iter().any(|finalizer| finalizer == FINALIZER);
         if let Some(deleted) = cidr.metadata.deletion_timestamp.as_ref().map(|time| time.0) {
@@ -146,7 +137,7 @@ impl Controller {
             let gone = deleted + jiff::SignedDuration::from_secs(GRACE_SECONDS);
             let left = until(gone, self.context.clock().now());
             if !left.is_zero() {
-                self.queue.add_after(name.to_owned(), left);
+                self.queue.add_after(name.clone(), left);
                 return Ok(());
             }
             if !protected {

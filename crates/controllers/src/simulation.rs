@@ -9,7 +9,7 @@ use apimachinery::Status;
 use async_trait::async_trait;
 use bytes::Bytes;
 use client::{Body, Client, Error, Transport};
-use controller_runtime::Clock;
+use controller_runtime::{Clock, InformerFactory};
 use futures::StreamExt;
 use http::{Method, Request, Response};
 use serde_json::{Value, json};
@@ -18,6 +18,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::Config;
 
+mod recording;
+mod scripts;
 mod seeds;
 mod workloads;
 
@@ -301,19 +303,9 @@ impl Cluster {
         let began = tokio::time::Instant::now();
         let epoch: jiff::Timestamp = "2026-01-01T00:00:00Z".parse().unwrap();
         let clock = Clock::new(move || epoch + jiff::SignedDuration::try_from(began.elapsed()).unwrap());
-        let config = Config {
-            cluster_cidr: "10.42.0.0/16".into(),
-            node_cidr_mask: 24,
-            node_cidr_mask_ipv6: 64,
-            root_ca_pem: "PEM".into(),
-            signing_authority: None,
-            sign_token: None,
-            clock,
-            disabled: Vec::new(),
-            options: Default::default(),
-            metrics: Default::default(),
-        };
-        let running = tokio::spawn(crate::run(config, client.clone(), shutdown.clone()));
+        let config = Config::plain(clock);
+        let informers = InformerFactory::new(client.clone(), shutdown.clone());
+        let running = tokio::spawn(crate::run(config, informers, shutdown.clone()));
         Cluster { server, client, shutdown, running }
     }
 

@@ -15,11 +15,11 @@ use controller_runtime::{Event, Informer, WorkQueue};
 use crate::Error;
 use crate::context::Context;
 use crate::history::{History, data_of, label_values, sort_out, template_of};
-use crate::objects::namespace_is_terminating;
-use crate::ownership::{add_index, candidates, claim_all, concerned};
+use crate::objects::{namespace_is_terminating, same};
+use crate::ownership::{candidates, claim_all, concerned};
 use crate::pod_control::PodControl;
 use crate::selector;
-use decision::{Observed, Plan, Revision, Step, decide, same};
+use decision::{Observed, Plan, Revision, Step, decide};
 use identity::{REVISION_LABEL, is_member};
 
 const COMPONENT: &str = "statefulset-controller";
@@ -38,12 +38,10 @@ struct StatefulSets {
 
 /// Runs the controller until the shutdown.
 pub(crate) async fn run(context: Context) {
-    let revisions = context.informers.informer::<ControllerRevision>();
-    add_index(&revisions);
     let controller = Arc::new(StatefulSets {
         sets: context.informers.informer::<StatefulSet>(),
         claims: context.informers.informer::<PersistentVolumeClaim>(),
-        history: History { client: context.client.clone(), revisions, hash_label: HASH_LABEL },
+        history: History::new(&context, HASH_LABEL),
         pods: PodControl::new(&context, COMPONENT),
         queue: WorkQueue::new(),
         context,
@@ -57,20 +55,7 @@ pub(crate) async fn run(context: Context) {
         this.pods.observe(event);
         this.enqueue_owner(event);
     });
-    let synced = controller.sets.synced().await
-        && controller.claims.synced().await
-        && controller.history.revisions.synced().await
-        && controller.pods.pods.synced().await;
-    if !synced {
-        return;
-    }
-    let (queue, context) = (controller.queue.clone(), controller.context.clone());
-    context
-        .run_workers(&queue, WORKERS, move |key| {
-            let controller = controller.clone();
-            async move { controller.reconcile(&key).await }
-        })
-        .await;
+    controller.context.work(&controller, &controller.queue, WORKERS, StatefulSets::reconcile).await;
 }
 
 fn selector_of(set: &StatefulSet) -> LabelSelector {
@@ -97,8 +82,8 @@ impl StatefulSets {
         }
     }
 
-    async fn reconcile(&self, key: &str) -> Result<(), Error> {
-        let Some(set) = self.sets.get(key) else { return Ok(()) };
+    async fn reconcile(self: Arc<Self>, key: String) -> Result<(), Error> {
+        let Some(set) = self.sets.get(&key) else { return Ok(()) };
         let (Some(spec), selector) = (&set.spec, selector_of(&set)) else { return Ok(()) };
         if selector::is_empty(&selector) {
             return Ok(());
@@ -136,7 +121,7 @@ impl StatefulSets {
         let failure = self.execute(&set, plan).await.err();
         self.update_status(&set, status).await?;
         if let Some(delay) = again {
-            self.queue.add_after(key.to_owned(), delay);
+            self.queue.add_after(key.clone(), delay);
         }
         self.forget_revisions(&set, &pods, &revisions, [current.name(), update.name()]).await?;
         failure.map_or(Ok(()), Err)

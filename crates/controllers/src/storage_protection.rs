@@ -15,7 +15,7 @@ use serde_json::json;
 
 use crate::Error;
 use crate::context::Context;
-use crate::objects::{is_deleting, is_terminal, node_name, split_key};
+use crate::objects::{is_deleting, is_terminal, node_name};
 use crate::volumes::{BY_CLAIM, claims_of};
 
 const WORKERS: usize = 1;
@@ -58,21 +58,13 @@ pub(crate) async fn run_claims(context: Context) {
     controller
         .pods
         .subscribe(move |event| claims_of(event.object()).into_iter().for_each(|key| pods.add(key)));
-    if !(controller.claims.synced().await && controller.pods.synced().await) {
-        return;
-    }
-    context
-        .run_workers(&queue, WORKERS, move |key| {
-            let controller = controller.clone();
-            async move { controller.reconcile(&key).await }
-        })
-        .await;
+    context.work(&controller, &queue, WORKERS, Claims::reconcile).await;
 }
 
 impl Claims {
-    async fn reconcile(&self, key: &str) -> Result<(), Error> {
-        let Some(claim) = self.claims.get(key) else { return Ok(()) };
-        let in_use = is_deleting(&*claim) && self.pods.by_index(BY_CLAIM, key).iter().any(|pod| mounts(pod));
+    async fn reconcile(self: Arc<Self>, key: String) -> Result<(), Error> {
+        let Some(claim) = self.claims.get(&key) else { return Ok(()) };
+        let in_use = is_deleting(&*claim) && self.pods.by_index(BY_CLAIM, &key).iter().any(|pod| mounts(pod));
         write(&self.claims, &*claim, CLAIM_FINALIZER, in_use).await
     }
 }
@@ -83,20 +75,13 @@ pub(crate) async fn run_volumes(context: Context) {
     let queue = WorkQueue::new();
     let names = queue.clone();
     volumes.subscribe(move |event| names.add(event.object().name().to_owned()));
-    if !volumes.synced().await {
-        return;
-    }
-    context
-        .run_workers(&queue, WORKERS, move |key: String| {
-            let volumes = volumes.clone();
-            async move {
-                let Some(volume) = volumes.get(split_key(&key).1) else { return Ok(()) };
-                let status = volume.status.as_ref();
-                let bound = status.is_some_and(|status| status.phase.as_deref() == Some("Bound"));
-                write(&volumes, &*volume, VOLUME_FINALIZER, bound).await
-            }
-        })
-        .await;
+    let reconcile = |volumes: Arc<Informer<PersistentVolume>>, name: String| async move {
+        let Some(volume) = volumes.get(&name) else { return Ok(()) };
+        let status = volume.status.as_ref();
+        let bound = status.is_some_and(|status| status.phase.as_deref() == Some("Bound"));
+        write(&volumes, &*volume, VOLUME_FINALIZER, bound).await
+    };
+    context.work(&Arc::new(volumes), &queue, WORKERS, reconcile).await;
 }
 
 async fn write<T: Object>(
@@ -170,38 +155,24 @@ pub(crate) async fn run_classes(context: Context) {
         let objects = event.old().into_iter().chain([event.object()]);
         objects.flat_map(|volume| class_of_volume(volume)).for_each(|name| volumes.add(name));
     });
-    let synced = [
-        controller.classes.synced().await,
-        controller.claims.synced().await,
-        controller.volumes.synced().await,
-    ];
-    if synced.contains(&false) {
-        return;
-    }
-    let context = controller.context.clone();
-    context
-        .run_workers(&queue, WORKERS, move |name| {
-            let controller = controller.clone();
-            async move { controller.reconcile(&name).await }
-        })
-        .await;
+    controller.context.work(&controller, &queue, WORKERS, Classes::reconcile).await;
 }
 
 impl Classes {
-    async fn reconcile(&self, name: &str) -> Result<(), Error> {
-        let Some(class) = self.classes.get(name) else { return Ok(()) };
-        let in_use = !self.claims.by_index(BY_CLASS, name).is_empty()
-            || !self.volumes.by_index(BY_CLASS, name).is_empty();
+    async fn reconcile(self: Arc<Self>, name: String) -> Result<(), Error> {
+        let Some(class) = self.classes.get(&name) else { return Ok(()) };
+        let in_use = !self.claims.by_index(BY_CLASS, &name).is_empty()
+            || !self.volumes.by_index(BY_CLASS, &name).is_empty();
         let decided = decide(&class.finalizers, class.deleting, CLASS_FINALIZER, in_use);
         let Some(finalizers) = decided else { return Ok(()) };
         let client = &self.context.client;
         // Its role lets the controller update classes, not patch them.
         let update = async {
-            let mut whole = client.get_value(&self.resource, "", name).await?;
+            let mut whole = client.get_value(&self.resource, "", &name).await?;
             whole["metadata"]["uid"] = json!(class.uid);
             whole["metadata"]["resourceVersion"] = json!(class.resource_version);
             whole["metadata"]["finalizers"] = json!(finalizers);
-            client.update_value(&self.resource, "", name, None, &whole).await
+            client.update_value(&self.resource, "", &name, None, &whole).await
         };
         match update.await {
             Err(error) if error.is_not_found() => Ok(()),

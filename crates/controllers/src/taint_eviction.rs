@@ -86,7 +86,7 @@ pub(crate) async fn run(context: Context) {
         context,
     });
     index_by_node(&controller.pods);
-    if !(controller.nodes.synced().await && controller.pods.synced().await) {
+    if !controller.context.synced().await {
         return;
     }
     let this = controller.clone();
@@ -106,23 +106,21 @@ pub(crate) async fn run(context: Context) {
             this.doomed.remove(event.object());
             return;
         };
-        let tainted = this.nodes.get(node_name(pod)).is_some_and(|node| !evicting(&node).is_empty());
-        if tainted {
+        // Not when it is told that it goes.
+        // Upstream: pkg/controller/tainteviction/taint_eviction.go PodUpdated
+        let tolerations = |pod: &Pod| pod.spec.as_ref().and_then(|spec| spec.tolerations.clone());
+        let same = |old: &Arc<Pod>| node_name(old) == node_name(pod) && tolerations(old) == tolerations(pod);
+        let tainted = || this.nodes.get(node_name(pod)).is_some_and(|node| !evicting(&node).is_empty());
+        if !event.old().is_some_and(same) && tainted() {
             this.queue.add(Object::key(&**pod));
         }
     });
-    let (queue, context) = (controller.queue.clone(), controller.context.clone());
-    context
-        .run_workers(&queue, WORKERS, move |key| {
-            let controller = controller.clone();
-            async move { controller.reconcile(&key).await }
-        })
-        .await;
+    controller.context.work(&controller, &controller.queue, WORKERS, Controller::reconcile).await;
 }
 
 impl Controller {
-    async fn reconcile(&self, key: &str) -> Result<(), Error> {
-        let Some(pod) = self.pods.get(key).filter(|pod| !is_deleting(&**pod) && !is_terminal(pod)) else {
+    async fn reconcile(self: Arc<Self>, key: String) -> Result<(), Error> {
+        let Some(pod) = self.pods.get(&key).filter(|pod| !is_deleting(&**pod) && !is_terminal(pod)) else {
             return Ok(());
         };
         let Some(node) = self.nodes.get(node_name(&pod)) else { return Ok(()) };
@@ -136,7 +134,7 @@ impl Controller {
             }
             Decision::EvictAfter(left) => {
                 self.doomed.insert(&pod);
-                self.queue.add_after(key.to_owned(), left + Duration::from_millis(1));
+                self.queue.add_after(key.clone(), left + Duration::from_millis(1));
             }
             Decision::Evict => {
                 self.events.normal(&*pod, "TaintManagerEviction", format!("Marking for deletion Pod {key}"));

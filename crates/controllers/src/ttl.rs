@@ -43,7 +43,7 @@ struct Controller {
 /// Runs the controller until the shutdown.
 pub(crate) async fn run(context: Context) {
     let controller = Arc::new(Controller { nodes: context.informers.informer(), step: Mutex::new(0) });
-    if !controller.nodes.synced().await {
+    if !context.synced().await {
         return;
     }
     let queue = WorkQueue::new();
@@ -56,12 +56,7 @@ pub(crate) async fn run(context: Context) {
             keys.add(event.object().name().to_owned());
         }
     });
-    context
-        .run_workers(&queue, WORKERS, move |name| {
-            let controller = controller.clone();
-            async move { controller.reconcile(&name).await }
-        })
-        .await;
+    context.work(&controller, &queue, WORKERS, Controller::reconcile).await;
 }
 
 impl Controller {
@@ -76,8 +71,8 @@ impl Controller {
         std::mem::replace(&mut *current, next) != next
     }
 
-    async fn reconcile(&self, name: &str) -> Result<(), Error> {
-        let Some(node) = self.nodes.get(name) else { return Ok(()) };
+    async fn reconcile(self: Arc<Self>, name: String) -> Result<(), Error> {
+        let Some(node) = self.nodes.get(&name) else { return Ok(()) };
         let seconds = STEPS[*self.step()].1.to_string();
         if annotation(&*node, TTL) == Some(&seconds) {
             return Ok(());

@@ -43,26 +43,17 @@ pub(crate) async fn run(context: Context) {
             this.queue.add(event.object().key());
         }
     });
-    if !controller.jobs.synced().await {
-        return;
-    }
-    let (queue, context) = (controller.queue.clone(), controller.context.clone());
-    context
-        .run_workers(&queue, WORKERS, move |key| {
-            let controller = controller.clone();
-            async move { controller.reconcile(&key).await }
-        })
-        .await;
+    controller.context.work(&controller, &controller.queue, WORKERS, Finished::reconcile).await;
 }
 
 impl Finished {
-    async fn reconcile(&self, key: &str) -> Result<(), Error> {
-        let Some(job) = self.jobs.get(key) else { return Ok(()) };
+    async fn reconcile(self: Arc<Self>, key: String) -> Result<(), Error> {
+        let Some(job) = self.jobs.get(&key) else { return Ok(()) };
         let now = self.context.clock().now();
         match decide(&job, now) {
             None => return Ok(()),
             Some(left) if !left.is_zero() => {
-                self.queue.add_after(key.to_owned(), left);
+                self.queue.add_after(key.clone(), left);
                 return Ok(());
             }
             Some(_) => {}

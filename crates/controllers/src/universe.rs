@@ -27,6 +27,7 @@ struct State {
 pub(crate) struct Universe {
     client: Client,
     informers: InformerFactory,
+    shutdown: CancellationToken,
     state: Mutex<State>,
     /// A definition of kinds changed.
     changed: Arc<Notify>,
@@ -56,10 +57,11 @@ fn defines_kinds(resource: &ApiResource) -> bool {
 }
 
 impl Universe {
-    pub fn new(client: Client, informers: InformerFactory) -> Arc<Self> {
+    pub fn new(client: Client, informers: InformerFactory, shutdown: CancellationToken) -> Arc<Self> {
         Arc::new(Universe {
             client,
             informers,
+            shutdown,
             state: Mutex::default(),
             changed: Arc::default(),
             discovered: watch::Sender::new(false),
@@ -71,17 +73,17 @@ impl Universe {
     }
 
     /// Follows discovery until the shutdown.
-    pub async fn run(self: Arc<Self>, shutdown: CancellationToken) {
+    pub async fn run(self: Arc<Self>) {
         let mut delay = Duration::from_millis(100);
         loop {
             let refreshed = tokio::select! {
-                () = shutdown.cancelled() => return,
+                () = self.shutdown.cancelled() => return,
                 refreshed = self.refresh() => refreshed,
             };
             if refreshed {
                 delay = Duration::from_millis(100);
                 tokio::select! {
-                    () = shutdown.cancelled() => return,
+                    () = self.shutdown.cancelled() => return,
                     () = self.changed.notified() => {}
                 }
             } else {
@@ -89,7 +91,7 @@ impl Universe {
             }
             // Discovery follows a definition with a moment's delay, and definitions come in bursts.
             tokio::select! {
-                () = shutdown.cancelled() => return,
+                () = self.shutdown.cancelled() => return,
                 () = tokio::time::sleep(delay) => {}
             }
         }
@@ -165,8 +167,9 @@ impl Universe {
     /// Waits until what the first discovery found is known. False at the shutdown.
     pub async fn synced(&self) -> bool {
         let mut discovered = self.discovered.subscribe();
-        if discovered.wait_for(|discovered| *discovered).await.is_err() {
-            return false;
+        tokio::select! {
+            () = self.shutdown.cancelled() => return false,
+            _ = discovered.wait_for(|discovered| *discovered) => {}
         }
         let informers: Vec<_> = self.lock().known.values().map(|(_, informer)| informer.clone()).collect();
         for informer in informers {

@@ -43,15 +43,21 @@ pub struct Config {
     pub identity: Option<String>,
 }
 
-/// Schedules until the shutdown.
-pub async fn run(config: Config, client: Client, shutdown: CancellationToken) -> Result<(), client::Error> {
+/// Schedules as this client until the shutdown, by caches that others of the process may read too.
+pub async fn run(
+    config: Config,
+    client: Client,
+    informers: InformerFactory,
+    shutdown: CancellationToken,
+) -> Result<(), client::Error> {
+    let informers = informers.acting_as(client.clone());
     let Some(identity) = config.identity.clone() else {
-        Loop::start(config, client, shutdown).await;
+        Loop::start(config, client, informers, shutdown).await;
         return Ok(());
     };
     let elector =
         LeaderElector::new(client.clone(), "kube-system", "kube-scheduler", &identity, config.clock.clone());
-    elector.run(&shutdown, |leading| Loop::start(config, client, leading)).await;
+    elector.run(&shutdown, |leading| Loop::start(config, client, informers, leading)).await;
     Ok(())
 }
 
@@ -92,8 +98,7 @@ struct Attempt {
 }
 
 impl Loop {
-    async fn start(config: Config, client: Client, shutdown: CancellationToken) {
-        let factory = InformerFactory::new(client.clone(), shutdown.clone());
+    async fn start(config: Config, client: Client, factory: InformerFactory, shutdown: CancellationToken) {
         let keys = WorkQueue::new();
         let informers = Informers::new(&factory, &keys);
         let Configuration { profiles, extenders, initial_backoff, max_backoff } = config.configuration;

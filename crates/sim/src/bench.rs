@@ -30,7 +30,7 @@ const LOST_PODS: i32 = 100;
 /// Requests of people and kubelets under way at once.
 const AT_ONCE: usize = 64;
 /// So long without a request is rest.
-const QUIET: Duration = Duration::from_secs(2);
+const QUIET: Duration = Duration::from_secs(5);
 const PATIENCE: Duration = Duration::from_secs(1200);
 
 #[derive(Default)]
@@ -102,17 +102,17 @@ pub async fn run(size: f64) {
         Client::new(Arc::new(Counting { part, inner, counts: counts.clone() }), part)
     };
     let stop = CancellationToken::new();
-    let controllers =
-        controllers::run(cluster::controllers_config(cluster.clock()), counting("controllers"), stop.clone());
-    let controllers = tokio::spawn(controllers);
-    let scheduler =
-        scheduler::run(cluster::scheduler_config(cluster.clock(), 1), counting("scheduler"), stop.clone());
-    let scheduler = tokio::spawn(scheduler);
+    let shared = InformerFactory::new(counting("controllers"), stop.clone());
+    let config = controllers::Config::plain(cluster.clock());
+    let controllers = tokio::spawn(controllers::run(config, shared.clone(), stop.clone()));
+    let config = cluster::scheduler_config(cluster.clock(), 1);
+    let scheduler = tokio::spawn(scheduler::run(config, counting("scheduler"), shared, stop.clone()));
     let client = cluster.client("people");
-    let informers = InformerFactory::new(cluster.client("kubelets"), stop.clone());
+    // What kubelets do is counted too: while they are busy there is no rest.
+    let informers = InformerFactory::new(counting("kubelets"), stop.clone());
     let pods = informers.informer::<Pod>();
-    let bench = Bench { client: client.clone(), counts, pods: pods.clone() };
-    let kubelets = tokio::spawn(kubelets(cluster.client("kubelets"), pods, stop.clone()));
+    let bench = Bench { client: client.clone(), counts: counts.clone(), pods: pods.clone() };
+    let kubelets = tokio::spawn(kubelets(counting("kubelets"), pods, stop.clone()));
     informers.start();
     let hearts = tokio::spawn(hearts(cluster.client("hearts"), cluster.clock(), stop.clone()));
     bench.nodes(NODES).await;
@@ -190,7 +190,7 @@ impl Bench {
         self.client.create(&Node::from_value(node).unwrap()).await.unwrap();
     }
 
-    /// Waits until controllers and scheduler ask nothing any more.
+    /// Waits until controllers, scheduler and kubelets ask nothing any more.
     async fn rest(&self) -> Duration {
         let began = Instant::now();
         loop {

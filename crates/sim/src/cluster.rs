@@ -6,7 +6,7 @@ use std::time::Duration;
 use apiserver::ApiServer;
 use apiserver::seams::UserInfo;
 use client::{Client, Transport};
-use controller_runtime::Clock;
+use controller_runtime::{Clock, InformerFactory};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use tokio::time::Instant;
@@ -40,21 +40,6 @@ pub struct Cluster {
     random: StdRng,
     controllers: Part,
     scheduler: Part,
-}
-
-pub fn controllers_config(clock: Clock) -> controllers::Config {
-    controllers::Config {
-        cluster_cidr: "10.42.0.0/16".into(),
-        node_cidr_mask: 24,
-        node_cidr_mask_ipv6: 64,
-        root_ca_pem: "PEM".into(),
-        signing_authority: None,
-        sign_token: None,
-        clock,
-        disabled: Vec::new(),
-        options: Default::default(),
-        metrics: Default::default(),
-    }
 }
 
 pub fn scheduler_config(clock: Clock, seed: u64) -> scheduler::Config {
@@ -119,7 +104,9 @@ impl Cluster {
 
     fn start_controllers(&mut self) {
         let (part, client) = self.part("controllers");
-        let running = controllers::run(controllers_config(self.clock()), client, part.stop.clone());
+        let informers = InformerFactory::new(client, part.stop.clone());
+        let running =
+            controllers::run(controllers::Config::plain(self.clock()), informers, part.stop.clone());
         self.server.tasks.spawn(async move { running.await.expect("the configuration is right") });
         self.controllers = part;
     }
@@ -127,7 +114,8 @@ impl Cluster {
     fn start_scheduler(&mut self) {
         let (part, client) = self.part("scheduler");
         let config = scheduler_config(self.clock(), self.random.random());
-        let running = scheduler::run(config, client, part.stop.clone());
+        let informers = InformerFactory::new(client.clone(), part.stop.clone());
+        let running = scheduler::run(config, client, informers, part.stop.clone());
         self.server.tasks.spawn(async move { running.await.expect("the configuration is right") });
         self.scheduler = part;
     }

@@ -7,7 +7,7 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use controller_runtime::QueueMetrics;
+use controller_runtime::{InformerFactory, QueueMetrics};
 use tokio_util::sync::CancellationToken;
 
 use crate::control_plane::{ControlPlane, NODE_PORTS, Settings};
@@ -128,13 +128,16 @@ fn start_control_plane(
         options: controllers::Options::default(),
         metrics,
     };
+    let shutdown = running.shutdown.clone();
+    // One cache of each kind for the whole control plane.
+    let client = control_plane.client("system:kube-controller-manager", &[]);
+    let informers = InformerFactory::new(client, shutdown.clone());
     // The clients hold the API server, not this.
     let accounts = control_plane.accounts();
     let clients = controllers::Clients {
-        shared: control_plane.client("system:kube-controller-manager", &[]),
+        informers: informers.clone(),
         of_account: Arc::new(move |name| accounts.client(name)),
     };
-    let shutdown = running.shutdown.clone();
     running.spawn("controllers", controllers::run(config, clients, shutdown.clone()));
     let config = scheduler::Config {
         configuration: scheduler::Configuration::default(),
@@ -144,7 +147,7 @@ fn start_control_plane(
         identity: None,
     };
     let client = control_plane.client("system:kube-scheduler", &[]);
-    running.spawn("scheduler", scheduler::run(config, client, shutdown.clone()));
+    running.spawn("scheduler", scheduler::run(config, client, informers, shutdown.clone()));
     running.spawn("certificates", control_plane.renewal.clone().run(shutdown.clone()));
     let admin = control_plane.client("system:kube-dns", &["system:masters"]);
     let cluster_dns = plan.network.cluster_dns.clone();

@@ -2,19 +2,14 @@
 //!
 //! Upstream: pkg/controller/certificates/cleaner/cleaner.go
 
-use std::time::Duration;
-
-use api::Object;
 use api::certificates::v1::CertificateSigningRequest;
-use controller_runtime::{Informer, WorkQueue};
 use der::Decode;
 use jiff::Timestamp;
 use x509_cert::Certificate;
 
 use super::{APPROVED, FAILED, deadline, is_issued};
-use crate::Error;
 use crate::context::Context;
-use crate::objects::until;
+use crate::expiry;
 
 const DECIDED_SECONDS: i64 = 60 * 60;
 const PENDING_SECONDS: i64 = 24 * 60 * 60;
@@ -48,26 +43,6 @@ pub(super) fn removal(csr: &CertificateSigningRequest) -> Option<Timestamp> {
 
 /// Runs the controller until the shutdown.
 pub(crate) async fn run(context: Context) {
-    let requests: Informer<CertificateSigningRequest> = context.informers.informer();
-    let queue = WorkQueue::new();
-    let names = queue.clone();
-    requests.subscribe(move |event| names.add(event.object().name().to_owned()));
-    if !requests.synced().await {
-        return;
-    }
-    let (worker, delayed) = (context.clone(), queue.clone());
-    worker
-        .run_workers(&queue, 1, move |name: String| {
-            let (context, requests, delayed) = (context.clone(), requests.clone(), delayed.clone());
-            async move {
-                let Some(csr) = requests.get(&name) else { return Ok(()) };
-                let Some(removal) = removal(&csr) else { return Ok(()) };
-                match until(removal, context.clock().now()) {
-                    Duration::ZERO => context.delete(&*csr).await?,
-                    left => delayed.add_after(name, left),
-                }
-                Ok::<_, Error>(())
-            }
-        })
-        .await;
+    let requests = context.informers.informer();
+    expiry::run(context, requests, removal).await;
 }

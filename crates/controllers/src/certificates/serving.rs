@@ -162,16 +162,7 @@ pub(crate) async fn run(context: Context) {
     let queue = WorkQueue::new();
     let names = queue.clone();
     approver.requests.subscribe(move |event| names.add(event.object().name().to_owned()));
-    let synced = tokio::join!(
-        approver.requests.synced(),
-        approver.nodes.synced(),
-        approver.services.synced(),
-        approver.slices.synced()
-    );
-    if synced != (true, true, true, true) {
-        return;
-    }
-    context.run_workers(&queue, WORKERS, move |name| approver.clone().approve(name)).await;
+    context.work(&approver, &queue, WORKERS, Approver::approve).await;
 }
 
 #[cfg(test)]

@@ -342,23 +342,6 @@ pub(crate) fn status(
     (status, again)
 }
 
-/// Whether two statuses say the same. Absent numbers are zeros.
-pub(crate) fn same(a: &DaemonSetStatus, b: &DaemonSetStatus) -> bool {
-    let plain = |status: &DaemonSetStatus| {
-        let mut status = status.clone();
-        for number in [
-            &mut status.updated_number_scheduled,
-            &mut status.number_available,
-            &mut status.number_unavailable,
-            &mut status.collision_count,
-        ] {
-            number.get_or_insert_default();
-        }
-        status
-    };
-    plain(a) == plain(b)
-}
-
 #[cfg(test)]
 #[path = "tests.rs"]
 mod tests;

@@ -56,7 +56,8 @@ fn conditions_follow_the_pod() {
         (deleting(pod("a", "Running", true)), false, (false, true, true)),
         (deleting(pod("a", "Running", true)), true, (true, true, true)),
     ] {
-        let plan = decide(&service(publish), &arcs([at_ip(pod, "10.0.0.1")]), &|_| Some(node("z")), &[]);
+        let plan =
+            decide(&service(publish), &arcs([at_ip(pod, "10.0.0.1")]), &|_| Some(node("z")), &[], None);
         let slice = &plan.create[0];
         let endpoint = &slice.endpoints.as_ref().unwrap()[0];
         let c = endpoint.conditions.clone().unwrap();
@@ -74,11 +75,11 @@ fn ended_pods_and_pods_without_address_or_node_are_left_out() {
         .into_iter()
         .chain([(arcs([at_ip(pod("c", "Running", true), "10.0.0.3")]), false)])
     {
-        let plan = decide(&service(false), &pods, &|_| known.then(|| node("z")), &[]);
+        let plan = decide(&service(false), &pods, &|_| known.then(|| node("z")), &[], None);
         assert_eq!(numbers(&plan), (1, 0, 0));
         assert!(plan.create[0].endpoints.as_ref().unwrap().is_empty());
         // The empty slice stays as it is.
-        let again = decide(&service(false), &pods, &|_| known.then(|| node("z")), &stored(&plan));
+        let again = decide(&service(false), &pods, &|_| known.then(|| node("z")), &stored(&plan), None);
         assert_eq!(numbers(&again), (0, 0, 0));
     }
 }
@@ -91,7 +92,7 @@ fn slices_hold_a_hundred_and_are_reused() {
         }))
     };
     let decide = |pods: &[Arc<Pod>], slices: &[Arc<EndpointSlice>]| {
-        decide(&service(false), pods, &|_| Some(node("z")), slices)
+        decide(&service(false), pods, &|_| Some(node("z")), slices, None)
     };
     let first = decide(&pods(150), &[]);
     let sizes: Vec<_> = first.create.iter().map(|s| s.endpoints.as_ref().unwrap().len()).collect();
@@ -111,7 +112,7 @@ fn slices_hold_a_hundred_and_are_reused() {
 fn a_headless_service_is_labelled() {
     let mut service = service(false);
     service.spec.as_mut().unwrap().cluster_ip = Some("None".into());
-    let plan = decide(&service, &[], &|_| None, &[]);
+    let plan = decide(&service, &[], &|_| None, &[], None);
     assert_eq!(label(&plan.create[0], HEADLESS), Some(""));
     assert_eq!(label(&plan.create[0], MANAGED_BY), Some(MANAGER));
 }

@@ -13,7 +13,7 @@ use api::core::v1::{Namespace, Node, Pod};
 use apiserver::ApiServer;
 use apiserver::seams::UserInfo;
 use client::{Client, DeleteOptions, ListOptions, PatchType, Propagation, Resource};
-use controller_runtime::Clock;
+use controller_runtime::{Clock, InformerFactory};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use serde_json::{Value, json};
@@ -59,19 +59,9 @@ impl World {
         let user =
             UserInfo { name: "sim".into(), groups: vec!["system:masters".into()], ..Default::default() };
         let client = Client::new(server.in_process(user), "sim");
-        let config = Config {
-            cluster_cidr: "10.42.0.0/16".into(),
-            node_cidr_mask: 24,
-            node_cidr_mask_ipv6: 64,
-            root_ca_pem: "PEM".into(),
-            signing_authority: None,
-            sign_token: None,
-            clock: Clock::new(now),
-            disabled: Vec::new(),
-            options: Default::default(),
-            metrics: Default::default(),
-        };
-        server.tasks.spawn(crate::run(config, client.clone(), shutdown));
+        let config = Config::plain(Clock::new(now));
+        let informers = InformerFactory::new(client.clone(), shutdown.clone());
+        server.tasks.spawn(crate::run(config, informers, shutdown));
         let world = World { random: StdRng::seed_from_u64(seed), server, client, wanted: BTreeMap::new() };
         let namespace = Namespace::from_value(json!({"metadata": {"name": NAMESPACE}})).unwrap();
         world.client.create(&namespace).await.unwrap();

@@ -319,24 +319,6 @@ fn complete(set: &StatefulSet, status: &mut StatefulSetStatus) {
     }
 }
 
-/// Whether two statuses say the same. Absent numbers are zeros.
-pub(crate) fn same(a: &StatefulSetStatus, b: &StatefulSetStatus) -> bool {
-    let plain = |status: &StatefulSetStatus| {
-        let mut status = status.clone();
-        for number in [
-            &mut status.ready_replicas,
-            &mut status.available_replicas,
-            &mut status.current_replicas,
-            &mut status.updated_replicas,
-            &mut status.collision_count,
-        ] {
-            number.get_or_insert_default();
-        }
-        status
-    };
-    plain(a) == plain(b)
-}
-
 #[cfg(test)]
 #[path = "tests.rs"]
 mod tests;

@@ -203,24 +203,8 @@ pub(crate) async fn run(context: Context) {
     controller.pods.add_index(BY_CLAIM, claims_of);
     controller.attachments.add_index(BY_NODE, |attachment| vec![attachment.spec.node_name.clone()]);
     controller.subscribe();
-    let synced = [
-        controller.nodes.synced().await,
-        controller.pods.synced().await,
-        controller.claims.synced().await,
-        controller.volumes.synced().await,
-        controller.drivers.synced().await,
-        controller.attachments.synced().await,
-    ];
-    if synced.contains(&false) {
-        return;
-    }
     let queue = controller.queue.clone();
-    context
-        .run_workers(&queue, WORKERS, move |node| {
-            let controller = controller.clone();
-            async move { controller.reconcile(&node).await }
-        })
-        .await;
+    context.work(&controller, &queue, WORKERS, Controller::reconcile).await;
 }
 
 impl Controller {
@@ -308,24 +292,24 @@ impl Controller {
         (volume.attachment_name(&attachment.spec.node_name) == attachment.name()).then_some(volume)
     }
 
-    async fn reconcile(&self, name: &str) -> Result<(), Error> {
+    async fn reconcile(self: Arc<Self>, name: String) -> Result<(), Error> {
         let attached: Vec<_> = self
             .attachments
-            .by_index(BY_NODE, name)
+            .by_index(BY_NODE, &name)
             .into_iter()
             .filter_map(|attachment| Some((self.ours(&attachment)?, attachment)))
             .collect();
         let gone = || {
-            let metadata = api::meta::ObjectMeta { name: Some(name.to_owned()), ..Default::default() };
+            let metadata = api::meta::ObjectMeta { name: Some(name.clone()), ..Default::default() };
             Arc::new(Node { metadata, ..Default::default() })
         };
-        let node = self.nodes.get(name);
-        let wanted = if node.is_some() { self.wanted(name) } else { Vec::new() };
-        let elsewhere = self.elsewhere(name, &wanted);
+        let node = self.nodes.get(&name);
+        let wanted = if node.is_some() { self.wanted(&name) } else { Vec::new() };
+        let elsewhere = self.elsewhere(&name, &wanted);
         let now = self.context.clock().now();
         let waiting_since = {
             let waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
-            waiting.get(name).cloned().unwrap_or_default()
+            waiting.get(&name).cloned().unwrap_or_default()
         };
         let plan = decide(&View {
             node: node.as_ref().unwrap_or(&gone()),
@@ -335,9 +319,9 @@ impl Controller {
             waiting_since: &waiting_since,
             now,
         });
-        self.remember(name, &plan, &waiting_since, now);
+        self.remember(&name, &plan, &waiting_since, now);
         if let Some(again) = plan.again {
-            self.queue.add_after(name.to_owned(), again);
+            self.queue.add_after(name.clone(), again);
         }
         // A node is told before a volume leaves it, and after it came.
         if let Some(node) = &node {
@@ -348,11 +332,11 @@ impl Controller {
             self.context.delete(&*attachment).await?;
         }
         for volume in &plan.attach {
-            self.attach(name, volume).await?;
+            self.attach(&name, volume).await?;
         }
         for volume in &plan.blocked {
-            let others = self.users_elsewhere(name, volume);
-            self.each_user(name, volume, |pod| {
+            let others = self.users_elsewhere(&name, volume);
+            self.each_user(&name, volume, |pod| {
                 let why = multi_attach(pod.namespace(), &others);
                 let message = format!("Multi-Attach error for volume {volume:?} {why}");
                 self.events.warning(pod, "FailedAttachVolume", message);

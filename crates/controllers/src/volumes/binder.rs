@@ -50,27 +50,13 @@ pub(crate) async fn run(context: Context) {
     });
     controller.pods.add_index(BY_CLAIM, claims_of);
     controller.subscribe();
-    let synced = [
-        controller.claims.synced().await,
-        controller.volumes.synced().await,
-        controller.classes.synced().await,
-        controller.pods.synced().await,
-    ];
-    if synced.contains(&false) {
-        return;
-    }
-    let (queue, context) = (controller.queue.clone(), controller.context.clone());
-    context
-        .run_workers(&queue, WORKERS, move |key| {
-            let controller = controller.clone();
-            async move {
-                match key {
-                    Key::Claim(key) => controller.reconcile_claim(&key).await,
-                    Key::Volume(name) => controller.reconcile_volume(&name).await,
-                }
-            }
-        })
-        .await;
+    let reconcile = |controller: Arc<Controller>, key| async move {
+        match key {
+            Key::Claim(key) => controller.reconcile_claim(&key).await,
+            Key::Volume(name) => controller.reconcile_volume(&name).await,
+        }
+    };
+    controller.context.work(&controller, &controller.queue, WORKERS, reconcile).await;
 }
 
 /// The key of the claim that a volume names.

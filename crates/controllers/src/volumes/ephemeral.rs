@@ -82,20 +82,12 @@ pub(crate) async fn run(context: Context) {
             users.for_each(|pod| claims.add(Object::key(&**pod)));
         }
     });
-    if !(controller.pods.synced().await && controller.claims.synced().await) {
-        return;
-    }
-    context
-        .run_workers(&queue, WORKERS, move |key| {
-            let controller = controller.clone();
-            async move { controller.reconcile(&key).await }
-        })
-        .await;
+    context.work(&controller, &queue, WORKERS, Controller::reconcile).await;
 }
 
 impl Controller {
-    async fn reconcile(&self, key: &str) -> Result<(), Error> {
-        let Some(pod) = self.pods.get(key).filter(|pod| !is_deleting(&**pod)) else { return Ok(()) };
+    async fn reconcile(self: Arc<Self>, key: String) -> Result<(), Error> {
+        let Some(pod) = self.pods.get(&key).filter(|pod| !is_deleting(&**pod)) else { return Ok(()) };
         for volume in pod.spec.iter().flat_map(|spec| spec.volumes.iter().flatten()) {
             if let Err(why) = self.make(&pod, volume).await {
                 let message = format!("ephemeral volume {}: {why}", volume.name);

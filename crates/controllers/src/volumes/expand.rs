@@ -48,15 +48,8 @@ pub(crate) async fn run(context: Context) {
             growing.add(Object::key(&**event.object()));
         }
     });
-    if !(controller.claims.synced().await && controller.volumes.synced().await) {
-        return;
-    }
-    context
-        .run_workers(&queue, 1, move |key| {
-            let controller = controller.clone();
-            async move { controller.reconcile(&key) }
-        })
-        .await;
+    let reconcile = |controller: Arc<Controller>, key: String| async move { controller.reconcile(&key) };
+    context.work(&controller, &queue, 1, reconcile).await;
 }
 
 impl Controller {

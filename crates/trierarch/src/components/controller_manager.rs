@@ -12,7 +12,8 @@ use client::Client;
 use client::https::HttpsTransport;
 use client::kubeconfig::Kubeconfig;
 use client::service_account::ServiceAccounts;
-use controller_runtime::QueueMetrics;
+use controller_runtime::{InformerFactory, QueueMetrics};
+use tokio_util::sync::CancellationToken;
 
 use super::controller_flags::Behavior;
 use super::election::Election;
@@ -151,9 +152,10 @@ pub fn authority_of(kubeconfig: &Path) -> anyhow::Result<String> {
 }
 
 /// As whom the controllers act.
-fn clients(args: &ControllerManager, shared: &Client) -> anyhow::Result<controllers::Clients> {
+fn accounts(args: &ControllerManager, shared: &Client) -> anyhow::Result<controllers::Accounts> {
     if !args.use_service_account_credentials {
-        return Ok(shared.clone().into());
+        let shared = shared.clone();
+        return Ok(Arc::new(move |_| shared.clone()));
     }
     let config = Kubeconfig::read(&args.access.kubeconfig)?.config(None)?;
     let anonymous = client::https::Config { identity: None, token: None, ..config };
@@ -162,10 +164,7 @@ fn clients(args: &ControllerManager, shared: &Client) -> anyhow::Result<controll
         anonymous: Arc::new(HttpsTransport::new(&anonymous)?),
         namespace: "kube-system".into(),
     };
-    Ok(controllers::Clients {
-        shared: shared.clone(),
-        of_account: Arc::new(move |name| accounts.client(name)),
-    })
+    Ok(Arc::new(move |name| accounts.client(name)))
 }
 
 pub async fn run(args: ControllerManager) -> anyhow::Result<()> {
@@ -195,16 +194,19 @@ pub async fn run(args: ControllerManager) -> anyhow::Result<()> {
         metrics: metrics.clone(),
     };
     let client = client_of(&args.access.kubeconfig, "kube-controller-manager")?;
-    let clients = clients(&args, &client)?;
+    let of_account = accounts(&args, &client)?;
     let shutdown = host::shutdown_signal()?;
     let name = "kube-controller-manager";
     let serving = args
         .serving
         .start((name, 10257), &args.access.kubeconfig, move || metrics.text(), shutdown.clone())
         .await?;
-    let work = async |leading| Ok(controllers::run(config, clients, leading).await?);
+    let work = async |leading: CancellationToken| {
+        let informers = InformerFactory::new(client.clone(), leading.clone());
+        Ok(controllers::run(config, controllers::Clients { informers, of_account }, leading).await?)
+    };
     let lead = args.election.run(name, client.clone(), shutdown.clone(), work);
-    let ((), ()) = tokio::try_join!(lead, say_ready("controller manager", client, shutdown.clone()))?;
+    let ((), ()) = tokio::try_join!(lead, say_ready("controller manager", client.clone(), shutdown.clone()))?;
     shutdown.cancel();
     serving.stopped().await;
     Ok(())

@@ -4,7 +4,9 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use clap::Args;
+use controller_runtime::InformerFactory;
 use serde::Deserialize;
+use tokio_util::sync::CancellationToken;
 
 use super::election::Election;
 use super::secure_serving::SecureServing;
@@ -105,7 +107,10 @@ pub async fn run(args: Scheduler) -> anyhow::Result<()> {
     };
     let tell = move || metrics.text();
     let serving = args.serving.start(("kube-scheduler", 10259), &kubeconfig, tell, shutdown.clone()).await?;
-    let work = async |leading| Ok(scheduler::run(config, client.clone(), leading).await?);
+    let work = async |leading: CancellationToken| {
+        let informers = InformerFactory::new(client.clone(), leading.clone());
+        Ok(scheduler::run(config, client.clone(), informers, leading).await?)
+    };
     let lead = election.run("kube-scheduler", client.clone(), shutdown.clone(), work);
     let ((), ()) = tokio::try_join!(lead, say_ready("scheduler", client.clone(), shutdown.clone()))?;
     shutdown.cancel();
