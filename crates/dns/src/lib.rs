@@ -11,6 +11,7 @@
 mod cluster;
 mod forward;
 mod kube_service;
+mod metrics;
 mod run;
 mod server;
 pub mod zone;
@@ -18,6 +19,7 @@ pub mod zone;
 pub use cluster::{Cluster, Informers};
 pub use forward::upstreams;
 pub use kube_service::{announce, keep_service};
+pub use metrics::Metrics;
 pub use run::run;
 
 use std::net::SocketAddr;
@@ -38,6 +40,7 @@ pub struct Config {
     pub upstreams: Vec<SocketAddr>,
     /// The addresses by which pods know this server: never asked.
     pub service_addresses: Vec<std::net::IpAddr>,
+    pub metrics: Metrics,
 }
 
 #[derive(Debug, thiserror::Error)]

@@ -41,7 +41,7 @@ pub async fn run(config: Config, client: Client, shutdown: CancellationToken) ->
     let cluster = Arc::new(Informers::new(&factory));
     factory.start();
     if factory.synced().await {
-        let mut server = Server::new(Handler::new(zone, cluster, forwarder));
+        let mut server = Server::new(Handler::new(zone, cluster, forwarder, config.metrics));
         for (udp, tcp) in sockets {
             server.register_socket(udp);
             server.register_listener(tcp, TCP_TIMEOUT, TCP_ANSWERS);

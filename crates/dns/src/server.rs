@@ -1,16 +1,19 @@
 //! The sockets: a question in, the zone's or upstream's answer out.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use hickory_proto::op::{Edns, MessageType, Metadata, OpCode, ResponseCode};
 use hickory_proto::rr::{Name, Record, RecordType};
 use hickory_server::net::runtime::Time;
+use hickory_server::net::xfer::Protocol;
 use hickory_server::server::{Request, RequestHandler, ResponseHandler, ResponseInfo};
 use hickory_server::zone_handler::MessageResponseBuilder;
 use tokio::sync::Semaphore;
 
 use crate::Cluster;
 use crate::forward::Forwarder;
+use crate::metrics::{Answered, Metrics};
 use crate::zone::{Answer, Zone};
 
 /// Questions that wait for upstream at one time; more are answered SERVFAIL, so that a slow upstream does not
@@ -27,12 +30,18 @@ pub(crate) struct Handler {
     pub cluster: Arc<dyn Cluster>,
     pub forwarder: Forwarder,
     waiting: Semaphore,
+    /// Grows with every answer: the addresses of a name take turns in being the first.
+    turn: AtomicUsize,
+    /// The cluster's domain as metrics name it.
+    domain: String,
+    metrics: Metrics,
 }
 
 /// The parts of a response.
 struct Response {
     code: ResponseCode,
     is_authoritative: bool,
+    is_forwarded: bool,
     answers: Vec<Record>,
     authorities: Vec<Record>,
     additional: Vec<Record>,
@@ -41,13 +50,16 @@ struct Response {
 impl Response {
     fn code(code: ResponseCode) -> Self {
         let (answers, authorities, additional) = Default::default();
-        Response { code, is_authoritative: false, answers, authorities, additional }
+        let (is_authoritative, is_forwarded) = (false, false);
+        Response { code, is_authoritative, is_forwarded, answers, authorities, additional }
     }
 }
 
 impl Handler {
-    pub fn new(zone: Zone, cluster: Arc<dyn Cluster>, forwarder: Forwarder) -> Self {
-        Handler { zone, cluster, forwarder, waiting: Semaphore::new(MAX_WAITING) }
+    pub fn new(zone: Zone, cluster: Arc<dyn Cluster>, forwarder: Forwarder, metrics: Metrics) -> Self {
+        let domain = zone.origin().to_string();
+        let (waiting, turn) = (Semaphore::new(MAX_WAITING), AtomicUsize::new(0));
+        Handler { zone, cluster, forwarder, waiting, turn, domain, metrics }
     }
 
     async fn respond(&self, request: &Request) -> Response {
@@ -56,7 +68,22 @@ impl Handler {
         }
         let Ok(info) = request.request_info() else { return Response::code(ResponseCode::FormErr) };
         let question = info.query.original();
-        self.resolve(question.name().clone(), question.query_type()).await
+        let mut response = self.resolve(question.name().clone(), question.query_type()).await;
+        take_turns(&mut response.answers, self.turn.fetch_add(1, Ordering::Relaxed));
+        response
+    }
+
+    fn count(&self, request: &Request, response: &Response, took: std::time::Duration) {
+        let kind = request.request_info().map(|info| info.query.query_type());
+        self.metrics.answered(&Answered {
+            zone: if response.is_forwarded { "." } else { &self.domain },
+            is_forwarded: response.is_forwarded,
+            is_tcp: request.protocol() != Protocol::Udp,
+            is_ipv6: request.src().is_ipv6(),
+            kind: kind.unwrap_or(RecordType::ZERO),
+            code: response.code,
+            took,
+        });
     }
 
     /// Follows aliases inside the cluster, and asks upstream about what is outside.
@@ -101,10 +128,23 @@ impl Handler {
             return;
         };
         let forwarded = self.forwarder.ask(name, kind).await;
+        response.is_forwarded = response.answers.is_empty();
         response.is_authoritative = !response.answers.is_empty();
         response.code = forwarded.code;
         response.answers.extend(forwarded.answers);
         response.authorities = forwarded.authorities;
+    }
+}
+
+/// Most askers take the first address. As CoreDNS's plugin `loadbalance`: aliases first, then the addresses, each time
+/// from another one on.
+fn take_turns(answers: &mut [Record], turn: usize) {
+    let is_address = |record: &Record| matches!(record.record_type(), RecordType::A | RecordType::AAAA);
+    let aliases = answers.iter().take_while(|record| !is_address(record)).count();
+    let addresses = &mut answers[aliases..];
+    if !addresses.is_empty() && addresses.iter().all(is_address) {
+        let length = addresses.len();
+        addresses.rotate_left(turn % length);
     }
 }
 
@@ -115,7 +155,9 @@ impl RequestHandler for Handler {
         request: &Request,
         mut handle: R,
     ) -> ResponseInfo {
+        let begun = tokio::time::Instant::now();
         let response = self.respond(request).await;
+        self.count(request, &response, begun.elapsed());
         let mut metadata = Metadata::response_from_request(&request.metadata);
         metadata.response_code = response.code;
         metadata.authoritative = response.is_authoritative;
@@ -144,5 +186,30 @@ impl RequestHandler for Handler {
                 ResponseInfo::from(header)
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use hickory_proto::rr::{RData, rdata};
+
+    #[test]
+    fn addresses_take_turns_in_being_the_first() {
+        let name: Name = "web.shop.svc.cluster.local.".parse().unwrap();
+        let address =
+            |number: u8| Record::from_rdata(name.clone(), 5, RData::A(rdata::A([10, 0, 0, number].into())));
+        let alias = Record::from_rdata(name.clone(), 5, RData::CNAME(rdata::CNAME(name.clone())));
+        let text = |answers: &[Record], turn| {
+            let mut answers = answers.to_vec();
+            take_turns(&mut answers, turn);
+            let last = |record: &Record| record.data.to_string().rsplit('.').next().map(str::to_owned);
+            answers.iter().filter_map(last).collect::<Vec<_>>().join(" ")
+        };
+        let three = [address(1), address(2), address(3)];
+        assert_eq!([0, 1, 2, 3].map(|turn| text(&three, turn)), ["1 2 3", "2 3 1", "3 1 2", "1 2 3"]);
+        assert_eq!(text(&[alias.clone(), address(1), address(2)], 1), " 2 1");
+        assert_eq!(text(&[alias], 1), "");
+        assert_eq!(text(&[], 1), "");
     }
 }

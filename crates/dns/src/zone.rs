@@ -102,6 +102,11 @@ impl Zone {
         if origin.is_root() { Err(wrong()) } else { Ok(Zone { origin }) }
     }
 
+    /// The cluster's domain.
+    pub fn origin(&self) -> &Name {
+        &self.origin
+    }
+
     pub fn contains(&self, name: &Name) -> bool {
         self.origin.zone_of(name)
     }

@@ -5,7 +5,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use hickory_proto::op::{Message, MessageType, OpCode, Query, ResponseCode};
+use hickory_proto::op::{Edns, Message, MessageType, OpCode, Query, ResponseCode};
 use hickory_proto::rr::{Name, RData, Record, RecordType, rdata::A};
 use linux::netlink::Netlink;
 use linux::netns::NetNs;
@@ -17,23 +17,40 @@ use tokio_util::sync::CancellationToken;
 
 const SERVER: &str = "127.0.0.1:10053";
 const UPSTREAM: &str = "127.0.0.2:53";
+/// An upstream that never answers.
+const SILENT: &str = "127.0.0.3:53";
 
 fn question(name: &str, kind: RecordType) -> Vec<u8> {
+    question_with(name, kind, None)
+}
+
+/// A question of one who takes so much in a packet.
+fn question_with(name: &str, kind: RecordType, payload: Option<u16>) -> Vec<u8> {
     let mut message = Message::new(7, MessageType::Query, OpCode::Query);
     message.metadata.recursion_desired = true;
+    if let Some(payload) = payload {
+        let mut edns = Edns::new();
+        edns.set_max_payload(payload);
+        message.set_edns(edns);
+    }
     message.add_query(Query::query(name.parse().unwrap(), kind));
     message.to_vec().unwrap()
 }
 
 async fn ask_udp(name: &str, kind: RecordType) -> Message {
+    Message::from_vec(&packet(name, &question(name, kind)).await).unwrap()
+}
+
+/// The packet that answers a question over UDP.
+async fn packet(name: &str, question: &[u8]) -> Vec<u8> {
     let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
     let mut buffer = [0; 4096];
     // The server may not be there yet.
     for _ in 0..100 {
-        let sent = socket.send_to(&question(name, kind), SERVER).await;
+        let sent = socket.send_to(question, SERVER).await;
         let answer = tokio::time::timeout(Duration::from_millis(500), socket.recv_from(&mut buffer)).await;
         if let (Ok(_), Ok(Ok((length, _)))) = (sent, answer) {
-            return Message::from_vec(&buffer[..length]).unwrap();
+            return buffer[..length].to_vec();
         }
         tokio::task::yield_now().await;
     }
@@ -100,11 +117,14 @@ async fn scenario() {
             "addressType": "IPv4", "ports": [], "endpoints": many}),
     );
     let address = |text: &str| -> SocketAddr { text.parse().unwrap() };
+    let metrics = dns::Metrics::default();
+    let _silent = UdpSocket::bind(SILENT).await.unwrap();
     let config = dns::Config {
         bind_addresses: vec![address(SERVER)],
         cluster_domain: "cluster.local".to_owned(),
-        upstreams: vec![address(SERVER), address(UPSTREAM)],
+        upstreams: vec![address(SERVER), address(SILENT), address(UPSTREAM)],
         service_addresses: vec!["10.43.0.10".parse().unwrap()],
+        metrics: metrics.clone(),
     };
     let shutdown = CancellationToken::new();
     let mut tasks = tokio::task::JoinSet::new();
@@ -128,6 +148,21 @@ async fn scenario() {
     assert!(cut.metadata.truncation && cut.answers.len() < 100);
     assert_eq!(ask_tcp("many.shop.svc.cluster.local.", RecordType::A).await.answers.len(), 100);
 
+    // As much as the asker takes, but never more than what any path carries.
+    for (payload, most) in [(100, 512), (512, 512), (900, 900), (4096, 1232)] {
+        let name = "many.shop.svc.cluster.local.";
+        let packet = packet(name, &question_with(name, RecordType::A, Some(payload))).await;
+        assert!(packet.len() <= most && packet.len() > most - 100, "{payload}: {}", packet.len());
+        let answer = Message::from_vec(&packet).unwrap();
+        assert!(answer.metadata.truncation && answer.edns.is_some(), "{payload}");
+    }
+    let first = |answer: &Message| answer.answers[0].data.to_string();
+    let mut firsts = std::collections::BTreeSet::new();
+    for _ in 0..3 {
+        firsts.insert(first(&ask_tcp("many.shop.svc.cluster.local.", RecordType::A).await));
+    }
+    assert_eq!(firsts.len(), 3, "addresses take turns in being the first");
+
     let new = json!({"clusterIP": "10.43.0.77", "clusterIPs": ["10.43.0.77"]});
     server.put("/api/v1/services", json!({"metadata": {"name": "new", "namespace": "shop"}, "spec": new}));
     let appears = async {
@@ -136,6 +171,14 @@ async fn scenario() {
         }
     };
     tokio::time::timeout(Duration::from_secs(5), appears).await.expect("a new Service has a name at once");
+    let counted = metrics.text();
+    for words in [
+        "zone=\"cluster.local.\",rcode=\"NXDOMAIN\",plugin=\"kubernetes\"} 1",
+        "zone=\".\",rcode=\"NXDOMAIN\",plugin=\"forward\"} 1",
+        "zone=\".\",proto=\"tcp\",family=\"1\",type=\"A\"} 1",
+    ] {
+        assert!(counted.contains(words), "{words} is not in\n{counted}");
+    }
     shutdown.cancel();
     running.await.unwrap().unwrap();
     tasks.shutdown().await;

@@ -17,6 +17,9 @@ pub const MARK_SLOT: u32 = 0x8000_0000;
 /// More endpoints of one port than this are left out, so that a choice fits its bits of the mark.
 pub const MAX_ENDPOINTS: usize = 0xffff;
 
+/// The set of the node's addresses at which node ports are, where not all are.
+pub(crate) const NODE_PORT_ADDRESSES: &str = "node-port-addresses";
+
 /// Where a Service is entered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Frontend {
@@ -109,6 +112,8 @@ pub enum Key {
     Guarded(Frontend),
     /// A source range that may use a guarded frontend.
     Allowed(Frontend, String),
+    /// An address of the node at which node ports are.
+    NodePortAddress(IpAddr),
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -134,7 +139,9 @@ impl Key {
             }
             Key::Endpoint(frontend, _) | Key::Slot(frontend, _) => frontend.is_ipv6(),
             Key::Guarded(frontend) | Key::Allowed(frontend, _) => frontend.is_ipv6(),
-            Key::ClusterAddress(address) | Key::Hairpin(address) => address.is_ipv6(),
+            Key::ClusterAddress(address) | Key::Hairpin(address) | Key::NodePortAddress(address) => {
+                address.is_ipv6()
+            }
         }
     }
 
@@ -151,6 +158,7 @@ impl Key {
             Key::Hairpin(_) => "hairpin",
             Key::Guarded(_) => "guarded",
             Key::Allowed(..) => "allowed",
+            Key::NodePortAddress(_) => NODE_PORT_ADDRESSES,
         }
     }
 }
@@ -163,7 +171,7 @@ impl std::fmt::Display for Key {
             | Key::Refused(frontend)
             | Key::Guarded(frontend) => frontend.fmt(f),
             Key::Endpoint(frontend, mark) | Key::Slot(frontend, mark) => write!(f, "{frontend} . {mark:#x}"),
-            Key::ClusterAddress(address) => address.fmt(f),
+            Key::ClusterAddress(address) | Key::NodePortAddress(address) => address.fmt(f),
             Key::Hairpin(address) => write!(f, "{address} . {address}"),
             Key::Allowed(frontend, range) => write!(f, "{frontend} . {range}"),
         }

@@ -11,6 +11,8 @@ pub struct Here {
     pub node: String,
     /// The node's `topology.kubernetes.io/zone` label.
     pub zone: Option<String>,
+    /// The node's own address of each family that it has.
+    pub addresses: Vec<IpAddr>,
 }
 
 /// One endpoint of one port of a Service.
@@ -146,7 +148,7 @@ mod tests {
 
     #[test]
     fn choices() {
-        let here = Here { node: "n".to_owned(), zone: Some("z".to_owned()) };
+        let here = Here { node: "n".to_owned(), zone: Some("z".to_owned()), ..Here::default() };
         let cases = [
             ("", "", "", false),
             ("1 2@ 3", "123", "2", true),
@@ -193,7 +195,7 @@ mod tests {
                 r#"{"addressType":"IPv4","ports":[{"name":"web"}],"endpoints":[{"addresses":["10.0.0.9"]}]}"#,
             ),
         ];
-        let here = Here { node: "n".to_owned(), zone: None };
+        let here = Here { node: "n".to_owned(), ..Here::default() };
         let port = ServicePort { name: Some("web".to_owned()), port: 80, ..Default::default() };
         let found = of_port(&slices, &port, false, &here);
         let addresses: Vec<_> = found.iter().map(|endpoint| endpoint.address.to_string()).collect();

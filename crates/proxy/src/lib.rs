@@ -16,14 +16,20 @@
 pub mod element;
 pub mod endpoints;
 mod health;
+mod metrics;
+mod range;
 pub mod routes;
 pub mod ruleset;
 mod run;
 pub mod service;
 
+pub use metrics::{Metrics, Starved};
+pub use ruleset::NodePorts;
 pub use run::run;
 
 use std::net::SocketAddr;
+
+use controller_runtime::Clock;
 
 /// What a proxy is told.
 #[derive(Clone, Debug)]
@@ -34,12 +40,18 @@ pub struct Config {
     pub cluster_cidrs: Vec<String>,
     /// Where `/healthz` and `/livez` answer; upstream's proxy listens on port 10256.
     pub healthz_address: Option<SocketAddr>,
+    /// The addresses at which node ports, and the ports of health checks, are.
+    pub node_ports: NodePorts,
+    pub clock: Clock,
+    pub metrics: Metrics,
 }
 
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     #[error("cluster CIDR {0:?} is not an address range like 10.42.0.0/16")]
     ClusterCidr(String),
+    #[error("node port addresses {0:?} are neither `primary` nor a range like 192.0.2.0/24")]
+    NodePorts(String),
     #[error("routes cannot be read")]
     Routes(#[source] std::io::Error),
     #[error("cannot listen on {address} for health checks")]

@@ -5,10 +5,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
+use std::net::IpAddr;
 
 use linux::nft::{Claims, Difference};
 
-use crate::element::{Key, Pick, Value};
+use crate::element::{Key, NODE_PORT_ADDRESSES, Pick, Value};
+use crate::range::{self, Range};
 
 pub const TABLE: &str = "trierarch-proxy";
 
@@ -17,6 +19,66 @@ pub const TABLE: &str = "trierarch-proxy";
 pub struct Frame {
     /// Where pods are. Traffic from elsewhere to a ClusterIP is masqueraded.
     pub cluster_cidrs: Vec<String>,
+    pub node_ports: NodePorts,
+}
+
+/// The addresses of the node at which node ports are.
+// Upstream: cmd/kube-proxy/app/options.go --nodeport-addresses
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum NodePorts {
+    /// All of the node's but loopback.
+    #[default]
+    All,
+    /// Those that the Node object names first, one a family.
+    Primary,
+    /// Those in these ranges; a family that none is of has them at all its addresses.
+    Ranges(Vec<String>),
+}
+
+impl NodePorts {
+    /// Reads `primary`, or ranges; nothing means what upstream's proxy of this kind means by it.
+    // Upstream: cmd/kube-proxy/app/server_linux.go platformApplyDefaults
+    pub fn parse(texts: &[String]) -> Result<Self, crate::Error> {
+        match texts {
+            [] => Ok(NodePorts::Primary),
+            [primary] if primary == "primary" => Ok(NodePorts::Primary),
+            ranges => match ranges.iter().find(|text| Range::parse(text).is_none()) {
+                Some(wrong) => Err(crate::Error::NodePorts(wrong.clone())),
+                None => Ok(NodePorts::Ranges(ranges.to_vec())),
+            },
+        }
+    }
+
+    fn ranges(&self, ipv6: bool) -> Vec<Range> {
+        let NodePorts::Ranges(texts) = self else { return Vec::new() };
+        let ranges = range::apart(texts.iter().filter_map(|text| Range::parse(text)));
+        let ranges: Vec<Range> = ranges.into_iter().filter(|range| range.is_ipv6() == ipv6).collect();
+        // The whole of a family is as good as nothing said.
+        if ranges.iter().any(|range| range.length == 0) { Vec::new() } else { ranges }
+    }
+
+    /// Whether node ports are at this address, one of the node's.
+    pub(crate) fn are_at(&self, address: IpAddr, primary: &[IpAddr]) -> bool {
+        let ranges = self.ranges(address.is_ipv6());
+        match self {
+            NodePorts::Primary => primary.contains(&address),
+            _ => ranges.is_empty() || ranges.iter().any(|range| range.contains(address)),
+        }
+    }
+
+    /// What a packet to a node port is told by, but for the port.
+    fn destination(&self, ipv6: bool) -> String {
+        let (ip, loopback) = if ipv6 { ("ip6", "::1/128") } else { ("ip", "127.0.0.0/8") };
+        let ranges = self.ranges(ipv6);
+        match self {
+            NodePorts::Primary => format!("{ip} daddr @{NODE_PORT_ADDRESSES}"),
+            _ if ranges.is_empty() => format!("fib daddr type local {ip} daddr != {loopback}"),
+            _ => {
+                let ranges: Vec<String> = ranges.iter().map(ToString::to_string).collect();
+                format!("fib daddr type local {ip} daddr {{ {} }}", ranges.join(", "))
+            }
+        }
+    }
 }
 
 /// Elements and who wants them.
@@ -63,9 +125,24 @@ impl Ruleset {
         Ruleset { frame, ..Default::default() }
     }
 
+    /// Says which addresses the node has.
+    pub fn set_node(&mut self, addresses: &[IpAddr]) {
+        if self.frame.node_ports == NodePorts::Primary {
+            let elements = addresses.iter().map(|ip| (Key::NodePortAddress(*ip), Value::Present)).collect();
+            // No Service has this name.
+            self.claims.set(&String::new(), elements);
+        }
+    }
+
     /// Says what a Service wants from now on; nothing, when it is gone.
     pub fn set(&mut self, service: &str, elements: BTreeMap<Key, Value>) {
         self.claims.set(&service.to_owned(), elements);
+    }
+
+    /// The Services that want anything.
+    pub fn services(&self) -> impl Iterator<Item = &String> {
+        // The node's own elements are nobody's Service.
+        self.claims.owners().filter(|owner| !owner.is_empty())
     }
 
     /// What changed since the last call.
@@ -218,6 +295,9 @@ fn frame_text(text: &mut String, frame: &Frame, ipv6: bool) {
     let _ = writeln!(text, "add set {on} cluster-ips {{ type {address}; }}");
     let _ = writeln!(text, "add set {on} hairpin {{ type {address} . {address}; }}");
     let _ = writeln!(text, "add set {on} guarded {{ type {frontend}; }}");
+    if frame.node_ports == NodePorts::Primary {
+        let _ = writeln!(text, "add set {on} {NODE_PORT_ADDRESSES} {{ type {address}; }}");
+    }
     let _ = writeln!(text, "add set {on} allowed {{ type {frontend} . {address}; flags interval; }}");
     for (chain, hook) in CHAINS {
         let body = if hook.is_empty() { String::new() } else { format!(" {{ {hook} }}") };
@@ -230,8 +310,9 @@ fn frame_text(text: &mut String, frame: &Frame, ipv6: bool) {
 
 /// The fixed chains. Translation is at the usual priority of destination NAT, -100; the guard comes before it,
 /// what was not translated is refused after it.
-const CHAINS: [(&str, &str); 13] = [
+const CHAINS: [(&str, &str); 14] = [
     ("guard", "type filter hook prerouting priority -110;"),
+    ("guard-output", "type filter hook output priority -110;"),
     ("prerouting", "type nat hook prerouting priority -100;"),
     ("output", "type nat hook output priority -100;"),
     ("forget-choice", "type filter hook prerouting priority -99;"),
@@ -249,15 +330,16 @@ const CHAINS: [(&str, &str); 13] = [
 fn rules(frame: &Frame, ipv6: bool) -> Vec<(&'static str, String)> {
     let Lookup { key: to, ip, .. } = lookup(ipv6, false);
     let port = lookup(ipv6, true).key;
-    let loopback = if ipv6 { "::1/128" } else { "127.0.0.0/8" };
-    let to_node = format!("fib daddr type local {ip} daddr != {loopback} {port}");
+    let to_node = format!("{} {port}", frame.node_ports.destination(ipv6));
     let ranges: Vec<&str> =
         frame.cluster_cidrs.iter().map(String::as_str).filter(|range| range.contains(':') == ipv6).collect();
     let from_elsewhere = (!ranges.is_empty()).then(|| format!("{ip} saddr != {{ {} }} ", ranges.join(", ")));
     let from_outside = from_elsewhere.as_deref().unwrap_or_default();
 
+    let guard = format!("ct state new {to} @guarded {to} . {ip} saddr != @allowed drop");
     let mut rules = vec![
-        ("guard", format!("ct state new {to} @guarded {to} . {ip} saddr != @allowed drop")),
+        ("guard", guard.clone()),
+        ("guard-output", guard),
         ("prerouting", format!("{from_outside}jump from-outside")),
         ("prerouting", "jump services".to_owned()),
         ("output", "jump services".to_owned()),

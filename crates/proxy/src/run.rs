@@ -1,7 +1,7 @@
 //! The executor: events of the API server become dirty Services, dirty Services become one transaction.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -10,28 +10,35 @@ use api::Object;
 use api::core::v1::{Node, Service};
 use api::discovery::v1::EndpointSlice;
 use client::Client;
-use controller_runtime::{Event, Filter, Informer, InformerFactory};
+use controller_runtime::{Clock, Event, Filter, Informer, InformerFactory};
+use linux::netlink::Netlink;
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::element::{Frontend, Protocol};
 use crate::endpoints::Here;
-use crate::health::{Answer, Servers};
-use crate::ruleset::{Frame, Ruleset};
-use crate::service::{self, Wanted};
+use crate::health::{Answer, Health, Servers, State};
+use crate::metrics::{Metrics, Starved, Watched};
+use crate::range::Range;
+use crate::ruleset::{Frame, NodePorts, Ruleset};
+use crate::service::{self, Rest, Wanted};
 use crate::{Config, Error};
 
-/// How long events are gathered after the first: a rollout's come in bursts, and a transaction costs a process.
+/// How long events are gathered in a burst, as of a rollout: a transaction costs a process.
 const GATHER: Duration = Duration::from_millis(5);
+/// What comes so long after the last transaction is no part of a burst, and does not wait.
+const BURST: Duration = Duration::from_millis(50);
 const FIRST_RETRY: Duration = Duration::from_millis(500);
 const LAST_RETRY: Duration = Duration::from_secs(30);
 
 const BY_SERVICE: &str = "service";
+/// The taint with which the autoscaler of clusters announces the end of a node.
+const TO_BE_DELETED: &str = "ToBeDeletedByClusterAutoscaler";
 
 /// Keeps the table as the API server's Services want it until shutdown.
 pub async fn run(config: Config, client: Client, shutdown: CancellationToken) -> Result<(), Error> {
     for range in &config.cluster_cidrs {
-        if !service::is_range(range) {
+        if Range::parse(range).is_none() {
             return Err(Error::ClusterCidr(range.clone()));
         }
     }
@@ -40,20 +47,21 @@ pub async fn run(config: Config, client: Client, shutdown: CancellationToken) ->
     let _stop_informers = stop.clone().drop_guard();
     let factory = InformerFactory::new(client, stop.clone());
     let view = View::new(&factory, &config.node_name);
-    let dirty = Arc::new(Dirty::default());
+    let dirty = Arc::new(Dirty { metrics: config.metrics.clone(), ..Dirty::default() });
     view.subscribe(&dirty);
     factory.start();
 
-    let (healthy, answer) = watch::channel(Answer::Proxy { is_healthy: false });
-    let servers = Servers::new(stop.clone());
+    let (state, seen) = watch::channel(State::default());
+    let health = Health { state: seen, clock: config.clock.clone(), metrics: config.metrics.clone() };
+    let servers = Servers::new(health, stop.clone());
     if let Some(address) = config.healthz_address {
-        servers.serve_proxy(address, answer).await?;
+        servers.serve_proxy(address).await?;
     }
     if factory.synced().await {
         let mut proxy = Proxy::new(&config, view, servers);
         let ended = tokio::select! {
             () = stop.cancelled() => Ok(()),
-            error = proxy.follow(&dirty, &healthy) => Err(error),
+            error = proxy.follow(&dirty, &state) => Err(error),
         };
         stop.cancel();
         proxy.servers.join().await;
@@ -80,6 +88,7 @@ struct Dirty {
     services: Mutex<BTreeSet<String>>,
     all: AtomicBool,
     wake: Notify,
+    metrics: Metrics,
 }
 
 impl Dirty {
@@ -123,9 +132,13 @@ impl View {
 
     fn subscribe(&self, dirty: &Arc<Dirty>) {
         let services = dirty.clone();
-        self.services.subscribe(move |event| services.add(Some(event.object().key())));
+        self.services.subscribe(move |event| {
+            services.metrics.changed(Watched::Service);
+            services.add(Some(event.object().key()));
+        });
         let slices = dirty.clone();
         self.slices.subscribe(move |event| {
+            slices.metrics.changed(Watched::Endpoints);
             for slice in [Some(event.object()), event.old()].into_iter().flatten() {
                 if let Some(service) = owner(slice) {
                     slices.add(Some(service));
@@ -134,7 +147,10 @@ impl View {
         });
         let nodes = dirty.clone();
         self.nodes.subscribe(move |event: &Event<Node>| {
-            if event.old().map(|old| zone(old)) != Some(zone(event.object())) {
+            let seen = |node: &Node| (zone(node), addresses(node), is_eligible(node));
+            if event.old().map(|old| seen(old)) != Some(seen(event.object()))
+                || matches!(event, Event::Deleted(_))
+            {
                 nodes.add(None);
             }
         });
@@ -142,7 +158,11 @@ impl View {
 
     fn here(&self) -> Here {
         let node = self.nodes.get(&self.node_name);
-        Here { node: self.node_name.clone(), zone: node.and_then(|node| zone(&node)) }
+        Here {
+            node: self.node_name.clone(),
+            zone: node.as_ref().and_then(|node| zone(node)),
+            addresses: node.map(|node| addresses(&node)).unwrap_or_default(),
+        }
     }
 
     fn wanted(&self, service: &str, here: &Here) -> Wanted {
@@ -153,6 +173,29 @@ impl View {
     }
 }
 
+/// Whether balancers may send traffic to the node.
+// Upstream: pkg/proxy/healthcheck/proxy_health.go NodeEligible
+fn is_eligible(node: &Node) -> bool {
+    let mut taints = node.spec.iter().flat_map(|spec| spec.taints.iter().flatten());
+    node.metadata.deletion_timestamp.is_none() && !taints.any(|taint| taint.key == TO_BE_DELETED)
+}
+
+/// The node's first address of each family; internal ones go before external ones.
+// Upstream: pkg/util/node/node.go GetNodeHostIPs
+fn addresses(node: &Node) -> Vec<IpAddr> {
+    let all = || node.status.iter().flat_map(|status| status.addresses.iter().flatten());
+    let of = |kind: &'static str| all().filter(move |address| address.type_ == kind);
+    let ips = of("InternalIP").chain(of("ExternalIP"));
+    let ips = ips.filter_map(|address| address.address.parse::<IpAddr>().ok());
+    let mut found: Vec<IpAddr> = Vec::new();
+    for ip in ips {
+        if !found.iter().any(|other| other.is_ipv6() == ip.is_ipv6()) {
+            found.push(ip);
+        }
+    }
+    found
+}
+
 fn zone(node: &Node) -> Option<String> {
     node.metadata.labels.as_ref()?.get("topology.kubernetes.io/zone").cloned()
 }
@@ -161,36 +204,70 @@ fn zone(node: &Node) -> Option<String> {
 struct Proxy {
     view: View,
     ruleset: Ruleset,
-    wanted: BTreeMap<String, Wanted>,
+    /// What Services want besides elements, which the ruleset keeps; of those that want any of it.
+    wanted: BTreeMap<String, Rest>,
     /// Whether the kernel's table is what `ruleset` says; if not, it is written whole.
     is_in_step: bool,
     servers: Servers,
+    /// How many ports have no endpoint here though their policy is Local.
+    starved: BTreeMap<Starved, usize>,
+    node_ports: NodePorts,
+    clock: Clock,
+    metrics: Metrics,
 }
 
 impl Proxy {
     fn new(config: &Config, view: View, servers: Servers) -> Self {
-        let ruleset = Ruleset::new(Frame { cluster_cidrs: config.cluster_cidrs.clone() });
-        Proxy { view, ruleset, wanted: BTreeMap::new(), is_in_step: false, servers }
+        let node_ports = config.node_ports.clone();
+        let frame = Frame { cluster_cidrs: config.cluster_cidrs.clone(), node_ports: node_ports.clone() };
+        Proxy {
+            view,
+            ruleset: Ruleset::new(frame),
+            wanted: BTreeMap::new(),
+            is_in_step: false,
+            servers,
+            starved: BTreeMap::new(),
+            node_ports,
+            clock: config.clock.clone(),
+            metrics: config.metrics.clone(),
+        }
     }
 
     /// Carries out every change. Ends only where nothing can be done ever: without nft.
-    async fn follow(&mut self, dirty: &Dirty, healthy: &watch::Sender<Answer>) -> Error {
+    async fn follow(&mut self, dirty: &Dirty, state: &watch::Sender<State>) -> Error {
         let mut retry = FIRST_RETRY;
         let mut udp = BTreeMap::new();
+        let mut last_applied: Option<tokio::time::Instant> = None;
         dirty.add(None);
         loop {
             dirty.wake.notified().await;
-            tokio::time::sleep(GATHER).await;
+            let queued = self.clock.now();
+            self.metrics.queued(queued);
+            state.send_modify(|state| {
+                state.pending_since.get_or_insert(queued);
+            });
+            if last_applied.is_some_and(|last| last.elapsed() < BURST) {
+                tokio::time::sleep(GATHER).await;
+            }
+            let begun = tokio::time::Instant::now();
             let (services, all) = dirty.take();
+            let is_full = !self.is_in_step;
             let batch = self.decide(services, all, &mut udp);
             let applied = apply(batch).await;
-            healthy.send_replace(Answer::Proxy { is_healthy: applied.is_ok() });
-            self.settle_health(applied.is_ok()).await;
+            last_applied = Some(tokio::time::Instant::now());
+            self.metrics.synced(begun.elapsed(), is_full, applied.is_ok(), self.clock.now());
+            if applied.is_ok() {
+                let node = self.view.nodes.get(&self.view.node_name);
+                let is_node_eligible = node.is_some_and(|node| is_eligible(&node));
+                let last_updated = Some(self.clock.now());
+                state.send_replace(State { last_updated, pending_since: None, is_node_eligible });
+            }
+            self.settle_health().await;
             match applied {
                 Ok(()) => {
                     self.is_in_step = true;
                     retry = FIRST_RETRY;
-                    cut_flows(std::mem::take(&mut udp)).await;
+                    cut_flows(std::mem::take(&mut udp), &self.metrics).await;
                 }
                 Err(error @ Error::Table(linux::nft::Error::Missing)) => return error,
                 Err(error) => {
@@ -213,41 +290,73 @@ impl Proxy {
         udp: &mut BTreeMap<Frontend, BTreeSet<SocketAddr>>,
     ) -> String {
         if all {
+            services.extend(self.ruleset.services().cloned());
             services.extend(self.wanted.keys().cloned());
             services.extend(self.view.services.list().iter().map(|service| service.key()));
         }
         let here = self.view.here();
+        self.ruleset.set_node(&here.addresses);
         for service in services {
-            let wanted = self.view.wanted(&service, &here);
+            let Wanted { elements, rest } = self.view.wanted(&service, &here);
             let before = self.wanted.remove(&service).unwrap_or_default();
-            if before == wanted {
-                if wanted != Wanted::default() {
-                    self.wanted.insert(service, wanted);
-                }
-                continue;
+            if before.udp != rest.udp {
+                udp.extend(rest.udp.clone());
             }
-            if before.udp != wanted.udp {
-                udp.extend(wanted.udp.clone());
-            }
-            self.ruleset.set(&service, wanted.elements.clone());
-            if wanted != Wanted::default() {
-                self.wanted.insert(service, wanted);
+            self.count_starved(&before.starved, &rest.starved);
+            self.ruleset.set(&service, elements);
+            if rest != Rest::default() {
+                self.wanted.insert(service, rest);
             }
         }
         let change = self.ruleset.settle();
         if self.is_in_step { change.text() } else { self.ruleset.text() }
     }
 
-    async fn settle_health(&mut self, is_healthy: bool) {
+    fn count_starved(&mut self, before: &[Starved], after: &[Starved]) {
+        for starved in after {
+            *self.starved.entry(*starved).or_default() += 1;
+        }
+        for starved in before {
+            self.starved.entry(*starved).and_modify(|count| *count -= 1);
+        }
+        for starved in before.iter().chain(after) {
+            self.metrics.starved(*starved, self.starved.get(starved).copied().unwrap_or(0));
+        }
+    }
+
+    async fn settle_health(&mut self) {
         let mut ports = HashMap::new();
         for (service, wanted) in &self.wanted {
             let Some(health) = wanted.health else { continue };
             let (namespace, name) = service.split_once('/').unwrap_or_default();
             let (namespace, name) = (namespace.to_owned(), name.to_owned());
             let local_endpoints = health.local_endpoints;
-            ports.insert(health.port, Answer::Service { namespace, name, local_endpoints, is_healthy });
+            ports.insert(health.port, Answer::Service { namespace, name, local_endpoints });
         }
-        self.servers.settle(ports).await;
+        let addresses = if ports.is_empty() { Vec::new() } else { self.health_addresses().await };
+        self.servers.settle(ports, &addresses).await;
+    }
+
+    /// Where the ports of health checks are: where node ports are.
+    async fn health_addresses(&self) -> Vec<IpAddr> {
+        let primary = self.view.here().addresses;
+        if self.node_ports == NodePorts::All {
+            return vec![Ipv6Addr::UNSPECIFIED.into()];
+        }
+        if self.node_ports == NodePorts::Primary {
+            return primary;
+        }
+        let present = async { Netlink::open()?.addresses(None).await };
+        match present.await {
+            Ok(present) => {
+                let present = present.into_iter().map(|(address, _)| address);
+                present.filter(|address| self.node_ports.are_at(*address, &primary)).collect()
+            }
+            Err(error) => {
+                tracing::warn!(%error, "the node's addresses cannot be listed; health checks are at all");
+                vec![Ipv6Addr::UNSPECIFIED.into()]
+            }
+        }
     }
 }
 
@@ -261,12 +370,29 @@ async fn apply(batch: String) -> Result<(), Error> {
 
 /// Cuts the UDP flows to these frontends that lead anywhere but to their endpoints.
 // Upstream: pkg/proxy/conntrack/cleanup.go CleanStaleEntries
-async fn cut_flows(udp: BTreeMap<Frontend, BTreeSet<SocketAddr>>) {
+async fn cut_flows(udp: BTreeMap<Frontend, BTreeSet<SocketAddr>>, metrics: &Metrics) {
     if udp.is_empty() {
         return;
     }
-    let cut =
-        tokio::task::spawn_blocking(move || linux::conntrack::delete(|flow| is_stale(flow, &udp))).await;
+    let begun = tokio::time::Instant::now();
+    let cut = tokio::task::spawn_blocking(move || {
+        let mut counts = [0; 2];
+        linux::conntrack::delete(|flow| {
+            let is_stale = is_stale(flow, &udp);
+            counts[usize::from(flow.destination.is_ipv6())] += usize::from(is_stale);
+            is_stale
+        })
+        .map(|cut| (cut, counts))
+    })
+    .await;
+    let cut = cut.map(|cut| {
+        cut.map(|(cut, counts)| {
+            for (is_ipv6, count) in [(false, counts[0]), (true, counts[1])] {
+                metrics.cut(begun.elapsed(), is_ipv6, count);
+            }
+            cut
+        })
+    });
     match cut.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic())) {
         Ok(0) => {}
         Ok(count) => tracing::debug!(count, "cut UDP flows whose endpoint is gone"),

@@ -9,15 +9,25 @@ use api::discovery::v1::EndpointSlice;
 
 use crate::element::{Frontend, Key, MARK_MASQUERADE, MARK_SLOT, MAX_ENDPOINTS, Pick, Protocol, Value};
 use crate::endpoints::{self, Here, Usable};
+use crate::metrics::Starved;
+use crate::range::{self, Range};
 
 /// What one Service asks of the node.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Wanted {
     pub elements: BTreeMap<Key, Value>,
+    pub rest: Rest,
+}
+
+/// What besides elements of the table.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Rest {
     /// Where UDP flows of this Service may lead; those that lead elsewhere are cut. A frontend without any
     /// endpoint is not listed: its flows have nowhere better to go.
     pub udp: BTreeMap<Frontend, BTreeSet<SocketAddr>>,
     pub health: Option<Health>,
+    /// Ports whose traffic policy is Local, and which have endpoints but none here.
+    pub starved: Vec<Starved>,
 }
 
 /// The health check that an outside load balancer makes of a Service of external policy Local.
@@ -57,14 +67,14 @@ pub fn wanted(service: &Service, slices: &[&EndpointSlice], here: &Here) -> Want
             let serving = endpoints.iter().filter(|e| e.is_serving).map(|e| e.address).collect();
             let usable = endpoints::usable(&endpoints, here);
             if let Some(port) = Port::new(spec, port, cluster_ip, service, &usable) {
-                port.add_to(&mut wanted, serving);
+                port.add_to(&mut wanted, serving, here);
             }
         }
     }
     if is_external_local(spec) && spec.type_.as_deref() == Some("LoadBalancer") {
         let port =
             spec.health_check_node_port.and_then(|port| u16::try_from(port).ok()).filter(|port| *port != 0);
-        wanted.health = port.map(|port| Health { port, local_endpoints: local_ready.len() });
+        wanted.rest.health = port.map(|port| Health { port, local_endpoints: local_ready.len() });
     }
     wanted
 }
@@ -85,6 +95,10 @@ fn is_external_local(spec: &ServiceSpec) -> bool {
     let is_external = matches!(spec.type_.as_deref(), Some("LoadBalancer" | "NodePort"))
         || spec.external_ips.as_ref().is_some_and(|ips| !ips.is_empty());
     is_external && spec.external_traffic_policy.as_deref() == Some("Local")
+}
+
+fn is_internal_local(spec: &ServiceSpec) -> bool {
+    spec.internal_traffic_policy.as_deref() == Some("Local")
 }
 
 /// The addresses of the load balancer that traffic arrives for; in mode Proxy it arrives for the node.
@@ -140,7 +154,7 @@ impl<'a> Port<'a> {
         })
     }
 
-    fn add_to(&self, wanted: &mut Wanted, serving: BTreeSet<SocketAddr>) {
+    fn add_to(&self, wanted: &mut Wanted, serving: BTreeSet<SocketAddr>, here: &Here) {
         let (protocol, port, ipv6) = (self.protocol, self.number, self.cluster_ip.is_ipv6());
         let at = |address: &IpAddr| Frontend::Address { address: *address, protocol, port };
         let cluster = at(&self.cluster_ip);
@@ -152,18 +166,25 @@ impl<'a> Port<'a> {
         for frontend in &external {
             self.add_external(&mut wanted.elements, *frontend);
         }
-        for address in &self.load_balancer_ips {
-            self.add_source_ranges(&mut wanted.elements, at(address));
+        self.add_source_ranges(&mut wanted.elements, here, at);
+        if self.usable.has_any && self.usable.local.is_empty() {
+            let policies = [(false, is_internal_local(self.spec)), (true, is_external_local(self.spec))];
+            let starved = policies.into_iter().filter(|(_, is_local)| *is_local);
+            wanted
+                .rest
+                .starved
+                .extend(starved.map(|(is_external, _)| Starved { is_external, is_ipv6: ipv6 }));
         }
         if protocol == Protocol::Udp && !serving.is_empty() {
             wanted
+                .rest
                 .udp
                 .extend(external.into_iter().chain([cluster]).map(|frontend| (frontend, serving.clone())));
         }
     }
 
     fn add_cluster_ip(&self, elements: &mut BTreeMap<Key, Value>, frontend: Frontend) {
-        let is_local = self.spec.internal_traffic_policy.as_deref() == Some("Local");
+        let is_local = is_internal_local(self.spec);
         let endpoints = if is_local { &self.usable.local } else { &self.usable.cluster };
         if endpoints.is_empty() {
             self.refuse(elements, frontend);
@@ -198,15 +219,29 @@ impl<'a> Port<'a> {
         elements.insert(Key::Refused(frontend), verdict);
     }
 
-    fn add_source_ranges(&self, elements: &mut BTreeMap<Key, Value>, frontend: Frontend) {
+    /// Ranges of one family say nothing of the other, as upstream has it.
+    fn add_source_ranges(
+        &self,
+        elements: &mut BTreeMap<Key, Value>,
+        here: &Here,
+        frontend: impl Fn(&IpAddr) -> Frontend,
+    ) {
         let ranges = self.spec.load_balancer_source_ranges.iter().flatten();
-        let is_of_family = |range: &&str| range.contains(':') == frontend.is_ipv6();
-        let mut ranges = ranges.map(|range| range.trim()).filter(|range| is_range(range)).peekable();
-        if ranges.peek().is_some() {
-            elements.insert(Key::Guarded(frontend), Value::Present);
+        let mut ranges: Vec<Range> = ranges.filter_map(|range| Range::parse(range.trim())).collect();
+        ranges.retain(|range| range.is_ipv6() == self.cluster_ip.is_ipv6());
+        if ranges.is_empty() {
+            return;
         }
-        for range in ranges.filter(is_of_family) {
-            elements.insert(Key::Allowed(frontend, range.to_owned()), Value::Present);
+        // A node that may come, and has the balancer's address itself, comes from that address.
+        if here.addresses.iter().any(|own| ranges.iter().any(|range| range.contains(*own))) {
+            ranges.extend(self.load_balancer_ips.iter().copied().map(Range::of));
+        }
+        let ranges = range::apart(ranges);
+        for frontend in self.load_balancer_ips.iter().map(frontend) {
+            elements.insert(Key::Guarded(frontend), Value::Present);
+            for range in &ranges {
+                elements.insert(Key::Allowed(frontend, range.to_string()), Value::Present);
+            }
         }
     }
 
@@ -254,11 +289,4 @@ fn slot(endpoint: &SocketAddr, bits: u32, taken: &mut BTreeSet<u32>) -> u32 {
         hash = hash.wrapping_add(1);
     }
     number(hash)
-}
-
-/// Whether a text is an address range that nft reads as one and as nothing else.
-pub(crate) fn is_range(text: &str) -> bool {
-    let Some((address, length)) = text.split_once('/') else { return false };
-    let Ok(address) = address.parse::<IpAddr>() else { return false };
-    length.parse::<u8>().is_ok_and(|length| length <= if address.is_ipv6() { 128 } else { 32 })
 }

@@ -13,6 +13,7 @@ use api::core::v1::Service;
 use api::discovery::v1::EndpointSlice;
 use linux::netlink::{Netlink, Route, VethPair};
 use linux::netns::NetNs;
+use proxy::NodePorts;
 use proxy::endpoints::Here;
 use proxy::ruleset::{Frame, Ruleset, TABLE};
 use serde_json::{Value, json};
@@ -116,7 +117,8 @@ impl Node {
             netlink.add_route(&Route { destination, prefix_length: 16, gateway: None, link }).await.unwrap();
         };
         namespace.run(|| block_on(route)).unwrap();
-        let ruleset = Ruleset::new(Frame { cluster_cidrs: vec!["10.42.0.0/16".to_owned()] });
+        let ruleset =
+            Ruleset::new(Frame { cluster_cidrs: vec!["10.42.0.0/16".to_owned()], ..Frame::default() });
         let node = Node { namespace, pods: joined, outside, ruleset };
         node.apply(&node.ruleset.text());
         node
@@ -139,7 +141,8 @@ impl Node {
         let slice: EndpointSlice = Object::from_value(json!({"addressType": "IPv4",
             "ports": [{"name": "http", "port": 8080, "protocol": protocol}], "endpoints": endpoints}))
         .unwrap();
-        let here = Here { node: "here".to_owned(), zone: None };
+        let addresses = vec![NODE.parse().unwrap()];
+        let here = Here { node: "here".to_owned(), addresses, ..Here::default() };
         let wanted = proxy::service::wanted(&service, &[&slice], &here);
         self.ruleset.set("shop/web", wanted.elements);
         let change = self.ruleset.settle();
@@ -326,7 +329,7 @@ fn udp_is_translated_too() {
 #[test]
 fn ten_thousand_services_load_and_change_quickly() {
     let mut node = Node::new(0);
-    let here = Here { node: "here".to_owned(), zone: None };
+    let here = Here { node: "here".to_owned(), ..Here::default() };
     for number in 0..10_000u32 {
         let ip = format!("10.{}.{}.{}", 43 + number / 60_000, number / 250, number % 250 + 1);
         let service: Service = Object::from_value(json!({"metadata": {"name": "s", "namespace": "n"},
@@ -347,4 +350,117 @@ fn ten_thousand_services_load_and_change_quickly() {
     let changed = started.elapsed();
     eprintln!("10,000 Services load in {loaded:?}, one more takes {changed:?}");
     assert!(loaded < Duration::from_secs(30) && changed < Duration::from_secs(1), "{loaded:?} {changed:?}");
+}
+
+#[test]
+fn node_ports_are_at_the_primary_address_alone() {
+    let mut node = Node::new(1);
+    node.serve();
+    let second = async {
+        let netlink = Netlink::open().unwrap();
+        let lo = up(&netlink, "lo").await;
+        netlink.add_address(lo, "192.0.2.2".parse().unwrap(), 32).await.unwrap();
+    };
+    node.namespace.run(|| block_on(second)).unwrap();
+    let ports = json!([{"name": "http", "port": 80, "nodePort": 30080, "protocol": "TCP"}]);
+    let spec = spec(&json!({"type": "NodePort", "ports": ports}));
+    let both = ["192.0.2.1:30080", "192.0.2.2:30080"];
+    let reached = |node: &Node| both.map(|target| ask(&node.outside.namespace, target).is_ok());
+    node.set(&spec, &endpoints(&[1]));
+    assert_eq!(reached(&node), [true, true]);
+    for (node_ports, expected) in [
+        (NodePorts::Primary, [true, false]),
+        (NodePorts::Ranges(vec!["192.0.2.2/32".to_owned()]), [false, true]),
+        (NodePorts::Ranges(vec!["fd00::/8".to_owned()]), [true, true]),
+    ] {
+        node.ruleset = Ruleset::new(Frame { node_ports, ..Frame::default() });
+        node.ruleset.set_node(&[NODE.parse().unwrap()]);
+        node.ruleset.settle();
+        node.apply(&node.ruleset.text());
+        node.set(&spec, &endpoints(&[1]));
+        assert_eq!(reached(&node), expected);
+        // Nothing anywhere is refused at the same addresses; elsewhere nobody listens, which is refused too.
+        node.set(&spec, &endpoints(&[]));
+        assert_eq!(reached(&node), [false, false]);
+    }
+}
+
+#[test]
+fn a_node_itself_needs_leave_to_use_a_guarded_balancer() {
+    let mut node = Node::new(1);
+    node.serve();
+    let target = "203.0.113.9:80";
+    // Where nodes are the balancer, its address is the node's.
+    let balancer = async {
+        let netlink = Netlink::open().unwrap();
+        let lo = up(&netlink, "lo").await;
+        netlink.add_address(lo, "203.0.113.9".parse().unwrap(), 32).await.unwrap();
+    };
+    node.namespace.run(|| block_on(balancer)).unwrap();
+    let admits = |range: &str| spec(&json!({"type": "LoadBalancer", "loadBalancerSourceRanges": [range]}));
+    node.set(&admits("198.51.100.0/24"), &endpoints(&[1]));
+    assert_eq!(ask(&node.namespace, target), Err(std::io::ErrorKind::TimedOut));
+    node.set(&admits("192.0.2.0/24"), &endpoints(&[1]));
+    assert_eq!(ask(&node.namespace, target).unwrap().0, 1);
+}
+
+/// A packet of SCTP with one chunk: the kernel need not have sockets for it, only translation.
+fn sctp(from: u16, to: u16, tag: u32, kind: u8) -> Vec<u8> {
+    let mut packet = [from.to_be_bytes(), to.to_be_bytes()].concat();
+    packet.extend(tag.to_be_bytes());
+    packet.extend([0; 4]);
+    packet.extend([kind, 0, 0, 20]);
+    // What the sender calls itself, its window, its streams out and in, its first number.
+    packet.extend([7u32.to_be_bytes(), 0x10000u32.to_be_bytes()].concat());
+    packet.extend([0, 1, 0, 1, 0, 0, 0, 1]);
+    let sum = crc32c(&packet);
+    packet[8..12].copy_from_slice(&sum.to_le_bytes());
+    packet
+}
+
+fn crc32c(bytes: &[u8]) -> u32 {
+    let mut crc = !0;
+    for byte in bytes {
+        crc ^= u32::from(*byte);
+        for _ in 0..8 {
+            crc = if crc & 1 == 1 { crc >> 1 ^ 0x82f6_3b78 } else { crc >> 1 };
+        }
+    }
+    !crc
+}
+
+/// Sends and receives whole packets of SCTP.
+fn raw_sctp(namespace: &NetNs) -> UdpSocket {
+    use rustix::net::{AddressFamily, SocketType, ipproto, socket};
+    let socket = namespace.run(|| socket(AddressFamily::INET, SocketType::RAW, Some(ipproto::SCTP)).unwrap());
+    let socket = UdpSocket::from(socket.unwrap());
+    socket.set_read_timeout(Some(PATIENCE)).unwrap();
+    socket
+}
+
+/// Who sent the next packet, from which port to which, and whether its sum is right.
+fn receive_sctp(socket: &UdpSocket) -> (IpAddr, u16, u16, bool) {
+    let mut buffer = [0; 256];
+    let (length, from) = socket.recv_from(&mut buffer).unwrap();
+    let packet = &buffer[usize::from(buffer[0] & 0xf) * 4..length];
+    let port = |at: usize| u16::from_be_bytes([packet[at], packet[at + 1]]);
+    let mut without_sum = packet.to_vec();
+    without_sum[8..12].fill(0);
+    (from.ip(), port(0), port(2), packet[8..12] == crc32c(&without_sum).to_le_bytes())
+}
+
+#[test]
+fn sctp_is_translated_both_ways() {
+    let mut node = Node::new(2);
+    let ports = json!([{"name": "http", "port": 80, "protocol": "SCTP"}]);
+    node.set(&spec(&json!({"ports": ports})), &endpoints(&[1]));
+    let (server, client) = (raw_sctp(&node.pods[0].namespace), raw_sctp(&node.pods[1].namespace));
+    let (init, init_ack) = (1, 2);
+    client.send_to(&sctp(5000, 80, 0, init), "10.43.0.7:0").unwrap();
+    let pod = node.pods[1].address;
+    assert_eq!(receive_sctp(&server), (pod, 5000, 8080, true));
+    server.send_to(&sctp(8080, 5000, 7, init_ack), (pod, 0)).unwrap();
+    assert_eq!(receive_sctp(&client), ("10.43.0.7".parse().unwrap(), 80, 5000, true));
+    // The port of TCP by that number is another one, which the Service does not have.
+    assert_eq!(ask(&node.pods[1].namespace, CLUSTER_IP), Err(std::io::ErrorKind::ConnectionRefused));
 }

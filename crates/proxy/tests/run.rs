@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use linux::netlink::Netlink;
 use linux::netns::NetNs;
+use proxy::{Metrics, NodePorts};
 use serde_json::{Value, json};
 use testkit::FakeServer;
 use tokio::net::UdpSocket;
@@ -59,11 +60,20 @@ async fn scenario() {
         json!({"metadata": {"name": "dns", "namespace": "shop"}, "spec": {"clusterIP": "10.43.0.10",
             "clusterIPs": ["10.43.0.10"], "ports": [{"port": 53, "protocol": "UDP"}]}}),
     );
+    server.put(
+        "/api/v1/nodes",
+        json!({"metadata": {"name": "here"}, "status": {"addresses": [
+            {"type": "InternalIP", "address": "192.0.2.1"},
+        ]}}),
+    );
     server.put(SLICES, slice("192.0.2.1"));
     let config = proxy::Config {
         node_name: "here".to_owned(),
         cluster_cidrs: vec!["10.42.0.0/16".to_owned()],
         healthz_address: Some("127.0.0.1:10256".parse().unwrap()),
+        node_ports: NodePorts::Primary,
+        clock: controller_runtime::Clock::new(|| jiff::Timestamp::UNIX_EPOCH),
+        metrics: Metrics::default(),
     };
     let shutdown = CancellationToken::new();
     let mut tasks = tokio::task::JoinSet::new();

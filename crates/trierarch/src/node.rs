@@ -16,6 +16,7 @@ use client::{Client, ListOptions, WatchEvent};
 use tokio_util::sync::CancellationToken;
 
 use crate::certificates::Current;
+use crate::components::plain_serving;
 use crate::join::objects::ClusterNetwork;
 use crate::running::Running;
 use crate::{host, parts};
@@ -23,6 +24,7 @@ use crate::{host, parts};
 /// Upstream: pkg/cluster/ports/ports.go
 const KUBELET_PORT: u16 = 10250;
 const PROXY_HEALTH_PORT: u16 = 10256;
+const PROXY_METRICS_PORT: u16 = 10249;
 
 /// How often to look whether a kubelet that was just started has renewed its lease.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
@@ -110,14 +112,21 @@ impl Plan {
             node_name: self.name.clone(),
             cluster_cidrs: self.network.cluster_cidrs.clone(),
             healthz_address: Some(SocketAddr::new(ip, PROXY_HEALTH_PORT)),
+            node_ports: proxy::NodePorts::Primary,
+            clock: host::clock(),
+            metrics: proxy::Metrics::default(),
         };
+        let names = dns::Metrics::default();
+        let (of_proxy, of_names) = (proxy.metrics.clone(), names.clone());
+        let tell = move || of_proxy.text() + &of_names.text();
+        running.spawn("metrics of the network", serve_metrics(tell, running.shutdown.clone()));
         let routes = proxy::routes::Config {
             node_name: self.name.clone(),
             node_ip: ip,
             cluster_cidrs: self.network.cluster_cidrs.clone(),
             backend,
         };
-        self.start_dns(running, identity.kubelet.named("coredns"));
+        self.start_dns(running, identity.kubelet.named("coredns"), names);
         let shutdown = running.shutdown.clone();
         let keep = async move {
             let kept = proxy::routes::run(routes, identity.kubelet, shutdown).await;
@@ -131,13 +140,14 @@ impl Plan {
 
 impl Plan {
     /// The DNS of this node, which says so on the Node once it answers.
-    fn start_dns(&self, running: &mut Running, client: Client) {
+    fn start_dns(&self, running: &mut Running, client: Client, metrics: dns::Metrics) {
         let resolv_conf = std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
         let config = dns::Config {
             bind_addresses: self.ips.iter().map(|ip| SocketAddr::new(*ip, dns::DEFAULT_PORT)).collect(),
             cluster_domain: self.network.cluster_domain.clone(),
             upstreams: dns::upstreams(&resolv_conf),
             service_addresses: self.network.cluster_dns.clone(),
+            metrics,
         };
         let name = self.name.clone();
         let shutdown = running.shutdown.clone();
@@ -147,6 +157,21 @@ impl Plan {
             anyhow::Ok(answered?)
         });
     }
+}
+
+/// Serves what is counted of Services and names, to scrapers on this machine, where upstream's proxy serves it. A
+/// node works without.
+async fn serve_metrics(
+    metrics: impl Fn() -> String + Clone + Send + 'static,
+    shutdown: CancellationToken,
+) -> anyhow::Result<()> {
+    match host::listen(SocketAddr::from(([127, 0, 0, 1], PROXY_METRICS_PORT))).await {
+        Ok(listener) => plain_serving::serve(listener, "nftables", metrics, shutdown).await,
+        Err(error) => {
+            tracing::warn!("the network's metrics are not served: {}", crate::logging::one_line(&error));
+        }
+    }
+    Ok(())
 }
 
 /// Masquerading and Services.

@@ -84,6 +84,11 @@ impl<O: Ord + Clone, K: Ord + Clone, V: Ord + Clone> Claims<O, K, V> {
         difference
     }
 
+    /// Who wants anything.
+    pub fn owners(&self) -> impl Iterator<Item = &O> {
+        self.owners.keys()
+    }
+
     /// Every element and its value.
     pub fn elements(&self) -> impl Iterator<Item = (&K, &V)> {
         self.elements.iter().filter_map(|(key, claims)| Some((key, &claims.first()?.1)))

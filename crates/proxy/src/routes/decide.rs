@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Backend;
 use crate::Error;
+pub(super) use crate::range::Range;
 
 /// The annotation of a Node that says where its end of the tunnel is: a [`Vtep`] as JSON.
 pub(super) const VTEP: &str = "trierarch.io/vtep";
@@ -23,35 +24,11 @@ pub(super) struct Vtep {
     mac: String,
 }
 
-/// A range of addresses.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Range {
-    pub first: IpAddr,
-    pub length: u8,
-}
-
-impl Range {
-    pub fn parse(text: &str) -> Option<Self> {
-        let (first, length) = text.split_once('/')?;
-        let range = Range { first: first.parse().ok()?, length: length.parse().ok()? };
-        (range.length <= if range.first.is_ipv4() { 32 } else { 128 }).then_some(range)
-    }
-
-    pub fn contains(&self, address: IpAddr) -> bool {
-        let bits = |address: IpAddr| match address {
-            IpAddr::V4(address) => u128::from(u32::from(address)) << 96,
-            IpAddr::V6(address) => u128::from(address),
-        };
-        let mask = u128::MAX.checked_shl(128 - u32::from(self.length)).unwrap_or(0);
-        self.first.is_ipv4() == address.is_ipv4() && bits(self.first) & mask == bits(address) & mask
-    }
-
-    /// The address that a node itself has in a range of its pods: none of them gets the first two.
-    fn of_node(&self) -> IpAddr {
-        match self.first {
-            IpAddr::V4(first) => Ipv4Addr::from(u32::from(first) | 1).into(),
-            IpAddr::V6(first) => Ipv6Addr::from(u128::from(first) | 1).into(),
-        }
+/// The address that a node itself has in a range of its pods: none of them gets the first two.
+fn of_node(range: &Range) -> IpAddr {
+    match range.first {
+        IpAddr::V4(first) => Ipv4Addr::from(u32::from(first) | 1).into(),
+        IpAddr::V6(first) => Ipv6Addr::from(u128::from(first) | 1).into(),
     }
 }
 
@@ -135,7 +112,7 @@ fn tunnelled(node: &Node, pods: Range, own: &Own<'_>) -> Option<Tunnelled> {
     let (host, mac) = (vtep.address, parse_mac(&vtep.mac)?);
     // A link of the kernel's carries packets of one family only, and two nodes of one address are a mistake.
     let reachable = host.is_ipv4() == own.node_ip.is_ipv4() && host != own.node_ip;
-    reachable.then(|| Tunnelled { pods, gateway: pods.of_node(), mac, host })
+    reachable.then(|| Tunnelled { pods, gateway: of_node(&pods), mac, host })
 }
 
 fn vtep(node: &Node) -> Option<Vtep> {
@@ -193,5 +170,5 @@ pub(super) fn own_vtep(node_name: &str, node_ip: IpAddr) -> String {
 /// that the answer takes the same way.
 pub(super) fn tunnel_addresses(nodes: &[Arc<Node>], own_name: &str) -> Vec<IpAddr> {
     let own = nodes.iter().filter(|node| node.name() == own_name);
-    own.flat_map(|node| pod_ranges(node)).map(|range| range.of_node()).collect()
+    own.flat_map(|node| pod_ranges(node)).map(|range| of_node(&range)).collect()
 }

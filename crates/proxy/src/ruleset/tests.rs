@@ -17,7 +17,7 @@ fn wanted(spec: serde_json::Value, endpoints: &[&str]) -> BTreeMap<Key, Value> {
     let slice: EndpointSlice = Object::from_value(json!({"addressType": "IPv4", "endpoints": endpoints,
         "ports": [{"name": "http", "port": 8080}]}))
     .unwrap();
-    let here = Here { node: "here".to_owned(), zone: None };
+    let here = Here { node: "here".to_owned(), ..Here::default() };
     crate::service::wanted(&service, &[&slice], &here).elements
 }
 
@@ -136,7 +136,7 @@ fn policies_and_affinity_in_text() {
 
 #[test]
 fn the_frame() {
-    let ruleset = Ruleset::new(Frame { cluster_cidrs: vec!["10.42.0.0/16".to_owned()] });
+    let ruleset = Ruleset::new(Frame { cluster_cidrs: vec!["10.42.0.0/16".to_owned()], ..Frame::default() });
     let text = ruleset.text();
     let ipv4 = text.split_once("add table ip6").unwrap().0;
     check(
@@ -162,6 +162,7 @@ fn the_frame() {
         add set ip trierarch-proxy guarded { type ipv4_addr . inet_proto . inet_service; }
         add set ip trierarch-proxy allowed { type ipv4_addr . inet_proto . inet_service . ipv4_addr; flags interval; }
         add chain ip trierarch-proxy guard { type filter hook prerouting priority -110; }
+        add chain ip trierarch-proxy guard-output { type filter hook output priority -110; }
         add chain ip trierarch-proxy prerouting { type nat hook prerouting priority -100; }
         add chain ip trierarch-proxy output { type nat hook output priority -100; }
         add chain ip trierarch-proxy forget-choice { type filter hook prerouting priority -99; }
@@ -175,6 +176,7 @@ fn the_frame() {
         add chain ip trierarch-proxy translate-port
         add chain ip trierarch-proxy refuse
         add rule ip trierarch-proxy guard ct state new ip daddr . meta l4proto . th dport @guarded ip daddr . meta l4proto . th dport . ip saddr != @allowed drop
+        add rule ip trierarch-proxy guard-output ct state new ip daddr . meta l4proto . th dport @guarded ip daddr . meta l4proto . th dport . ip saddr != @allowed drop
         add rule ip trierarch-proxy prerouting ip saddr != { 10.42.0.0/16 } jump from-outside
         add rule ip trierarch-proxy prerouting jump services
         add rule ip trierarch-proxy output jump services
@@ -227,7 +229,7 @@ fn the_kernel_takes_every_text() {
     namespace
         .run(|| {
             let cluster_cidrs = vec!["10.42.0.0/16".to_owned(), "fd42::/56".to_owned()];
-            let mut ruleset = Ruleset::new(Frame { cluster_cidrs });
+            let mut ruleset = Ruleset::new(Frame { cluster_cidrs, ..Frame::default() });
             let apply = |text: &str| linux::nft::apply(text).unwrap_or_else(|error| panic!("{error}\n{text}"));
             apply(&ruleset.text());
             let kinds = [
@@ -252,4 +254,59 @@ fn the_kernel_takes_every_text() {
             assert!(linux::nft::list_table("ip", TABLE).unwrap_err().is_not_found());
         })
         .unwrap();
+}
+
+#[test]
+fn node_ports_are_where_they_are_wanted() {
+    let texts = |text: &str| -> Vec<String> { text.split_whitespace().map(str::to_owned).collect() };
+    let destination = |text: &str| {
+        let node_ports = NodePorts::parse(&texts(text)).unwrap();
+        [false, true].map(|ipv6| node_ports.destination(ipv6))
+    };
+    let all = ["fib daddr type local ip daddr != 127.0.0.0/8", "fib daddr type local ip6 daddr != ::1/128"];
+    let primary = ["ip daddr @node-port-addresses", "ip6 daddr @node-port-addresses"];
+    assert_eq!(destination(""), primary);
+    assert_eq!(destination("primary"), primary);
+    assert_eq!(destination("0.0.0.0/0"), all);
+    assert_eq!(
+        destination("192.0.2.7/24 192.0.2.9/32 10.0.0.0/8"),
+        ["fib daddr type local ip daddr { 10.0.0.0/8, 192.0.2.0/24 }", all[1]]
+    );
+    assert!(NodePorts::parse(&texts("primary 10.0.0.0/8")).is_err());
+    assert!(NodePorts::parse(&texts("eth0")).is_err());
+    let ip = |text: &str| text.parse::<IpAddr>().unwrap();
+    let ranges = NodePorts::parse(&texts("192.0.2.0/24")).unwrap();
+    for (address, is_there) in [("192.0.2.1", true), ("198.51.100.1", false), ("2001:db8::1", true)] {
+        assert_eq!(ranges.are_at(ip(address), &[]), is_there, "{address}");
+    }
+    assert!(NodePorts::Primary.are_at(ip("192.0.2.1"), &[ip("192.0.2.1")]));
+    assert!(!NodePorts::Primary.are_at(ip("192.0.2.2"), &[ip("192.0.2.1")]));
+}
+
+#[test]
+fn ranges_of_sources_do_not_overlap_and_concern_their_family() {
+    let balanced = |ranges: serde_json::Value, ingress: &str, node: &str| -> Vec<String> {
+        let service: Service = api::Object::from_value(json!({
+            "metadata": {"name": "web", "namespace": "shop"},
+            "spec": {"type": "LoadBalancer", "clusterIP": "10.43.0.7", "clusterIPs": ["10.43.0.7"],
+                "ports": [{"port": 80}], "loadBalancerSourceRanges": ranges},
+            "status": {"loadBalancer": {"ingress": [{"ip": ingress}]}},
+        }))
+        .unwrap();
+        let here = Here { addresses: vec![node.parse().unwrap()], ..Here::default() };
+        let wanted = crate::service::wanted(&service, &[], &here).elements;
+        let guards = wanted.keys().filter(|key| matches!(key, Key::Guarded(_) | Key::Allowed(..)));
+        guards.map(|key| format!("{} {key}", key.set())).collect()
+    };
+    assert!(balanced(json!(["fd00::/8"]), "203.0.113.9", "192.0.2.1").is_empty());
+    assert_eq!(
+        balanced(json!([" 10.9.0.0/16 ", "10.0.0.1/8", "junk"]), "203.0.113.9", "192.0.2.1"),
+        ["guarded 203.0.113.9 . tcp . 80", "allowed 203.0.113.9 . tcp . 80 . 10.0.0.0/8"]
+    );
+    // The node may come, and has the balancer's address.
+    assert_eq!(
+        balanced(json!(["192.0.2.0/24"]), "203.0.113.9", "192.0.2.1")[1..],
+        ["allowed 203.0.113.9 . tcp . 80 . 192.0.2.0/24", "allowed 203.0.113.9 . tcp . 80 . 203.0.113.9/32"]
+    );
+    assert_eq!(balanced(json!(["192.0.2.0/24"]), "192.0.2.9", "192.0.2.1").len(), 2);
 }

@@ -11,7 +11,7 @@ pub mod dns;
 mod election;
 pub mod kubelet;
 mod kubelet_config;
-mod plain_serving;
+pub mod plain_serving;
 pub mod proxy;
 pub mod scheduler;
 mod secure_serving;

@@ -21,17 +21,22 @@ use super::secure_serving::{process_metrics, text};
 
 const MAX_CONNECTIONS: usize = 16;
 
-fn answer(path: &str, mode: &str) -> Response<Full<Bytes>> {
+fn answer(path: &str, mode: &str, metrics: &dyn Fn() -> String) -> Response<Full<Bytes>> {
     match path {
         "/healthz" => text(StatusCode::OK, "ok"),
         "/proxyMode" => text(StatusCode::OK, mode),
-        "/metrics" => text(StatusCode::OK, &process_metrics()),
+        "/metrics" => text(StatusCode::OK, &(process_metrics() + &metrics())),
         _ => text(StatusCode::NOT_FOUND, "404 page not found\n"),
     }
 }
 
-/// Serves until the shutdown.
-pub async fn serve(listener: TcpListener, mode: &'static str, shutdown: CancellationToken) {
+/// Serves until the shutdown. `metrics` is what there is to tell besides the process itself.
+pub async fn serve(
+    listener: TcpListener,
+    mode: &'static str,
+    metrics: impl Fn() -> String + Clone + Send + 'static,
+    shutdown: CancellationToken,
+) {
     let mut connections = JoinSet::new();
     loop {
         tokio::select! {
@@ -39,8 +44,10 @@ pub async fn serve(listener: TcpListener, mode: &'static str, shutdown: Cancella
             Some(_) = connections.join_next() => {}
             accepted = listener.accept(), if connections.len() < MAX_CONNECTIONS => {
                 let Ok((stream, _)) = accepted else { continue };
-                let handle = move |request: Request<Incoming>| async move {
-                    Ok::<_, Infallible>(answer(request.uri().path(), mode))
+                let metrics = metrics.clone();
+                let handle = move |request: Request<Incoming>| {
+                    let answer = answer(request.uri().path(), mode, &metrics);
+                    async move { Ok::<_, Infallible>(answer) }
                 };
                 let connection = http1::Builder::new()
                     .timer(TokioTimer::new())
@@ -81,7 +88,7 @@ mod tests {
     #[test]
     fn scrapers_find_what_upstream_serves() {
         for (path, code) in [("/metrics", 200), ("/healthz", 200), ("/proxyMode", 200), ("/other", 404)] {
-            assert_eq!(answer(path, "nftables").status(), code, "{path}");
+            assert_eq!(answer(path, "nftables", &String::new).status(), code, "{path}");
         }
     }
 }

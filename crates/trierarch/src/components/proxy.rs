@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::Args;
+use proxy::{Metrics, NodePorts};
 use serde::Deserialize;
 
 use super::plain_serving::{self, address};
@@ -24,6 +25,10 @@ pub struct Proxy {
     /// Addresses of pods; what comes from elsewhere is masqueraded
     #[arg(long, value_name = "CIDR", value_delimiter = ',', default_value = "10.42.0.0/16")]
     pub cluster_cidr: Vec<String>,
+    /// At which of the node's addresses node ports are: ranges, or `primary` for those that the Node object names
+    /// [default: primary]
+    #[arg(long, value_name = "CIDR", value_delimiter = ',')]
+    pub nodeport_addresses: Vec<String>,
     /// Where to answer health checks
     #[arg(long, value_name = "IP:PORT", default_value = "0.0.0.0:10256")]
     pub healthz_bind_address: String,
@@ -59,6 +64,7 @@ struct Configuration {
     #[serde(rename = "clusterCIDR")]
     cluster_cidr: Option<String>,
     mode: Option<String>,
+    node_port_addresses: Option<Vec<String>>,
 }
 
 #[derive(Default, Deserialize)]
@@ -88,7 +94,11 @@ pub async fn run(args: Proxy) -> anyhow::Result<()> {
         node_name: file.hostname_override.or(args.hostname_override).map_or_else(host::hostname, Ok)?,
         cluster_cidrs: file.cluster_cidr.map_or(args.cluster_cidr, cidrs),
         healthz_address: address(&file.healthz_bind_address.unwrap_or(args.healthz_bind_address), 10256)?,
+        node_ports: NodePorts::parse(&file.node_port_addresses.unwrap_or(args.nodeport_addresses))?,
+        clock: host::clock(),
+        metrics: Metrics::default(),
     };
+    let counted = config.metrics.clone();
     let metrics = address(&file.metrics_bind_address.unwrap_or(args.metrics_bind_address), 10249)?;
     let policies = netpol::Config {
         node_name: config.node_name.clone(),
@@ -102,7 +112,7 @@ pub async fn run(args: Proxy) -> anyhow::Result<()> {
     };
     let metrics = async {
         if let Some(listener) = metrics {
-            plain_serving::serve(listener, "nftables", shutdown.clone()).await;
+            plain_serving::serve(listener, "nftables", move || counted.text(), shutdown.clone()).await;
         }
         anyhow::Ok(())
     };
