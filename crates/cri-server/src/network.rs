@@ -94,14 +94,16 @@ pub(crate) struct Attachment<'a> {
     /// Empty when the namespace is gone already.
     pub netns: String,
     pub pod: &'a PodSandboxConfig,
+    /// What the plugins answered when they connected the pod, for those that disconnect it by that.
+    pub result: Option<Value>,
 }
 
-/// Connects the pod and returns its addresses, the first one the pod's own.
+/// Connects the pod and returns its addresses, the first one the pod's own, and what the last plugin answered.
 pub(crate) async fn add(
     config: &Config,
     network: &Network,
     at: &Attachment<'_>,
-) -> Result<Vec<String>, Error> {
+) -> Result<(Vec<String>, Option<Value>), Error> {
     let runtime = runtime_config(at.pod);
     let mut result: Option<Value> = None;
     for plugin in &network.plugins {
@@ -112,14 +114,14 @@ pub(crate) async fn add(
     if addresses.is_empty() {
         return Err(Error::Network { plugin: network.name.clone(), message: "gave no address".to_owned() });
     }
-    Ok(addresses)
+    Ok((addresses, result))
 }
 
 /// Disconnects the pod: the plugins in reverse. Safe to repeat.
 pub(crate) async fn delete(config: &Config, network: &Network, at: &Attachment<'_>) -> Result<(), Error> {
     let runtime = runtime_config(at.pod);
     for plugin in network.plugins.iter().rev() {
-        let input = network.input(plugin, None, &runtime);
+        let input = network.input(plugin, at.result.as_ref(), &runtime);
         call(config, "DEL", plugin, &input, at).await?;
     }
     Ok(())

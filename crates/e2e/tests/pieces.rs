@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Command;
 
@@ -42,6 +43,12 @@ impl Pieces {
         let mut kubectl = self.namespace.command("kubectl");
         kubectl.arg("--kubeconfig").arg(self.path("api/admin.kubeconfig"));
         succeed(kubectl.args(arguments.split_whitespace()))
+    }
+
+    fn apply(&self, manifest: &str) {
+        let file = self.path("manifest.yaml");
+        std::fs::write(&file, manifest).unwrap();
+        self.kubectl(&format!("apply -f {file}"));
     }
 
     fn status_of(&self, url: &str) -> String {
@@ -91,9 +98,13 @@ spec:
   ports: [{port: 80, targetPort: 8080}]
 ";
 
-fn start() -> Pieces {
+fn new() -> Pieces {
     let folder = tempfile::Builder::new().prefix("e2e-").tempdir().unwrap();
-    let mut pieces = Pieces { namespace: Namespace::new(), folder, running: Vec::new() };
+    Pieces { namespace: Namespace::new(), folder, running: Vec::new() }
+}
+
+/// Starts every part; the container engine is told this besides.
+fn start(mut pieces: Pieces, engine_flags: &[&str]) -> Pieces {
     let kubelet = KUBELET.replace("LOGS", &pieces.path("logs"));
     std::fs::write(pieces.path("kubelet.yaml"), kubelet).unwrap();
     pieces.start("the API is ready", &["apiserver", "--data-dir=DIR/api", "--advertise-address=NODE_IP"]);
@@ -109,10 +120,8 @@ fn start() -> Pieces {
         ],
     );
     pieces.start("the scheduler is ready", &["scheduler", "--kubeconfig=DIR/api/scheduler.kubeconfig"]);
-    pieces.start(
-        "the container engine is ready",
-        &["cri-server", "--data-dir=DIR/engine", "--cgroup-root=CGROUP"],
-    );
+    let engine = ["cri-server", "--data-dir=DIR/engine", "--cgroup-root=CGROUP"];
+    pieces.start("the container engine is ready", &[&engine, engine_flags].concat());
     pieces.start(
         "the kubelet is ready",
         &[
@@ -139,23 +148,14 @@ fn start() -> Pieces {
     pieces
 }
 
-#[test]
-fn a_cluster_in_pieces_runs_a_deployment() {
-    let pieces = start();
+/// Runs the application until its Service leads to the pods.
+fn run_application(pieces: &Pieces) {
     let archive = pieces.path("image.tar");
     std::fs::write(&archive, images::web("test.local/web:v1", "one")).unwrap();
     succeed(&mut pieces.command(&["image", "import", "--data-dir=DIR/engine", &archive]));
     pieces.kubectl("wait --for=condition=Ready node/node-1 --timeout=60s");
-    let manifest = pieces.path("web.yaml");
-    std::fs::write(&manifest, APPLICATION).unwrap();
-    pieces.kubectl(&format!("apply -f {manifest}"));
+    pieces.apply(APPLICATION);
     pieces.kubectl("rollout status deployment/web --timeout=60s");
-    let node: serde_json::Value = serde_json::from_str(&pieces.kubectl("get node node-1 -o json")).unwrap();
-    assert_eq!(node["metadata"]["labels"]["tier"], "front");
-    assert_eq!(node["spec"]["taints"][0]["key"], "example.org/new");
-    assert_eq!(node["status"]["capacity"]["pods"], "20");
-
-    // The Service leads to the pods, and the kubelet's certificate is one that the API server believes.
     let address = pieces.kubectl("get service web -o jsonpath={.spec.clusterIP}");
     eventually("the Service answers", || {
         let url = format!("http://{address}/");
@@ -164,6 +164,18 @@ fn a_cluster_in_pieces_runs_a_deployment() {
         let said = String::from_utf8_lossy(&output.stdout).into_owned();
         if said.starts_with("one from web-") { Ok(()) } else { Err(said) }
     });
+}
+
+#[test]
+fn a_cluster_in_pieces_runs_a_deployment() {
+    let pieces = start(new(), &[]);
+    run_application(&pieces);
+    let node: serde_json::Value = serde_json::from_str(&pieces.kubectl("get node node-1 -o json")).unwrap();
+    assert_eq!(node["metadata"]["labels"]["tier"], "front");
+    assert_eq!(node["spec"]["taints"][0]["key"], "example.org/new");
+    assert_eq!(node["status"]["capacity"]["pods"], "20");
+
+    // The kubelet's certificate is one that the API server believes.
     assert!(pieces.kubectl("logs deployment/web").contains("one serves"));
 
     // Each controller is an account of its own, with no more rights than upstream gives it.
@@ -227,3 +239,100 @@ fn a_part_that_cannot_work_says_so_in_one_line() {
         std::fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
     assert_eq!(left.len(), 2, "nothing is touched: {left:?}");
 }
+
+/// Two plugins in one: the first gives a pod a link, an address and routes, the last nothing, if it does not refuse.
+const PLUGIN: &str = r#"#!/bin/sh
+set -e
+state=DIR/plugin
+input=$(cat)
+link=t$(echo "$CNI_CONTAINERID" | cut -c1-10)
+echo "$CNI_COMMAND $(basename "$0")" >> $state/calls
+inside="nsenter --net=$CNI_NETNS ip"
+case "$CNI_COMMAND $(basename "$0")" in
+"ADD test-first")
+    number=2
+    until mkdir "$state/addresses/$number" 2> /dev/null; do number=$((number + 1)); done
+    echo "$CNI_CONTAINERID" > "$state/addresses/$number/owner"
+    ip link add "$link" type veth peer name "$CNI_IFNAME" netns "$CNI_NETNS"
+    ip link set "$link" up
+    echo 1 > "/proc/sys/net/ipv4/conf/$link/proxy_arp"
+    $inside address add "10.77.0.$number/32" dev "$CNI_IFNAME"
+    $inside link set "$CNI_IFNAME" up
+    $inside route add 169.254.1.1 dev "$CNI_IFNAME"
+    $inside route add default via 169.254.1.1
+    ip route add "10.77.0.$number" dev "$link"
+    echo "{\"cniVersion\":\"1.0.0\",\"ips\":[{\"address\":\"10.77.0.$number/32\"}]}" \
+        | tee "$state/results/$CNI_CONTAINERID";;
+"ADD test-last")
+    if [ -e $state/refuse ]; then echo '{"cniVersion":"1.0.0","code":100,"msg":"the last one refuses"}'; exit 1; fi
+    case "$input" in *prevResult*10.77.0.*) cat "$state/results/$CNI_CONTAINERID";; *) exit 1;; esac;;
+"DEL test-last")
+    # What was added is told when it is to go.
+    case "$input" in *prevResult*10.77.0.*) echo told >> $state/calls;; esac;;
+"DEL test-first")
+    ip link delete "$link" 2> /dev/null || true
+    for owner in "$state"/addresses/*/owner; do
+        if [ "$(cat "$owner" 2> /dev/null)" = "$CNI_CONTAINERID" ]; then rm -r "$(dirname "$owner")"; fi
+    done
+    rm -f "$state/results/$CNI_CONTAINERID";;
+esac
+"#;
+
+const NETWORK: &str =
+    r#"{"cniVersion":"1.0.0","name":"test","plugins":[{"type":"test-first"},{"type":"test-last"}]}"#;
+
+#[test]
+fn plugins_that_a_configuration_names_connect_pods_and_may_fail_half_way() {
+    let pieces = new();
+    for folder in ["net.d", "bin", "plugin/addresses", "plugin/results"] {
+        std::fs::create_dir_all(pieces.path(folder)).unwrap();
+    }
+    std::fs::write(pieces.path("net.d/10-test.conflist"), NETWORK).unwrap();
+    let plugin = PLUGIN.replace("DIR", &pieces.folder.path().display().to_string());
+    for name in ["bin/test-first", "bin/test-last"] {
+        std::fs::write(pieces.path(name), &plugin).unwrap();
+        std::fs::set_permissions(pieces.path(name), PermissionsExt::from_mode(0o755)).unwrap();
+    }
+    let pieces = &start(pieces, &["--cni-conf-dir=DIR/net.d", "--cni-bin-dir=DIR/bin"]);
+    let count = |folder: &str| std::fs::read_dir(pieces.path(folder)).unwrap().count();
+    let calls = || std::fs::read_to_string(pieces.path("plugin/calls")).unwrap_or_default();
+    let links = || succeed(pieces.namespace.command("ip").args(["-o", "link"])).lines().count();
+    run_application(pieces);
+    let address = pieces.kubectl("get pod -l app=web -o jsonpath={.items[0].status.podIP}");
+    assert!(address.starts_with("10.77.0."), "{address}");
+    let before = (links(), count("plugin/addresses"), count("plugin/results"));
+    assert_eq!((before.1, before.2), (2, 2));
+
+    // Half of the network is there when the last plugin refuses: it is taken back, each time.
+    std::fs::write(pieces.path("plugin/refuse"), "").unwrap();
+    pieces.apply(POD);
+    eventually("the kubelet has tried twice, and says why", || {
+        let events = pieces.kubectl("get events --field-selector involvedObject.name=late");
+        let tries = calls().lines().filter(|call| *call == "ADD test-last").count();
+        if events.contains("the last one refuses") && tries >= 4 { Ok(()) } else { Err(events) }
+    });
+    eventually("nothing of a failed network stays", || {
+        let now = (links(), count("plugin/addresses"), count("plugin/results"));
+        if now == before { Ok(()) } else { Err(format!("{now:?}, before {before:?}")) }
+    });
+    std::fs::remove_file(pieces.path("plugin/refuse")).unwrap();
+    pieces.kubectl("wait --for=condition=Ready pod/late --timeout=60s");
+    pieces.kubectl("delete pod/late deployment/web --timeout=60s");
+    eventually("what plugins gave they took back", || {
+        match (count("plugin/addresses"), count("plugin/results")) {
+            (0, 0) => Ok(()),
+            left => Err(format!("{left:?}")),
+        }
+    });
+    assert!(calls().contains("told"), "{}", calls());
+}
+
+const POD: &str = "
+apiVersion: v1
+kind: Pod
+metadata: {name: late}
+spec:
+  terminationGracePeriodSeconds: 1
+  containers:
+  - {name: web, image: 'test.local/web:v1'}
+";

@@ -79,7 +79,8 @@ async fn disconnect(config: &Config, record: &SandboxRecord, dir: &Path, pod_cid
         return;
     }
     let Ok(Some(found)) = network::current(config, pod_cidrs) else { return };
-    let at = Attachment { sandbox: &record.id, netns: netns.display().to_string(), pod: &record.config };
+    let (netns, result) = (netns.display().to_string(), record.network.clone());
+    let at = Attachment { sandbox: &record.id, netns, pod: &record.config, result };
     if let Err(error) = network::delete(config, &found, &at).await {
         tracing::warn!(sandbox = %record.id, %error, "a pod was not disconnected");
     }

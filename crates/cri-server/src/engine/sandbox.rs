@@ -9,6 +9,7 @@ use cri::v1::{IdMapping, NamespaceMode, NamespaceOption, PodSandboxConfig, UserN
 use linux::cgroups::Cgroup;
 use linux::namespaces::Kind;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use tokio::io::AsyncReadExt;
 
 use super::{Engine, blocking, lock, new_id, write_json};
@@ -26,6 +27,9 @@ pub(crate) struct Record {
     pub created_at: i64,
     pub ready: bool,
     pub addresses: Vec<String>,
+    /// What CNI plugins answered when they connected the pod.
+    #[serde(default)]
+    pub network: Option<Value>,
     pub pause_pid: Option<i32>,
 }
 
@@ -121,6 +125,7 @@ impl Engine {
             created_at: self.now(),
             ready: false,
             addresses: Vec::new(),
+            network: None,
             pause_pid: None,
         };
         let shim = Client::new(&self.config.shim_socket(&id));
@@ -156,9 +161,11 @@ impl Engine {
         };
         prepared?;
         // The shim starts while plugins connect the pod.
-        let (addresses, pause_pid) = tokio::try_join!(self.connect(sandbox), self.start_shim(sandbox))?;
+        let ((addresses, network), pause_pid) =
+            tokio::try_join!(self.connect(sandbox), self.start_shim(sandbox))?;
         sandbox.update(|record| {
             record.addresses = addresses;
+            record.network = network;
             record.pause_pid = pause_pid;
             record.ready = true;
         })
@@ -224,17 +231,17 @@ impl Engine {
         Ok(())
     }
 
-    async fn connect(&self, sandbox: &Sandbox) -> Result<Vec<String>, Error> {
+    async fn connect(&self, sandbox: &Sandbox) -> Result<(Vec<String>, Option<Value>), Error> {
         if !sandbox.has_own_network() {
-            return Ok(Vec::new());
+            return Ok(Default::default());
         }
         let current = network::current(&self.config, &self.pod_cidrs());
         let unready = |message| Error::Network { plugin: "network".to_owned(), message };
-        let Some(found) = current.map_err(unready)? else { return Ok(Vec::new()) };
+        let Some(found) = current.map_err(unready)? else { return Ok(Default::default()) };
         let record = sandbox.record();
         let netns = sandbox.namespaces_dir().join("net").display().to_string();
-        network::add(&self.config, &found, &Attachment { sandbox: &sandbox.id, netns, pod: &record.config })
-            .await
+        let at = Attachment { sandbox: &sandbox.id, netns, pod: &record.config, result: None };
+        network::add(&self.config, &found, &at).await
     }
 
     /// Starts the shim and waits until it listens; returns the first process of a shared pid namespace.
@@ -298,7 +305,8 @@ impl Engine {
         if let Ok(Some(found)) = network::current(&self.config, &self.pod_cidrs()) {
             let record = sandbox.record();
             let netns = netns.display().to_string();
-            let at = Attachment { sandbox: &sandbox.id, netns, pod: &record.config };
+            let result = record.network.clone();
+            let at = Attachment { sandbox: &sandbox.id, netns, pod: &record.config, result };
             network::delete(&self.config, &found, &at).await?;
         }
         linux::namespaces::unpin(&netns).map_err(Error::kernel("pod network namespace"))
