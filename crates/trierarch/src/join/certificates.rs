@@ -96,7 +96,16 @@ impl NodeCertificates {
         parts::make_private(&self.folder)?;
         if !self.is_current(Kind::Client) {
             let client = components::client_of(bootstrap, "kubelet")?;
-            self.ask(Kind::Client, &client, shutdown).await.context("cannot join the cluster")?;
+            let asked = self.ask(Kind::Client, &client, shutdown).await;
+            asked.map_err(|error| match error.downcast_ref::<client::Error>() {
+                Some(refused) if refused.status().is_some_and(|status| status.code == 401) => {
+                    anyhow::anyhow!(
+                        "cannot join the cluster: the token is wrong, has expired or was deleted; \
+                     `trierarch token create` on the server makes a new one"
+                    )
+                }
+                _ => error.context("cannot join the cluster"),
+            })?;
             tracing::info!(node = self.node_name, "the cluster gave this node a certificate");
         }
         let context = config.context(None)?.clone();
