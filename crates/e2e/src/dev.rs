@@ -71,9 +71,13 @@ impl Dev {
 
     /// Gives every node the image of [`images::web`].
     pub fn load_web(&self) {
-        let archive = self.file("web.tar");
-        std::fs::write(&archive, images::web("test.local/web:v1", "one"))
-            .expect("the archive can be written");
+        self.load(&images::web("test.local/web:v1", "one"));
+    }
+
+    /// Gives every node an image.
+    pub fn load(&self, image: &[u8]) {
+        let archive = self.file("image.tar");
+        std::fs::write(&archive, image).expect("the archive can be written");
         succeed(self.dev("load").arg(&archive));
     }
 
@@ -93,8 +97,13 @@ impl Dev {
     /// A command inside a node.
     pub fn inside(&self, number: u8, program: &str) -> Command {
         let mut command = Command::new("nsenter");
-        command.arg(format!("--net=/run/netns/trierarch-{}", self.node(number))).arg("--").arg(program);
+        command.arg(format!("--net={}", self.namespace(number).display())).arg("--").arg(program);
         command
+    }
+
+    /// A node's network namespace.
+    pub fn namespace(&self, number: u8) -> PathBuf {
+        format!("/run/netns/trierarch-{}", self.node(number)).into()
     }
 
     /// What is in the kernel and on disk of this cluster.
@@ -163,6 +172,23 @@ spec:
   selector: {app: web}
   ports: [{port: 80, targetPort: 8080}]
 ";
+
+/// How many of what can leak there are in a node: rules, links, routes, addresses.
+pub fn counts(dev: &Dev, node: u8) -> Vec<(&'static str, usize)> {
+    let count = |program: &str, arguments: &str| {
+        let said = succeed(dev.inside(node, program).args(arguments.split(' ')));
+        said.lines().count()
+    };
+    // Elements of nft are many on a line; each has a separator of its own.
+    let rules = succeed(dev.inside(node, "nft").args(["list", "ruleset"]));
+    vec![
+        ("rules", rules.lines().count() + rules.matches(", ").count()),
+        ("links", count("ip", "-o link")),
+        ("routes", count("ip", "-4 route") + count("ip", "-6 route show proto static")),
+        ("addresses", count("ip", "-o -4 address") + count("ip", "-o -6 address show scope global")),
+        ("neighbours", count("ip", "neighbour show nud permanent")),
+    ]
+}
 
 /// Asks from within a pod.
 pub fn ask(dev: &Dev, pod: &str, host: &str, port: u16) -> Result<String, String> {

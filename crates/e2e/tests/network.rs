@@ -4,25 +4,8 @@
 
 use std::collections::BTreeSet;
 
-use e2e::dev::{Dev, SERVICE, ask, pod};
+use e2e::dev::{Dev, SERVICE, ask, counts, pod};
 use e2e::{eventually, succeed};
-
-/// How many of what can leak there are in a node: rules, links, routes, addresses.
-fn counts(dev: &Dev, node: u8) -> Vec<(&'static str, usize)> {
-    let count = |program: &str, arguments: &str| {
-        let said = succeed(dev.inside(node, program).args(arguments.split(' ')));
-        said.lines().count()
-    };
-    // Elements of nft are many on a line; each has a separator of its own.
-    let rules = succeed(dev.inside(node, "nft").args(["list", "ruleset"]));
-    vec![
-        ("rules", rules.lines().count() + rules.matches(", ").count()),
-        ("links", count("ip", "-o link")),
-        ("routes", count("ip", "-4 route") + count("ip", "-6 route show proto static")),
-        ("addresses", count("ip", "-o -4 address") + count("ip", "-o -6 address show scope global")),
-        ("neighbours", count("ip", "neighbour show nud permanent")),
-    ]
-}
 
 fn addresses(dev: &Dev, pod: &str) -> Vec<String> {
     let all = dev.kubectl(&format!("get pod {pod} -o jsonpath={{.status.podIPs[*].ip}}"));
