@@ -118,7 +118,8 @@ impl Plan {
         };
         let names = dns::Metrics::default();
         let (of_proxy, of_names) = (proxy.metrics.clone(), names.clone());
-        let tell = move || of_proxy.text() + &of_names.text();
+        // Two texts with one end.
+        let tell = move || of_proxy.text().trim_end_matches("# EOF\n").to_owned() + &of_names.text();
         running.spawn("metrics of the network", serve_metrics(tell, running.shutdown.clone()));
         let routes = proxy::routes::Config {
             node_name: self.name.clone(),
