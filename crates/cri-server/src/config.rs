@@ -85,6 +85,8 @@ pub struct Config {
     pub registries: PathBuf,
     /// Where `Localhost` seccomp profiles that are not absolute lie.
     pub seccomp_dir: PathBuf,
+    /// Where vendors describe their devices, the directory that counts most last.
+    pub cdi_dirs: Vec<PathBuf>,
     pub clock: Clock,
     /// The version that CRI's `Version` names.
     pub version: String,
@@ -114,6 +116,7 @@ impl Config {
             plain_http: Vec::new(),
             registries: data_dir.join("registries.yaml"),
             seccomp_dir: "/var/lib/kubelet/seccomp".into(),
+            cdi_dirs: crate::runtime::cdi::DIRECTORIES.map(PathBuf::from).into(),
             clock,
             version: env!("CARGO_PKG_VERSION").to_owned(),
         }

@@ -22,6 +22,18 @@ pub mod deviceplugin {
     tonic::include_proto!("v1beta1");
 }
 
+/// What the kubelet asks of a driver of devices that pods claim.
+pub mod dra {
+    pub mod v1 {
+        tonic::include_proto!("k8s.io.kubelet.pkg.apis.dra.v1");
+    }
+
+    /// The same messages under an older name.
+    pub mod v1beta1 {
+        tonic::include_proto!("k8s.io.kubelet.pkg.apis.dra.v1beta1");
+    }
+}
+
 /// What the kubelet tells of who has which device.
 pub mod podresources {
     tonic::include_proto!("v1");

@@ -4,10 +4,14 @@ use std::path::{Path, PathBuf};
 
 use api::Object;
 use api::core::v1::Pod;
+use apimachinery::quantity::Quantity;
 use cri::v1 as pb;
 use linux::cgroups::{Cgroup, Limits};
 
-use crate::container::config::pod_resources;
+use crate::Config;
+use crate::container::config::{huge_pages, pod_resources};
+use crate::node::Machine;
+use crate::node::allocatable;
 use crate::pod::qos::{self, Qos};
 
 /// The cgroup of a pod below `root`.
@@ -35,6 +39,24 @@ pub fn create_classes(root: &Path, milli_cpu: i64) -> linux::Result<()> {
     Cgroup::new(&of_class(root, Qos::Burstable)).create()
 }
 
+/// Holds all pods together to what is not reserved. The room that is kept for evictions is theirs to reach.
+// Upstream: pkg/kubelet/cm/node_container_manager_linux.go enforceNodeAllocatableCgroups
+pub fn enforce_allocatable(config: &Config, machine: &Machine) -> linux::Result<()> {
+    if !config.enforce_pods {
+        return Ok(());
+    }
+    let reserved = config.reserved();
+    let capacity = allocatable::capacity(machine, config.max_pods);
+    let left = allocatable::allocatable(&capacity, &reserved, &[]);
+    let pids = |reserved: &Quantity| machine.max_pids.saturating_sub(reserved.value()).max(1);
+    Cgroup::new(&of_class(&config.cgroup_root, Qos::Guaranteed)).set(&Limits {
+        cpu_shares: left.get("cpu").map(|cpu| qos::cpu_shares(cpu.milli_value()).unsigned_abs()),
+        memory_limit: left.get("memory").map(Quantity::value).filter(|bytes| *bytes > 0),
+        pids_limit: reserved.get("pid").map(pids),
+        ..Default::default()
+    })
+}
+
 /// The burstable pods share the CPU in the measure of what they all request.
 // Upstream: pkg/kubelet/cm/qos_container_manager_linux.go setCPUCgroupConfig
 pub fn update_burstable<'a>(root: &Path, pods: impl Iterator<Item = &'a Pod>) -> linux::Result<()> {
@@ -45,8 +67,8 @@ pub fn update_burstable<'a>(root: &Path, pods: impl Iterator<Item = &'a Pod>) ->
 }
 
 /// Makes a pod's cgroup with its limits.
-pub fn create(root: &Path, pod: &Pod) -> linux::Result<()> {
-    let cgroup = Cgroup::new(&path(root, pod));
+pub fn create(config: &Config, machine: &Machine, pod: &Pod) -> linux::Result<()> {
+    let cgroup = Cgroup::new(&path(&config.cgroup_root, pod));
     cgroup.create()?;
     let resources = pod_resources(pod);
     let positive = |v: i64| Some(v).filter(|v| *v > 0);
@@ -55,6 +77,11 @@ pub fn create(root: &Path, pod: &Pod) -> linux::Result<()> {
         cpu_quota: positive(resources.cpu_quota),
         cpu_period: positive(resources.cpu_period).map(i64::unsigned_abs),
         memory_limit: positive(resources.memory_limit_in_bytes),
+        pids_limit: config.pod_pids_limit.map(i64::from),
+        huge_pages: huge_pages(pod, &machine.huge_pages)
+            .into_iter()
+            .map(|page| (page.page_size, page.limit))
+            .collect(),
         ..Default::default()
     })
 }

@@ -11,7 +11,9 @@ use controller_runtime::Clock;
 
 use crate::container::config::SwapBehavior;
 use crate::log_rotation;
+use crate::node::allocatable::{self, Resources};
 use crate::pressure::{self, Threshold};
+use crate::shutdown::periods::Settings;
 use crate::sysctls;
 
 /// How the kubelet shows itself to the API server, and whom it answers.
@@ -81,6 +83,9 @@ pub struct Config {
     /// Percent of the image disk from which unused images are removed, and down to which.
     pub image_gc_high_percent: u8,
     pub image_gc_low_percent: u8,
+    /// How long an image is kept that was just found, and how long one that nobody uses.
+    pub image_min_age: Duration,
+    pub image_max_age: Option<Duration>,
     /// How little may be left before pods are evicted.
     pub eviction: Vec<Threshold>,
     /// The longest time that a pod gets which goes for a soft threshold.
@@ -91,10 +96,30 @@ pub struct Config {
     pub sysctls: sysctls::Allowed,
     pub log_rotation: log_rotation::Policy,
     pub swap_behavior: SwapBehavior,
+    /// What is kept for the machine's own processes, and for Kubernetes'.
+    pub system_reserved: Resources,
+    pub kube_reserved: Resources,
+    /// Whether the kernel holds pods altogether to what is left.
+    pub enforce_pods: bool,
+    /// How many processes a pod may have.
+    pub pod_pids_limit: Option<u32>,
+    /// Whether pods that name no seccomp profile get the runtime's.
+    pub seccomp_default: bool,
+    /// How many images the node lists.
+    pub max_images: usize,
+    /// The longest wait before a container that crashes is restarted.
+    pub max_restart_wait: Duration,
+    /// How long the machine's shutdown is held up, and for which pods.
+    pub shutdown: Settings,
     pub clock: Clock,
 }
 
 impl Config {
+    /// What is reserved altogether.
+    pub fn reserved(&self) -> Resources {
+        allocatable::sum(&self.system_reserved, &self.kube_reserved)
+    }
+
     /// A kubelet below `data_dir`, as upstream starts it but for its thresholds of eviction.
     pub fn new(node_name: &str, node_ip: IpAddr, data_dir: &std::path::Path, clock: Clock) -> Self {
         Config {
@@ -123,6 +148,9 @@ impl Config {
             register: true,
             image_gc_high_percent: 85,
             image_gc_low_percent: 80,
+            // Upstream: pkg/kubelet/apis/config/v1beta1/defaults.go ImageMinimumGCAge
+            image_min_age: Duration::from_secs(120),
+            image_max_age: None,
             eviction: pressure::parse(&hard(&EVICTION_HARD_OF_SERVER))
                 .expect("the usual thresholds are well written"),
             eviction_max_pod_grace_seconds: 0,
@@ -131,6 +159,16 @@ impl Config {
             sysctls: sysctls::Allowed::new([]).expect("the safe sysctls are well written"),
             log_rotation: log_rotation::Policy::default(),
             swap_behavior: SwapBehavior::default(),
+            system_reserved: Resources::new(),
+            kube_reserved: Resources::new(),
+            enforce_pods: true,
+            pod_pids_limit: None,
+            seccomp_default: false,
+            // Upstream: pkg/kubelet/apis/config/v1beta1/defaults.go NodeStatusMaxImages
+            max_images: 50,
+            // Upstream: pkg/kubelet/apis/config/v1beta1/defaults.go MaxContainerBackOff
+            max_restart_wait: Duration::from_secs(300),
+            shutdown: Settings::default(),
             clock,
         }
     }

@@ -7,9 +7,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use api::core::v1::{Node, Pod, Service};
+use apimachinery::quantity::Quantity;
 use client::Client;
 use client::delegated::Delegated;
-use controller_runtime::{EventRecorder, Informer, InformerFactory};
+use controller_runtime::{EventRecorder, EventType, Informer, InformerFactory};
 use cri::v1 as pb;
 use tokio::sync::broadcast;
 use tokio::task::JoinSet;
@@ -20,8 +21,10 @@ use crate::container::config::Memory;
 use crate::container::dns::{Resolver, parse_resolv_conf};
 use crate::container::downward::Surroundings;
 use crate::devices::{self, Devices};
+use crate::dra::{self, Dra};
 use crate::images::Images;
 use crate::node::Machine;
+use crate::node::allocatable::{self, Resources};
 use crate::objects::{ObjectCache, Wakers};
 use crate::paths::Paths;
 use crate::plugins::Handlers;
@@ -32,6 +35,7 @@ use crate::probe::Tools;
 use crate::probe::metrics::Metrics as ProbeMetrics;
 use crate::pulled_images::PulledImages;
 use crate::runtime::{CriRuntime, Runtime};
+use crate::shutdown::{self, Shutdown};
 use crate::status::publisher::Publisher;
 use crate::userns::Ranges;
 use crate::volumes::Volumes;
@@ -66,12 +70,14 @@ pub struct Core {
     /// UIDs of pods whose resize waits for others to make room.
     pub deferred_resizes: Mutex<BTreeSet<String>>,
     pub pressure: Pressure,
+    pub shutdown: Shutdown,
     /// The Node as last seen in the API.
     pub node: Mutex<Option<Arc<Node>>>,
     /// What the runtime's handlers can do, as it last said.
     pub handlers: Mutex<Vec<pb::RuntimeHandler>>,
     pub probe_metrics: Arc<ProbeMetrics>,
     pub devices: Arc<Devices>,
+    pub dra: Arc<Dra>,
     /// The ids of pods that have their own.
     pub user_namespaces: Ranges,
 }
@@ -81,6 +87,12 @@ impl Core {
         self.config.node_ips.iter().map(ToString::to_string).collect()
     }
 
+    /// What pods may have of the node's own resources.
+    pub fn allocatable(&self) -> Resources {
+        let capacity = allocatable::capacity(&self.machine, self.config.max_pods);
+        allocatable::allocatable(&capacity, &self.config.reserved(), &self.config.eviction)
+    }
+
     /// The node's memory, as containers are to have it.
     pub fn memory(&self) -> Memory {
         Memory {
@@ -88,6 +100,7 @@ impl Core {
             swap_capacity: self.machine.swap,
             swap_is_limited: self.machine.swap_is_limited,
             swap_behavior: self.config.swap_behavior,
+            huge_pages: self.machine.huge_pages.clone(),
         }
     }
 
@@ -104,13 +117,21 @@ impl Core {
     pub fn surroundings(&self, pod: &Pod, state: &PodState) -> Surroundings {
         let host_ips = self.host_ips();
         let pod_ips = if crate::pod::host_network(pod) { host_ips.clone() } else { state.ips().to_vec() };
+        let allocatable = self.allocatable();
+        let of = |name: &str| allocatable.get(name);
         Surroundings {
             pod_ips,
             host_ips,
-            allocatable_milli_cpu: self.machine.milli_cpu,
-            allocatable_memory: self.machine.memory,
-            allocatable_ephemeral_storage: self.machine.ephemeral_storage,
+            allocatable_milli_cpu: of("cpu").map_or(0, Quantity::milli_value),
+            allocatable_memory: of("memory").map_or(0, Quantity::value),
+            allocatable_ephemeral_storage: of("ephemeral-storage").map_or(0, Quantity::value),
         }
+    }
+
+    /// The pods that are not over.
+    pub fn alive(&self) -> Vec<Arc<Pod>> {
+        let pods = self.pods.lock().unwrap_or_else(PoisonError::into_inner);
+        pods.values().filter(|pod| !crate::pod::is_terminal_phase(crate::pod::phase(pod))).cloned().collect()
     }
 
     /// Whether the runtime's usual handler makes what is mounted below a read-only volume read-only too.
@@ -158,6 +179,12 @@ impl Core {
     }
 }
 
+/// The waits of containers that crash.
+// Upstream: pkg/kubelet/kubelet.go newCrashLoopBackOff
+fn restarts(longest: Duration) -> Mutex<Backoff> {
+    Mutex::new(Backoff::new(Duration::from_secs(10).min(longest), longest))
+}
+
 /// Runs a kubelet on the runtime at the configured endpoint until the shutdown. Containers go on running.
 pub async fn run(config: Config, client: Client, shutdown: CancellationToken) -> Result<(), Error> {
     let mut delay = Duration::from_millis(20);
@@ -200,6 +227,15 @@ pub async fn run_with(
     let clock = config.clock.clone();
     let (recorder, delivery) =
         EventRecorder::new(client.clone(), "kubelet", &config.node_name, clock.clone());
+    if let Err(error) = cgroup::enforce_allocatable(&config, &machine) {
+        let message = format!(
+            "Failed to update Node Allocatable Limits {:?}: {}",
+            config.cgroup_root.join("kubepods"),
+            crate::worker::with_causes(&error)
+        );
+        let about = node::reference(&config.node_name);
+        recorder.event_about(about, EventType::Warning, "FailedNodeAllocatableEnforcement", message);
+    }
     let informers = InformerFactory::new(client.clone(), shutdown.clone());
     let services = informers.informer::<Service>();
     let wakers = Wakers::default();
@@ -224,9 +260,10 @@ pub async fn run_with(
         tokens,
         csi.clone(),
     );
+    let dra = Arc::new(Dra::open(config.root_dir.clone(), client.clone()));
     let core = Arc::new(Core {
         images: Images::new(runtime.clone(), clock, PulledImages::new(paths.image_manager())),
-        restarts: Mutex::new(Backoff::new(Duration::from_secs(10), Duration::from_secs(300))),
+        restarts: restarts(config.max_restart_wait),
         publisher: Publisher::new(client.clone()),
         access: Delegated::new(client.clone()),
         runtime_name: version.runtime_name,
@@ -236,10 +273,12 @@ pub async fn run_with(
         pods: Mutex::default(),
         deferred_resizes: Mutex::default(),
         pressure: Pressure::default(),
+        shutdown: Shutdown::default(),
         node: Mutex::default(),
         handlers: Mutex::new(status.runtime_handlers),
         probe_metrics: Arc::default(),
         devices: Arc::new(Devices::open(paths.device_plugins(), wakers.clone())),
+        dra: dra.clone(),
         user_namespaces: Ranges::open(paths.clone(), config.max_pods),
         config,
         client,
@@ -271,9 +310,13 @@ pub async fn run_with(
     parts.spawn(node::run(core.clone(), informers.clone(), shutdown.clone()));
     parts.spawn(pods::run(core.clone(), informers.clone(), shutdown.clone()));
     parts.spawn(pressure::run(core.clone(), shutdown.clone()));
+    parts.spawn(shutdown::run(core.clone(), shutdown.clone()));
     parts.spawn(log_rotation::run(core.clone(), shutdown.clone()));
     let (registry, stop) = (core.paths.plugin_registry(), shutdown.clone());
-    let handlers = Handlers::from([(csi::PLUGIN_KIND, csi.clone() as Arc<dyn plugins::Handler>)]);
+    let handlers = Handlers::from([
+        (csi::PLUGIN_KIND, csi.clone() as Arc<dyn plugins::Handler>),
+        (dra::PLUGIN_KIND, dra as Arc<dyn plugins::Handler>),
+    ]);
     parts.spawn(async move {
         tokio::join!(plugins::run(registry, handlers, stop.clone()), csi.run(stop));
         Ok(())

@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 use crate::backoff::{Backoff, go_duration};
 use crate::container::security::ImageUser;
 use crate::events::PodEvents;
+use crate::node::Ages;
 use crate::pulled_images::{PullSecret, PulledImages};
 use crate::runtime::{self, Runtime};
 use crate::status::Waiting;
@@ -34,6 +35,7 @@ pub struct Images {
     clock: Clock,
     state: Mutex<State>,
     pub pulled: PulledImages,
+    pub ages: Mutex<Ages>,
 }
 
 struct State {
@@ -45,7 +47,8 @@ struct State {
 impl Images {
     pub fn new(runtime: Arc<dyn Runtime>, clock: Clock, pulled: PulledImages) -> Self {
         let backoff = Backoff::new(Duration::from_secs(10), Duration::from_secs(300));
-        Images { runtime, clock, state: Mutex::new(State { backoff, errors: HashMap::new() }), pulled }
+        let state = Mutex::new(State { backoff, errors: HashMap::new() });
+        Images { runtime, clock, state, pulled, ages: Mutex::default() }
     }
 
     /// The image, pulled if the policy says so. `Err` is what the container waits for.

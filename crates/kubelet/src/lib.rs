@@ -5,7 +5,8 @@
 //! object that it mounts, it reads what is ([`pod_state`]), decides ([`actions`] and [`resize`], pure), reports
 //! ([`status`], pure) and acts. What it acts with is below: [`container`] makes CRI configurations, [`volumes`] the
 //! mounts, [`images`], [`lifecycle`] and [`probe`] do what their names say. [`plugins`] are found by their sockets,
-//! [`devices`] are what some of them offer. [`pressure`] and [`evict`] end pods when room runs out. [`server`] is
+//! [`devices`] are what some of them offer, [`dra`] what others prepare for claims. [`pressure`] and [`evict`] end pods when room runs out, [`shutdown`] when
+//! the machine goes. [`server`] is
 //! what the API server calls: logs, exec, stats.
 //!
 //! What always holds:
@@ -13,7 +14,7 @@
 //! - A pod's end is told to the API only when nothing of it runs or is mounted any more.
 //! - Nothing polls; a slow relist is there only in case the runtime's event stream lies.
 //!
-//! Deliberately absent: dynamic resources, graceful node shutdown.
+//! Deliberately absent: managers of CPUs, memory and topology.
 
 mod actions;
 mod admit;
@@ -23,6 +24,7 @@ mod config;
 mod container;
 mod core;
 mod devices;
+mod dra;
 mod env_file;
 mod events;
 mod evict;
@@ -47,6 +49,7 @@ mod resize;
 mod restart_all;
 pub mod runtime;
 mod server;
+mod shutdown;
 mod static_pods;
 mod status;
 pub mod sysctls;
@@ -58,6 +61,8 @@ pub use self::core::{run, run_with};
 pub use config::{Config, EVICTION_HARD, ServingTls};
 pub use container::config::SwapBehavior;
 pub use log_rotation::Policy as LogRotation;
+pub use node::allocatable::Resources;
+pub use shutdown::periods::{Period as ShutdownPeriod, Settings as ShutdownSettings};
 
 /// Why a kubelet cannot run at all. What goes wrong with one pod is told of that pod.
 #[derive(Debug, thiserror::Error)]

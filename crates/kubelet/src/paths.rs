@@ -17,6 +17,10 @@ impl Paths {
         Paths { root: root.to_owned(), logs: logs.to_owned() }
     }
 
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
     pub fn pods(&self) -> PathBuf {
         self.root.join("pods")
     }

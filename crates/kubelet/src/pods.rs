@@ -169,8 +169,9 @@ impl Workers {
         {
             return None;
         }
-        if let Some(refusal) = self.core.pressure.refusal(pod) {
-            return Some(refusal);
+        let early = self.core.shutdown.refusal().or_else(|| self.core.pressure.refusal(pod));
+        if early.is_some() {
+            return early;
         }
         if let Some(refusal) = self.core.config.sysctls.refusal(pod) {
             return Some(refusal);

@@ -50,6 +50,8 @@ pub struct Limits {
     pub pids_limit: Option<i64>,
     pub cpuset_cpus: Option<String>,
     pub cpuset_mems: Option<String>,
+    /// Bytes by the size of pages, as the files are named: `2MB`.
+    pub huge_pages: BTreeMap<String, u64>,
     /// Version 2 files by name, taken literally.
     pub unified: BTreeMap<String, String>,
 }
@@ -158,6 +160,16 @@ impl Cgroup {
         Ok(())
     }
 
+    /// Moves the calling process in, in every hierarchy where the cgroup is.
+    pub fn join(&self) -> Result<()> {
+        let there: Vec<PathBuf> = self.dirs().into_iter().filter(|dir| dir.is_dir()).collect();
+        if there.is_empty() {
+            return Err(Error::io(self.dir("devices"), io::ErrorKind::NotFound.into()));
+        }
+        // 0 is who writes, whatever its number is in which namespace.
+        there.iter().try_for_each(|dir| write(&dir.join("cgroup.procs"), "0"))
+    }
+
     /// The processes in it and below it.
     pub fn processes(&self) -> Vec<i32> {
         let dir = match self.version {
@@ -244,6 +256,14 @@ impl Cgroup {
         };
         for Write { controller, file, value } in writes {
             write(&self.dir(controller).join(file), &value)?;
+        }
+        for (size, bytes) in &limits.huge_pages {
+            let limit = if self.version == Version::V1 { "limit_in_bytes" } else { "max" };
+            let path = self.dir("hugetlb").join(format!("hugetlb.{size}.{limit}"));
+            // A kernel or a hierarchy without the controller limits none.
+            if !size.contains('/') && path.exists() {
+                write(&path, &bytes.to_string())?;
+            }
         }
         for (file, value) in &limits.unified {
             let safe = !file.contains('/') && self.version == Version::V2;

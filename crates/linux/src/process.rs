@@ -152,13 +152,34 @@ pub enum Fork {
 /// Forks. Only a process with one thread may: it refuses when there are more, because a lock held by another
 /// thread would stay held in the child for ever.
 pub fn fork_single_threaded() -> Result<Fork> {
-    let tasks = std::fs::read_dir("/proc/self/task").map_err(|e| Error::io("/proc/self/task", e))?.count();
-    if tasks != 1 {
-        return Err(Error::call("fork of a threaded process", rustix::io::Errno::INVAL));
-    }
+    check_single_threaded()?;
     // SAFETY: this process has exactly one thread (just counted, and nobody else could start another), so the
     // child's memory is consistent.
-    match unsafe { libc::fork() } {
+    forked(unsafe { libc::fork() })
+}
+
+/// Forks a process that is not this one's child but its parent's, who then reaps it. Only a process with one
+/// thread may.
+pub fn fork_sibling() -> Result<Fork> {
+    check_single_threaded()?;
+    let flags = libc::c_long::from(libc::CLONE_PARENT | libc::SIGCHLD);
+    let none: libc::c_long = 0;
+    // SAFETY: as above; without a stack of its own the child goes on with a copy of this one, as after fork(2).
+    // All but the flags are pointers that these flags do not have the kernel read.
+    let pid = unsafe { libc::syscall(libc::SYS_clone, flags, none, none, none, none) };
+    forked(i32::try_from(pid).unwrap_or(-1))
+}
+
+fn check_single_threaded() -> Result<()> {
+    let tasks = std::fs::read_dir("/proc/self/task").map_err(|e| Error::io("/proc/self/task", e))?.count();
+    match tasks {
+        1 => Ok(()),
+        _ => Err(Error::call("fork of a threaded process", rustix::io::Errno::INVAL)),
+    }
+}
+
+fn forked(pid: libc::pid_t) -> Result<Fork> {
+    match pid {
         -1 => Err(Error::io("fork", io::Error::last_os_error())),
         0 => Ok(Fork::Child),
         pid => Ok(Fork::Parent(pid)),
@@ -169,6 +190,19 @@ pub fn fork_single_threaded() -> Result<Fork> {
 pub fn realtime_nanos() -> i64 {
     let now = rustix::time::clock_gettime(rustix::time::ClockId::Realtime);
     now.tv_sec * 1_000_000_000 + now.tv_nsec
+}
+
+/// Becomes a user with these groups, and keeps the capabilities for the moment: the permitted ones, of which the
+/// kernel takes the effective ones away from all but root.
+pub fn become_ids(uid: u32, gid: u32, groups: &[u32]) -> Result<()> {
+    use rustix::process::{Gid, Uid};
+    let (gid, uid) = (Gid::from_raw(gid), Uid::from_raw(uid));
+    let groups: Vec<Gid> = groups.iter().map(|group| Gid::from_raw(*group)).collect();
+    rustix::thread::set_keep_capabilities(true).map_err(|e| Error::call("keep capabilities", e))?;
+    rustix::thread::set_thread_groups(&groups).map_err(|e| Error::call("setgroups", e))?;
+    rustix::thread::set_thread_res_gid(gid, gid, gid).map_err(|e| Error::call("setresgid", e))?;
+    rustix::thread::set_thread_res_uid(uid, uid, uid).map_err(|e| Error::call("setresuid", e))?;
+    rustix::thread::set_keep_capabilities(false).map_err(|e| Error::call("keep capabilities", e))
 }
 
 /// Becomes an ordinary user for good: no capability stays, and no program could give one back.

@@ -10,6 +10,7 @@
 
 mod arguments;
 mod devices;
+mod enter;
 mod fit;
 mod log;
 mod users;
@@ -27,7 +28,7 @@ use libcontainer::error::LibcontainerError;
 use libcontainer::signal::Signal;
 use libcontainer::syscall::syscall::SyscallType;
 
-use arguments::{Arguments, Command, Create, Exec};
+use arguments::{Arguments, Command, Create};
 use workload::Workload;
 
 /// What went wrong, in words that runtimes' callers look for ("container does not exist").
@@ -87,7 +88,7 @@ fn run(arguments: &Arguments) -> Result<(), Error> {
         Command::State { id } => state(root, id),
         Command::Kill { id, signal, all } => kill(root, id, signal, *all),
         Command::Delete { id, force } => delete(root, id, *force),
-        Command::Exec(exec) => self::exec(root, exec),
+        Command::Exec(exec) => enter::exec(&mut load(root, &exec.id)?, exec),
         Command::Pause { id } => load(root, id)?.pause().map_err(failed("pause container")),
         Command::Resume { id } => load(root, id)?.resume().map_err(failed("resume container")),
         Command::List => list(root),
@@ -151,13 +152,19 @@ fn create(root: &Path, create: &Create) -> Result<(), Error> {
     fit::fit_bundle(&create.bundle)?;
     let needed =
         [Some(root), Some(&create.bundle), create.pid_file.as_deref(), create.console_socket.as_deref()];
+    let spec: oci_spec::runtime::Spec = read_json(&create.bundle.join("config.json"))?;
+    if create.console_socket.is_none()
+        && let Some(process) = spec.process()
+    {
+        users::own_streams(&spec, process.user().uid());
+    }
     let given = users::make_reachable(&create.bundle, &needed.into_iter().flatten().collect::<Vec<_>>())?;
     let built = builder(root, &create.id).and_then(|builder| {
         builder
             .with_pid_file(create.pid_file.as_ref())
             .map_err(failed("pid file"))?
             .with_console_socket(create.console_socket.as_ref())
-            .with_executor(Workload::init())
+            .with_executor(Workload)
             .as_init(&create.bundle)
             .with_systemd(false)
             .with_detach(true)
@@ -170,44 +177,11 @@ fn create(root: &Path, create: &Create) -> Result<(), Error> {
         users::put_back(&create.bundle, &given)?;
     }
     built?;
-    let spec: oci_spec::runtime::Spec = read_json(&create.bundle.join("config.json"))?;
     devices::restrict(&spec).map_err(|why| {
         // Unrestricted it must not start. The failure is what counts, not what taking it away may add to it.
         let _ = delete(root, &create.id, true);
         Error::Process(format!("{}{why}", workload::PREFIX))
     })
-}
-
-fn exec(root: &Path, exec: &Exec) -> Result<(), Error> {
-    let container = load(root, &exec.id)?;
-    let config = container.bundle().join("config.json");
-    let spec: oci_spec::runtime::Spec = read_json(&config)?;
-    if users::has_own(&spec) {
-        // libcontainer joins all namespaces but this one: the command would be root of the machine.
-        let why = "a container with a user namespace cannot be entered";
-        return Err(Error::Process(format!("{}{why}", workload::PREFIX)));
-    }
-    let mut process: oci_spec::runtime::Process = read_json(&exec.process)?;
-    let workload = Workload::exec(&spec, &mut process)
-        .map_err(|why| Error::Process(format!("{}{why}", workload::PREFIX)))?;
-    let fitted = container_dir(root, &exec.id)?.join(format!("exec-{}.json", std::process::id()));
-    fs::write(&fitted, to_json(&process)?).map_err(file(&fitted))?;
-    let built = builder(root, &exec.id).and_then(|builder| {
-        builder
-            .with_pid_file(exec.pid_file.as_ref())
-            .map_err(failed("pid file"))?
-            .with_console_socket(exec.console_socket.as_ref())
-            .with_executor(workload)
-            .as_tenant()
-            .with_process(Some(&fitted))
-            .with_detach(true)
-            .as_sibling(true)
-            .build()
-            .map_err(unstarted("exec in container"))
-    });
-    // It was there for libcontainer alone; the next delete takes it along if this fails.
-    let _ = fs::remove_file(&fitted);
-    built.map(drop)
 }
 
 fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T, Error> {

@@ -5,24 +5,53 @@
 
 use std::error::Error as StdError;
 use std::fs::{File, OpenOptions};
-use std::io::{self, Write};
-use std::path::Path;
+use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
 use tracing_subscriber::fmt::MakeWriter;
 
 /// What libcontainer logged as errors, gathered for the message of the failure.
 #[derive(Clone, Default)]
-pub(crate) struct Details(Arc<Mutex<Vec<u8>>>);
+pub(crate) struct Details {
+    /// What this process logged.
+    own: Arc<Mutex<Vec<u8>>>,
+    /// Where the process that becomes the container logs too, and from where on that is about this command.
+    log: Option<(PathBuf, u64)>,
+}
 
-/// The first error is the cause; those after it are the callers that pass it on.
 const DETAILS_MAX: usize = 4096;
 
 impl Details {
-    fn first_line(&self) -> Option<String> {
-        let text = self.0.lock().ok()?;
-        let text = String::from_utf8_lossy(&text);
-        text.lines().map(str::trim).find(|line| !line.is_empty()).map(str::to_owned)
+    /// The errors from the cause on; those after it are its callers', who often know more of it.
+    fn lines(&self) -> Vec<String> {
+        let mut lines = Vec::new();
+        for line in self.logged().unwrap_or_else(|| self.own()) {
+            let line = line.trim().to_owned();
+            if !line.is_empty() && !lines.contains(&line) {
+                lines.push(line);
+            }
+        }
+        lines
+    }
+
+    fn own(&self) -> Vec<String> {
+        let Ok(text) = self.own.lock() else { return Vec::new() };
+        String::from_utf8_lossy(&text).lines().map(str::to_owned).collect()
+    }
+
+    fn logged(&self) -> Option<Vec<String>> {
+        let (path, from) = self.log.as_ref()?;
+        let mut file = File::open(path).ok()?;
+        file.seek(SeekFrom::Start(*from)).ok()?;
+        let mut text = Vec::new();
+        file.take(DETAILS_MAX as u64).read_to_end(&mut text).ok()?;
+        // The last line may be cut, and is then no JSON.
+        let message = |line: &str| {
+            let line: serde_json::Value = serde_json::from_str(line).ok()?;
+            Some(line.get("msg")?.as_str()?.to_owned())
+        };
+        Some(String::from_utf8_lossy(&text).lines().filter_map(message).collect())
     }
 }
 
@@ -34,7 +63,7 @@ struct Writer {
 
 impl Write for Writer {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        if let Ok(mut kept) = self.details.0.lock()
+        if let Ok(mut kept) = self.details.own.lock()
             && kept.len() < DETAILS_MAX
         {
             kept.extend_from_slice(bytes);
@@ -66,9 +95,10 @@ impl<'a> MakeWriter<'a> for Sink {
 
 /// Starts gathering libcontainer's errors.
 pub(crate) fn start(log: Option<&Path>) -> Details {
-    let details = Details::default();
     let file =
         log.and_then(|path| OpenOptions::new().create(true).append(true).open(path).ok()).map(Arc::new);
+    let length = file.as_ref().and_then(|file| file.metadata().ok()).map_or(0, |metadata| metadata.len());
+    let details = Details { own: Arc::default(), log: log.map(|path| (path.to_path_buf(), length)) };
     let sink = Sink { details: details.clone(), file };
     let subscriber = tracing_subscriber::fmt()
         .with_max_level(tracing::Level::ERROR)
@@ -94,7 +124,7 @@ fn json_line(level: &str, message: &str) -> String {
     format!("{}\n", serde_json::json!({ "level": level, "msg": message }))
 }
 
-/// The error with all its causes on one line, and what libcontainer logged first if that says more.
+/// The error with all its causes on one line, and what libcontainer logged if that says more.
 pub(crate) fn with_causes(error: &dyn StdError, details: &Details) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
@@ -109,11 +139,35 @@ pub(crate) fn with_causes(error: &dyn StdError, details: &Details) -> String {
         }
         cause = source.source();
     }
-    if let Some(first) = details.first_line()
-        && !text.contains(&first)
-    {
-        text.push_str(": ");
-        text.push_str(&first);
+    for line in details.lines() {
+        if !text.contains(&line) {
+            text.push_str(": ");
+            text.push_str(&line);
+        }
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Error;
+
+    #[test]
+    fn the_words_of_the_process_that_became_the_container_are_told() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("log");
+        append(&path, "error", "of another command");
+        let from = std::fs::metadata(&path).unwrap().len();
+        let details = Details { own: Arc::default(), log: Some((path.clone(), from)) };
+        for line in ["failed to mount /x: ENOENT", "failed to mount /x: ENOENT", "failed to prepare rootfs"] {
+            append(&path, "error", line);
+        }
+        let source = io::Error::other("failed to prepare rootfs");
+        let error = Error::File { path: "create".into(), source };
+        let told = with_causes(&error, &details);
+        assert_eq!(told, "create: failed to prepare rootfs: failed to mount /x: ENOENT");
+        let own = Details { own: Arc::new(Mutex::new(b"why\n".to_vec())), log: None };
+        assert_eq!(with_causes(&error, &own), "create: failed to prepare rootfs: why");
+    }
 }

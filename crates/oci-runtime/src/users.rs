@@ -1,13 +1,18 @@
 //! Containers in a user namespace: what they mount is brought to where their root, who is nobody on the machine,
 //! can reach it, and shown as owned by their ids where that is asked for.
 //!
-//! libcontainer opens the sources of mounts only after it has entered the user namespace. All folders of the
-//! engine and the kubelet are closed to others, so this process, which is still root, opens them first.
+//! libcontainer opens the sources of mounts and the pod's other namespaces only after it has entered the user
+//! namespace. All folders of the engine and the kubelet are closed to others, and so are the files of the process
+//! that holds the pod's process namespace; so this process, which is still root, opens them first.
 
 use std::fs;
+use std::io;
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
 use linux::id_maps::{Detached, become_reachable, open_namespace};
+use oci_spec::runtime::Spec;
+use rustix::fs::FileType;
 use serde_json::Value;
 
 use crate::{Error, file, read_json};
@@ -15,10 +20,30 @@ use crate::{Error, file, read_json};
 /// Folders that every machine has; one of them is covered where only this container sees it.
 const PLACES: [&str; 5] = ["/mnt", "/srv", "/media", "/opt", "/run"];
 
-/// Whether the container has a user namespace.
-pub(crate) fn has_own(spec: &oci_spec::runtime::Spec) -> bool {
-    let namespaces = spec.linux().as_ref().and_then(|linux| linux.namespaces().as_ref());
-    namespaces.into_iter().flatten().any(|n| n.typ() == oci_spec::runtime::LinuxNamespaceType::User)
+/// Gives the standard streams that are pipes to the user who runs on them: else that one could not open them
+/// anew, as `/dev/stdout`, where programs write their logs.
+// Upstream: runc's libcontainer/init_linux.go fixStdioPermissions
+pub(crate) fn own_streams(spec: &Spec, user: u32) {
+    let Some(user) = on_machine(spec, user).map(rustix::process::Uid::from_raw) else { return };
+    let (stdin, stdout, stderr) = (io::stdin(), io::stdout(), io::stderr());
+    for stream in [stdin.as_fd(), stdout.as_fd(), stderr.as_fd()] {
+        let is_pipe = rustix::fs::fstat(stream)
+            .is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::Fifo);
+        if is_pipe {
+            // Without the capability it is as it was.
+            let _ = rustix::fs::fchown(stream, Some(user), None);
+        }
+    }
+}
+
+/// The id on the machine of a container's user; one that the container has no id for has none.
+fn on_machine(spec: &Spec, user: u32) -> Option<u32> {
+    let mappings = spec.linux().as_ref().and_then(|linux| linux.uid_mappings().as_ref());
+    let Some(mappings) = mappings.filter(|mappings| !mappings.is_empty()) else { return Some(user) };
+    mappings.iter().find_map(|mapping| {
+        let offset = user.checked_sub(mapping.container_id())?;
+        (offset < mapping.size()).then(|| mapping.host_id().checked_add(offset))?
+    })
 }
 
 /// A source that any user can reach.
@@ -39,6 +64,12 @@ pub(crate) fn make_reachable(bundle: &Path, needed: &[&Path]) -> Result<Option<V
     let rootfs = bundle.join(spec["root"]["path"].as_str().unwrap_or_default());
     let mut trees = vec![clone(&rootfs)?];
     let mut moved = Vec::new();
+    for (index, namespace) in spec["linux"]["namespaces"].as_array().into_iter().flatten().enumerate() {
+        if let Some(path) = namespace["path"].as_str().filter(|_| namespace["type"] != "user") {
+            trees.push(clone(Path::new(path))?);
+            moved.push(format!("/linux/namespaces/{index}/path"));
+        }
+    }
     for (index, mount) in spec["mounts"].as_array_mut().into_iter().flatten().enumerate() {
         // The source is as it should be afterwards, also for those who enter the container later.
         let ids = mount.as_object_mut().and_then(|m| m.remove("gidMappings").and(m.remove("uidMappings")));
@@ -56,7 +87,7 @@ pub(crate) fn make_reachable(bundle: &Path, needed: &[&Path]) -> Result<Option<V
                 ))
             })?;
         }
-        moved.push(index);
+        moved.push(format!("/mounts/{index}/source"));
         trees.push(tree);
     }
     let given = spec.to_string().into_bytes();
@@ -69,8 +100,10 @@ pub(crate) fn make_reachable(bundle: &Path, needed: &[&Path]) -> Result<Option<V
     if let Some(place) = places.next() {
         spec["root"]["path"] = place;
     }
-    for (index, place) in moved.into_iter().zip(places) {
-        spec["mounts"][index]["source"] = place;
+    for (field, place) in moved.iter().zip(places) {
+        if let Some(field) = spec.pointer_mut(field) {
+            *field = place;
+        }
     }
     put_back(bundle, spec.to_string().as_bytes())?;
     Ok(Some(given))
@@ -86,4 +119,22 @@ pub(crate) fn put_back(bundle: &Path, config: &[u8]) -> Result<(), Error> {
 
 fn clone(source: &Path) -> Result<Detached, Error> {
     Detached::clone_of(source).map_err(|e| Error::Process(e.to_string()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn users_are_found_on_the_machine() {
+        let spec = |mappings: &str| -> Spec {
+            let linux = format!(r#"{{"ociVersion": "1.2.1", "linux": {{"uidMappings": {mappings}}}}}"#);
+            serde_json::from_str(&linux).unwrap()
+        };
+        assert_eq!(on_machine(&Spec::default(), 1000), Some(1000));
+        let one = spec(r#"[{"containerID": 0, "hostID": 65536, "size": 1001}]"#);
+        assert_eq!(on_machine(&one, 0), Some(65536));
+        assert_eq!(on_machine(&one, 1000), Some(66536));
+        assert_eq!(on_machine(&one, 1001), None);
+    }
 }

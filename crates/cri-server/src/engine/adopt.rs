@@ -2,6 +2,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::container::{Exited, Record as ContainerRecord};
 use super::sandbox::Record as SandboxRecord;
@@ -9,6 +10,9 @@ use super::{Container, Engine, Sandbox, lock, read_json};
 use crate::Error;
 use crate::shim::client::Client;
 use crate::shim::protocol::{Request, Response};
+
+/// How long a shim may take to answer: it first ends what it does for the engine before.
+const SHIM_PATIENCE: Duration = Duration::from_secs(10);
 
 impl Engine {
     /// Adopts every sandbox that has a record; what has none was being made or removed, and goes.
@@ -51,8 +55,9 @@ impl Engine {
             });
             lock(&self.pods).containers.insert(container.id.clone(), container);
         }
-        match sandbox.shim.ask(&Request::State).await {
-            Ok(Response::State(state)) => {
+        let asked = tokio::time::timeout(SHIM_PATIENCE, sandbox.shim.ask(&Request::State)).await;
+        match asked {
+            Ok(Ok(Response::State(state))) => {
                 self.learn(&state).await;
                 // The shim does not know a container that was never started; it waits for its start or removal.
                 self.watch_shim(sandbox);

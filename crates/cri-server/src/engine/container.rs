@@ -19,6 +19,7 @@ use super::sandbox::{Sandbox, hostname, root_of};
 use super::{Engine, blocking, facts, lock, new_id, write_json};
 use crate::Error;
 use crate::images::ImageInfo;
+use crate::runtime::cdi;
 use crate::runtime::spec::{self, Facts, HostDevice};
 use crate::runtime::user::{self, User, Wanted};
 use crate::shim::protocol::{Create, Request, Response};
@@ -234,7 +235,11 @@ impl Engine {
             config,
         };
         let facts = self.facts_for(sandbox, &record, &security, rootfs)?;
-        let spec = spec::build(&record.config, &image.run, &record.user, &facts).map_err(Error::Invalid)?;
+        let mut spec =
+            spec::build(&record.config, &image.run, &record.user, &facts).map_err(Error::Invalid)?;
+        let devices: Vec<String> =
+            record.config.cdi_devices.iter().map(|device| device.name.clone()).collect();
+        cdi::inject(&mut spec, &devices, &self.config.cdi_dirs).map_err(Error::Invalid)?;
         write_json(&dir.join("config.json"), &spec)?;
         write_json(&dir.join("container.json"), &record)?;
         Ok(Container::new(record, dir.to_path_buf()))
@@ -461,14 +466,14 @@ impl Engine {
         blocking(move || {
             let group = container.cgroup();
             group.kill_all().map_err(Error::kernel("kill container"))?;
+            group.remove().map_err(Error::kernel("container cgroup"))?;
             let pods_state =
                 container.dir.parent().and_then(Path::parent).map(|dir| dir.join("oci").join(&container.id));
             if let Some(state) = pods_state {
                 linux::mounts::remove_tree(&state).map_err(Error::kernel("runtime state"))?;
             }
             linux::mounts::remove_tree(&container.dir).map_err(Error::kernel("container directory"))?;
-            linux::mounts::remove_tree(&writable).map_err(Error::kernel("writable layer"))?;
-            group.remove().map_err(Error::kernel("container cgroup"))
+            linux::mounts::remove_tree(&writable).map_err(Error::kernel("writable layer"))
         })
         .await
     }
@@ -579,6 +584,7 @@ fn limits(wanted: &LinuxContainerResources) -> Limits {
         pids_limit: None,
         cpuset_cpus: text(&wanted.cpuset_cpus),
         cpuset_mems: text(&wanted.cpuset_mems),
+        huge_pages: wanted.hugepage_limits.iter().map(|page| (page.page_size.clone(), page.limit)).collect(),
         unified: wanted.unified.clone().into_iter().collect(),
     }
 }

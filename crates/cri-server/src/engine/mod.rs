@@ -17,6 +17,7 @@ pub use reset::reset;
 
 pub(crate) use container::Container;
 pub(crate) use exec::{ExecRequest, ExecStreams, Stdio};
+pub(crate) use facts::device as device_at;
 pub(crate) use sandbox::InNamespaces;
 pub(crate) use sandbox::Sandbox;
 

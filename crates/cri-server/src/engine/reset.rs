@@ -19,9 +19,7 @@ pub async fn reset(config: &Config) -> Result<(), Error> {
     for entry in sandboxes {
         let dir = entry.path();
         // The shim first, so that it books no exits while its containers go.
-        if let Some(pid) = shim_pid(&dir) {
-            linux::process::kill(pid, 9).map_err(Error::kernel("kill shim"))?;
-        }
+        kill_shim(&dir)?;
         let record = read_json::<SandboxRecord>(&dir.join("sandbox.json"));
         if let Some(pid) = record.as_ref().and_then(|record| record.pause_pid) {
             kill_pause(pid)?;
@@ -41,10 +39,13 @@ pub async fn reset(config: &Config) -> Result<(), Error> {
     Ok(())
 }
 
-/// The shim's process, if the one with its number still is the shim.
-fn shim_pid(dir: &Path) -> Option<i32> {
-    let pid = std::fs::read_to_string(dir.join("shim.pid")).ok()?.trim().parse().ok()?;
-    is_our(pid, "shim").then_some(pid)
+/// Ends the shim of a sandbox's directory, if the process with its number still is the shim.
+pub(super) fn kill_shim(dir: &Path) -> Result<(), Error> {
+    let pid = std::fs::read_to_string(dir.join("shim.pid")).ok().and_then(|pid| pid.trim().parse().ok());
+    match pid.filter(|pid| is_our(*pid, "shim")) {
+        Some(pid) => linux::process::kill(pid, 9).map_err(Error::kernel("kill shim")),
+        None => Ok(()),
+    }
 }
 
 /// Ends the holder of a shared pid namespace, which a shim that was killed could not. Safe to repeat.

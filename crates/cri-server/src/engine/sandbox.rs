@@ -294,7 +294,11 @@ impl Engine {
             self.stop_container(&container.id, 0).await?;
         }
         self.disconnect(sandbox).await?;
-        sandbox.update(|record| record.ready = false)
+        if let Err(error) = sandbox.update(|record| record.ready = false) {
+            // A full disk must not keep pods from making room. The next engine finds no shim or no container.
+            tracing::warn!(sandbox = %sandbox.id, %error, "the end of a pod was not written down");
+        }
+        Ok(())
     }
 
     async fn disconnect(&self, sandbox: &Sandbox) -> Result<(), Error> {
@@ -327,8 +331,10 @@ impl Engine {
 
     async fn tear_down(&self, sandbox: &Arc<Sandbox>) -> Result<(), Error> {
         self.disconnect(sandbox).await?;
-        // A shim that is gone already cannot be asked to go.
-        let _ = sandbox.shim.ask(&Request::Shutdown).await;
+        // One that is gone already cannot be asked; one that will not go is still at something for a former engine.
+        if sandbox.shim.ask(&Request::Shutdown).await.is_err() {
+            super::reset::kill_shim(&sandbox.dir)?;
+        }
         if let Some(pid) = sandbox.record().pause_pid {
             super::reset::kill_pause(pid)?;
         }
@@ -339,14 +345,14 @@ impl Engine {
                 linux::namespaces::unpin(&sandbox.namespaces_dir().join(kind.file_name()))
                     .map_err(Error::kernel("pod namespace"))?;
             }
-            linux::mounts::remove_tree(&sandbox.dir).map_err(Error::kernel("sandbox directory"))?;
             let _ = std::fs::remove_file(socket);
             // A parent that the kubelet made is the kubelet's to remove.
             let parent = sandbox.cgroup_parent(&root);
             if parent.starts_with(&root) {
                 Cgroup::new(&parent).remove().map_err(Error::kernel("pod cgroup"))?;
             }
-            Ok(())
+            // The record goes last: without it nobody would know of the rest.
+            linux::mounts::remove_tree(&sandbox.dir).map_err(Error::kernel("sandbox directory"))
         })
         .await
     }
@@ -368,10 +374,6 @@ fn check_users(options: &NamespaceOption) -> Result<(), Error> {
         }
         NamespaceMode::Pod if options.network() == NamespaceMode::Node => {
             wrong("the pod has the network of the machine")
-        }
-        // libcontainer cannot join a pod's process namespace from its user namespace.
-        NamespaceMode::Pod if options.pid() == NamespaceMode::Pod => {
-            wrong("the containers of the pod cannot share its processes")
         }
         NamespaceMode::Pod => Ok(()),
         _ => wrong("unsupported mode"),

@@ -48,7 +48,7 @@ struct Image {
     diff_ids: Vec<String>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Clone)]
 struct Index {
     /// By full reference.
     names: BTreeMap<String, Name>,
@@ -201,11 +201,14 @@ impl Store {
         let image = self.read_image(manifest)?;
         let id = image.config.digest.clone();
         let mut index = self.lock();
+        let mut next = index.clone();
         if let Some(reference) = reference {
-            index.names.insert(reference.to_owned(), Name { manifest: image.manifest.clone(), imported });
+            next.names.insert(reference.to_owned(), Name { manifest: image.manifest.clone(), imported });
         }
-        index.images.insert(manifest.digest.clone(), image);
-        self.save(&index)?;
+        next.images.insert(manifest.digest.clone(), image);
+        // What cannot be written down is not there.
+        self.save(&next)?;
+        *index = next;
         Ok(id)
     }
 

@@ -20,6 +20,8 @@ pub(crate) fn run(root: &OsStr, users: Option<&Path>) -> io::Result<()> {
         let users = std::fs::File::open(users)?;
         linux::namespaces::become_root_of(&users).map_err(io::Error::other)?;
     }
+    // Without the shim nobody would end it; a change of user forgets the wish.
+    rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
     linux::namespaces::unshare(UnshareFlags::NEWPID).map_err(io::Error::other)?;
     match fork_single_threaded().map_err(io::Error::other)? {
         Fork::Parent(pid) => {

@@ -41,6 +41,8 @@ struct Shim {
     /// Execs by process id.
     execs: BTreeMap<i32, (String, String)>,
     work: BTreeMap<i32, Work>,
+    /// Peers who asked how things are while a container was being made: they are told when that is known.
+    asked: Vec<u64>,
     /// Children that died before the runtime that started them was done: who they were is not known yet.
     unclaimed: BTreeMap<i32, (i32, i64)>,
     pause: Option<(i32, i32)>,
@@ -71,6 +73,7 @@ pub(super) fn run(options: Options) -> io::Result<()> {
         containers: BTreeMap::new(),
         execs: BTreeMap::new(),
         work: BTreeMap::new(),
+        asked: Vec::new(),
         unclaimed: BTreeMap::new(),
         pause,
         ended: false,
@@ -264,6 +267,7 @@ impl Shim {
     /// Carries out a request; `None` when the answer comes later.
     fn request(&mut self, peer: u64, request: Request) -> Result<Option<Response>, String> {
         match request {
+            Request::State if self.is_creating() => self.asked.push(peer),
             Request::State => return Ok(Some(Response::State(self.state()))),
             Request::Create(create) => self.create(peer, create)?,
             Request::Start { id } => {
@@ -336,6 +340,10 @@ impl Shim {
             }
         }
         Ok(None)
+    }
+
+    fn is_creating(&self) -> bool {
+        self.work.values().any(|work| matches!(work, Work::Create { .. }))
     }
 
     fn known(&self, id: &str) -> Result<&Container, String> {
@@ -479,6 +487,12 @@ impl Shim {
             Work::Create { create, peer, terminal, streams } => {
                 let done = self.created(&create, terminal, streams, code);
                 self.finish(&create.id, peer, done);
+                if !self.is_creating() {
+                    let state = Response::State(self.state());
+                    for peer in std::mem::take(&mut self.asked) {
+                        self.answer(peer, &state);
+                    }
+                }
             }
             Work::Start { id, peer } => {
                 let done = if code == 0 { Ok(Response::Done) } else { Err(self.runtime.failure(&id)) };

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use api::Object;
 use api::core::v1::{Container, Pod};
+use apimachinery::quantity::Quantity;
 use cri::v1 as pb;
 
 use super::dns::Resolver;
@@ -104,6 +105,35 @@ pub fn pod_resources(pod: &Pod) -> pb::LinuxContainerResources {
     }
 }
 
+/// How much a pod may have of huge pages of each size that the kernel has any of. They are not overcommitted, so
+/// that what is asked for is the limit.
+pub fn huge_pages(pod: &Pod, pools: &BTreeMap<u64, u64>) -> Vec<pb::HugepageLimit> {
+    huge_page_limits(pools, |name| Some(qos::pod_request(pod, name)))
+}
+
+/// None, where nothing is said.
+// Upstream: pkg/kubelet/kuberuntime/kuberuntime_container_linux.go GetHugepageLimitsFromResources
+fn huge_page_limits(
+    pools: &BTreeMap<u64, u64>,
+    limit: impl Fn(&str) -> Option<i64>,
+) -> Vec<pb::HugepageLimit> {
+    let of = |(size, _): (&u64, &u64)| {
+        let bytes = Quantity::from_bytes(i64::try_from(*size).unwrap_or(i64::MAX));
+        let limit = limit(&format!("hugepages-{bytes}")).and_then(|limit| u64::try_from(limit).ok());
+        pb::HugepageLimit { page_size: page_size(*size), limit: limit.unwrap_or(0) }
+    };
+    pools.iter().filter(|(_, count)| **count > 0).map(of).collect()
+}
+
+/// As cgroups name it.
+fn page_size(bytes: u64) -> String {
+    match bytes {
+        _ if bytes.is_multiple_of(1 << 30) => format!("{}GB", bytes >> 30),
+        _ if bytes.is_multiple_of(1 << 20) => format!("{}MB", bytes >> 20),
+        _ => format!("{}KB", bytes >> 10),
+    }
+}
+
 /// What the sandbox itself takes beside its containers.
 // Upstream: pkg/kubelet/kuberuntime/kuberuntime_sandbox_linux.go convertOverheadToLinuxResources
 fn overhead(pod: &Pod) -> pb::LinuxContainerResources {
@@ -132,12 +162,13 @@ pub fn container_resources(pod: &Pod, container: &Container, memory: &Memory) ->
         memory_limit_in_bytes,
         oom_score_adj: qos::oom_score_adj(pod, container, memory.capacity),
         unified: memory.swap_limit(pod, container).into_iter().collect(),
+        hugepage_limits: huge_page_limits(&memory.huge_pages, |name| qos::limit(&container.resources, name)),
         ..Default::default()
     }
 }
 
 /// The node's memory, as far as containers are told what they may have of it.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Memory {
     pub capacity: i64,
     /// What there is to swap to.
@@ -145,6 +176,8 @@ pub struct Memory {
     /// Whether the kernel limits swap, by the files of cgroups of version 2.
     pub swap_is_limited: bool,
     pub swap_behavior: SwapBehavior,
+    /// How many huge pages of each size, in bytes, there are.
+    pub huge_pages: BTreeMap<u64, u64>,
 }
 
 /// Who may use swap.
@@ -193,7 +226,7 @@ pub struct ContainerFacts<'a> {
     pub target: Option<&'a str>,
     pub memory: &'a Memory,
     pub users: &'a pb::UserNamespace,
-    pub seccomp_root: &'a str,
+    pub seccomp: security::Profiles<'a>,
 }
 
 // Upstream: pkg/kubelet/kuberuntime/kuberuntime_container.go generateContainerConfig
@@ -217,7 +250,7 @@ pub fn container(pod: &Pod, container: &Container, mut facts: ContainerFacts) ->
             facts.image_user,
             facts.target,
             facts.users,
-            facts.seccomp_root,
+            facts.seccomp,
         )),
     };
     let image = container.image.clone().unwrap_or_default();
@@ -300,6 +333,22 @@ mod tests {
     use super::*;
 
     #[test]
+    fn huge_pages_are_limited_where_there_are_any() {
+        let pools = BTreeMap::from([(2 << 20, 8), (1 << 30, 0), (64 << 10, 1)]);
+        let pod: Pod = serde_json::from_value(serde_json::json!({
+            "metadata": {"name": "p"},
+            "spec": {"containers": [
+                {"name": "a", "resources": {"requests": {"hugepages-2Mi": "4Mi"}}},
+                {"name": "b"},
+            ]},
+        }))
+        .unwrap();
+        let told: Vec<_> =
+            super::huge_pages(&pod, &pools).into_iter().map(|l| (l.page_size, l.limit)).collect();
+        assert_eq!(told, [("64KB".to_owned(), 0), ("2MB".to_owned(), 4 << 20)]);
+    }
+
+    #[test]
     fn a_container_and_its_sandbox() {
         let object = json!({
             "metadata": {"name": "p", "namespace": "n", "uid": "u", "labels": {"app": "x"}},
@@ -336,7 +385,7 @@ mod tests {
             target: None,
             memory: &Memory { capacity: 1 << 30, ..Default::default() },
             users: &pb::UserNamespace::default(),
-            seccomp_root: "",
+            seccomp: Default::default(),
         };
         let config = container(&pod, &pod.spec.as_ref().unwrap().containers[0], facts);
         assert_eq!(config.command, ["sh", "-c", "echo 1"]);
@@ -357,6 +406,7 @@ mod tests {
                 swap_capacity: 1 << 20,
                 swap_is_limited: want.is_some(),
                 swap_behavior: behavior,
+                ..Default::default()
             };
             let limit = memory.swap_limit(&pod, &pod.spec.as_ref().unwrap().containers[0]);
             assert_eq!(limit.as_ref().map(|(_, bytes)| bytes.as_str()), want);

@@ -28,15 +28,29 @@ fn int(value: i64) -> pb::Int64Value {
     pb::Int64Value { value }
 }
 
-fn seccomp(profile: Option<&SeccompProfile>, privileged: bool, profile_root: &str) -> pb::SecurityProfile {
+/// Which seccomp profiles the node has.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Profiles<'a> {
+    /// Where those are that pods name.
+    pub root: &'a str,
+    /// Whether the runtime's is for all that name none.
+    pub by_default: bool,
+}
+
+fn seccomp(
+    profile: Option<&SeccompProfile>,
+    privileged: bool,
+    profiles: Profiles<'_>,
+) -> pb::SecurityProfile {
     use pb::security_profile::ProfileType;
     let (kind, localhost) = match profile.map(|p| p.type_.as_str()) {
         _ if privileged => (ProfileType::Unconfined, String::new()),
         Some("RuntimeDefault") => (ProfileType::RuntimeDefault, String::new()),
         Some("Localhost") => {
             let name = profile.and_then(|p| p.localhost_profile.as_deref()).unwrap_or_default();
-            (ProfileType::Localhost, format!("{profile_root}/{name}"))
+            (ProfileType::Localhost, format!("{}/{name}", profiles.root))
         }
+        None if profiles.by_default => (ProfileType::RuntimeDefault, String::new()),
         _ => (ProfileType::Unconfined, String::new()),
     };
     pb::SecurityProfile { profile_type: kind as i32, localhost_ref: localhost }
@@ -141,7 +155,7 @@ pub fn of_container(
     image: &ImageUser,
     target: Option<&str>,
     users: &pb::UserNamespace,
-    profile_root: &str,
+    profiles: Profiles<'_>,
 ) -> pb::LinuxContainerSecurityContext {
     let (context, own) = (of_pod(pod), container.security_context.clone().unwrap_or_default());
     let privileged = own.privileged.unwrap_or(false);
@@ -172,7 +186,7 @@ pub fn of_container(
         seccomp: Some(seccomp(
             own.seccomp_profile.as_ref().or(context.seccomp_profile.as_ref()),
             privileged,
-            profile_root,
+            profiles,
         )),
         ..Default::default()
     }
@@ -210,7 +224,7 @@ mod tests {
                 &ImageUser::default(),
                 None,
                 &pb::UserNamespace::default(),
-                "",
+                Profiles::default(),
             );
             assert_eq!(context.run_as_user.map(|u| u.value), user);
             assert_eq!(context.run_as_group.map(|g| g.value), group);
@@ -236,19 +250,35 @@ mod tests {
         }
     }
 
+    fn with(pod: &Pod, container: &Container, profiles: Profiles) -> pb::LinuxContainerSecurityContext {
+        of_container(pod, container, &ImageUser::default(), None, &pb::UserNamespace::default(), profiles)
+    }
+
+    #[test]
+    fn the_runtimes_profile_can_be_for_all_that_name_none() {
+        let kind = |pod_context: Value, by_default: bool| {
+            let (pod, container) = objects(pod_context, json!({}));
+            let profiles = Profiles { root: "/p", by_default };
+            with(&pod, &container, profiles).seccomp.unwrap().profile_type()
+        };
+        use pb::security_profile::ProfileType;
+        assert_eq!(kind(json!({}), false), ProfileType::Unconfined);
+        assert_eq!(kind(json!({}), true), ProfileType::RuntimeDefault);
+        let named = json!({"seccompProfile": {"type": "Unconfined"}});
+        assert_eq!(kind(named, true), ProfileType::Unconfined);
+    }
+
     #[test]
     fn privilege_lifts_masks_and_seccomp() {
         let (pod, container) =
             objects(json!({}), json!({"privileged": true, "allowPrivilegeEscalation": false}));
-        let context =
-            of_container(&pod, &container, &ImageUser::default(), None, &pb::UserNamespace::default(), "");
+        let context = with(&pod, &container, Profiles::default());
         assert!(context.privileged && context.masked_paths.is_empty() && !context.no_new_privs);
         let (pod, container) = objects(
             json!({"seccompProfile": {"type": "RuntimeDefault"}}),
             json!({"allowPrivilegeEscalation": false}),
         );
-        let context =
-            of_container(&pod, &container, &ImageUser::default(), None, &pb::UserNamespace::default(), "");
+        let context = with(&pod, &container, Profiles::default());
         assert!(context.no_new_privs && context.masked_paths.len() == 11);
         assert_eq!(context.seccomp.unwrap().profile_type, 0);
     }

@@ -77,10 +77,16 @@ impl Devices {
     }
 
     /// A pod's containers that live as long as it does, with what they have.
-    pub(super) fn resources_of(&self, pod: &Pod) -> pr::PodResources {
+    /// `claimed` is what a container has by claims.
+    pub(super) fn resources_of(
+        &self,
+        pod: &Pod,
+        claimed: impl Fn(&Container) -> Vec<pr::DynamicResource>,
+    ) -> pr::PodResources {
         let of = |container: &Container| pr::ContainerResources {
             name: container.name.clone(),
             devices: self.shown_of(pod.uid(), &container.name),
+            dynamic_resources: claimed(container),
             ..Default::default()
         };
         let sidecars = pod::init_containers(pod).iter().filter(|c| pod::is_sidecar(c));
@@ -93,6 +99,10 @@ impl Devices {
 }
 
 impl Lister {
+    fn resources_of(&self, pod: &Pod) -> pr::PodResources {
+        self.core.devices.resources_of(pod, |container| self.core.dra.shown_of(pod, container))
+    }
+
     fn pods(&self) -> Vec<Arc<Pod>> {
         self.core.pods.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
     }
@@ -107,7 +117,7 @@ impl PodResourcesLister for Lister {
     ) -> Result<Response<pr::ListPodResourcesResponse>, Status> {
         let mut pods = self.pods();
         pods.retain(|pod| !pod::is_terminal_phase(pod::phase(pod)));
-        let pod_resources = pods.iter().map(|pod| self.core.devices.resources_of(pod)).collect();
+        let pod_resources = pods.iter().map(|pod| self.resources_of(pod)).collect();
         Ok(Response::new(pr::ListPodResourcesResponse { pod_resources }))
     }
 
@@ -129,7 +139,7 @@ impl PodResourcesLister for Lister {
         let found = found.ok_or_else(|| {
             Status::unknown(format!("pod {pod_name} in namespace {pod_namespace} not found"))
         })?;
-        let pod_resources = Some(self.core.devices.resources_of(found));
+        let pod_resources = Some(self.resources_of(found));
         Ok(Response::new(pr::GetPodResourcesResponse { pod_resources }))
     }
 }

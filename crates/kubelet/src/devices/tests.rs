@@ -194,7 +194,7 @@ async fn a_plugin_registers_gives_its_devices_and_goes() {
     let grants = devices.grants(&one, main).await.unwrap();
     assert_eq!(plugin.asked.recv().await.unwrap(), "start d");
     assert_eq!((grants.envs["GPUS"].as_str(), grants.devices[0].host_path.as_str()), ("d", "/dev/null"));
-    let shown = devices.resources_of(&one);
+    let shown = devices.resources_of(&one, |_| Vec::new());
     let (container, of) = (&shown.containers[0], &shown.containers[0].devices[0]);
     let want = ("main", RESOURCE, vec!["d".to_owned()]);
     assert_eq!((container.name.as_str(), of.resource_name.as_str(), of.device_ids.clone()), want);

@@ -1,5 +1,6 @@
 //! What the machine is and has.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 /// Facts that do not change while it runs.
@@ -8,6 +9,10 @@ pub struct Machine {
     pub milli_cpu: i64,
     pub memory: i64,
     pub ephemeral_storage: i64,
+    /// How many huge pages of each size, in bytes, the kernel keeps.
+    pub huge_pages: BTreeMap<u64, u64>,
+    /// How many processes there may be.
+    pub max_pids: i64,
     /// What there is to swap to, in bytes.
     pub swap: i64,
     /// Whether cgroups limit swap, as those of version 2 do where the kernel can.
@@ -33,6 +38,8 @@ impl Machine {
             swap: field(&text("/proc/meminfo"), "SwapTotal:"),
             swap_is_limited: linux::cgroups::limits_swap(),
             ephemeral_storage: i64::try_from(disk).unwrap_or(i64::MAX),
+            max_pids: text("/proc/sys/kernel/pid_max").parse().unwrap_or(32768),
+            huge_pages: huge_pages(Path::new("/sys/kernel/mm/hugepages")),
             system_uuid: if uuid.is_empty() { machine_id.clone() } else { uuid },
             machine_id,
             boot_id: text("/proc/sys/kernel/random/boot_id"),
@@ -45,6 +52,17 @@ impl Machine {
 fn field(meminfo: &str, name: &str) -> i64 {
     let line = meminfo.lines().find_map(|l| l.strip_prefix(name)).unwrap_or_default();
     line.trim().trim_end_matches("kB").trim().parse::<i64>().unwrap_or(0) * 1024
+}
+
+fn huge_pages(dir: &Path) -> BTreeMap<u64, u64> {
+    let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
+    let pool = |entry: std::fs::DirEntry| {
+        let name = entry.file_name().into_string().ok()?;
+        let size: u64 = name.strip_prefix("hugepages-")?.strip_suffix("kB")?.parse().ok()?;
+        let count = std::fs::read_to_string(entry.path().join("nr_hugepages")).ok()?;
+        Some((size * 1024, count.trim().parse().ok()?))
+    };
+    entries.filter_map(pool).collect()
 }
 
 fn pretty_name(os_release: &str) -> String {

@@ -1,5 +1,6 @@
 //! The Node object: registered, kept true, and its Lease renewed; and the machine's own upkeep.
 
+pub mod allocatable;
 mod machine;
 mod object;
 mod upkeep;
@@ -23,7 +24,7 @@ use crate::runtime::describe;
 use crate::status::patch;
 pub use machine::Machine;
 pub use object::reference;
-pub use upkeep::free_images;
+pub use upkeep::{Ages, free_images};
 
 const LEASE_NAMESPACE: &str = "kube-node-lease";
 pub const LEASE_SECONDS: i32 = 40;
@@ -83,12 +84,14 @@ impl Keeper {
         }
         let about = object::reference(&self.core.config.node_name);
         self.core.recorder.event_about(about, EventType::Normal, "Starting", "Starting kubelet.");
+        upkeep::look_at_images(&self.core).await;
         let mut renew = tokio::time::interval(RENEW);
         let mut upkeep = tokio::time::interval(REPORT);
         upkeep.tick().await;
         let mut check = Box::pin(tokio::time::sleep(Duration::ZERO));
         let mut retry = Duration::from_millis(50);
         let shared = self.core.clone();
+        let mut shutting_down = shared.shutdown.watch();
         loop {
             tokio::select! {
                 _ = renew.tick() => self.renew_lease().await,
@@ -97,6 +100,7 @@ impl Keeper {
                     upkeep::collect_images(&self.core).await;
                 }
                 () = shared.pressure.changed() => self.check().await,
+                Ok(()) = shutting_down.changed() => self.check().await,
                 () = shared.volumes.csi.in_use_changed() => self.check().await,
                 () = shared.devices.changed() => self.check().await,
                 () = seen.notified() => {
@@ -167,9 +171,12 @@ impl Keeper {
             self.tell_pod_cidr().await;
         }
         let health = self.core.runtime.status().await;
-        let problems = object::problems(&health);
+        let mut problems = object::problems(&health);
         if let Ok(answer) = &health {
             self.core.learn_handlers(answer);
+        }
+        if self.core.shutdown.has_begun() {
+            problems.push("node is shutting down".to_owned());
         }
         let network = !problems.iter().any(|p| p.contains("NetworkReady")) && health.is_ok();
         let before = self.core.network_ready.swap(network, Ordering::Relaxed);

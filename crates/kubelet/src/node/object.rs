@@ -11,13 +11,12 @@ use api::core::v1::{
 use api::meta::{MicroTime, OwnerReference, Time};
 use cri::v1 as pb;
 
+use super::allocatable::{self, Resources};
 use super::machine::architecture;
 use crate::core::Core;
 use crate::pressure::Condition;
 use crate::runtime::{self, describe};
 
-/// The most images that a node lists.
-const MAX_IMAGES: usize = 50;
 const VERSION: &str = "v1.36.2";
 
 /// What events about the node name: upstream puts the node's name where its UID would be.
@@ -101,34 +100,29 @@ pub fn status(
 ) -> NodeStatus {
     let config = &core.config;
     let machine = &core.machine;
-    let own = BTreeMap::from([
-        ("cpu".to_owned(), Quantity((machine.milli_cpu / 1000).to_string())),
-        ("memory".to_owned(), Quantity(format!("{}Ki", machine.memory / 1024))),
-        ("ephemeral-storage".to_owned(), Quantity(format!("{}Ki", machine.ephemeral_storage / 1024))),
-        ("pods".to_owned(), Quantity(config.max_pods.to_string())),
-        ("hugepages-1Gi".to_owned(), Quantity("0".into())),
-        ("hugepages-2Mi".to_owned(), Quantity("0".into())),
-    ]);
+    let own = allocatable::capacity(machine, config.max_pods);
+    let free = core.allocatable();
     let devices = core.devices.counts();
-    let with_others = |old: Option<&BTreeMap<String, Quantity>>, of: fn(&(usize, usize)) -> usize| {
-        let mut all = old.cloned().unwrap_or_default();
-        all.extend(own.clone());
-        all.extend(devices.iter().map(|(name, counts)| (name.clone(), Quantity(of(counts).to_string()))));
-        all
-    };
+    let with_others =
+        |old: Option<&BTreeMap<String, Quantity>>, own: &Resources, of: fn(&(usize, usize)) -> usize| {
+            let mut all = old.cloned().unwrap_or_default();
+            all.extend(own.iter().map(|(name, amount)| (name.clone(), Quantity(amount.to_string()))));
+            all.extend(devices.iter().map(|(name, counts)| (name.clone(), Quantity(of(counts).to_string()))));
+            all
+        };
     let address = |kind: &str, address: String| NodeAddress { type_: kind.to_owned(), address };
     let mut addresses: Vec<NodeAddress> =
         config.node_ips.iter().map(|ip| address("InternalIP", ip.to_string())).collect();
     addresses.push(address("Hostname", config.hostname.clone()));
     NodeStatus {
         addresses: Some(addresses),
-        capacity: Some(with_others(old.and_then(|o| o.capacity.as_ref()), |(all, _)| *all)),
-        allocatable: Some(with_others(old.and_then(|o| o.allocatable.as_ref()), |(_, free)| *free)),
+        capacity: Some(with_others(old.and_then(|o| o.capacity.as_ref()), &own, |(all, _)| *all)),
+        allocatable: Some(with_others(old.and_then(|o| o.allocatable.as_ref()), &free, |(_, free)| *free)),
         conditions: Some(conditions(core, old, problems)),
         daemon_endpoints: Some(NodeDaemonEndpoints {
             kubelet_endpoint: Some(DaemonEndpoint { port: i32::from(config.port) }),
         }),
-        images: Some(list_images(images)),
+        images: Some(list_images(images, config.max_images)),
         volumes_in_use: Some(core.volumes.csi.in_use()),
         node_info: Some(NodeSystemInfo {
             architecture: architecture().to_owned(),
@@ -150,10 +144,11 @@ pub fn status(
 fn conditions(core: &Core, old: Option<&NodeStatus>, problems: &[String]) -> Vec<NodeCondition> {
     let now = Time(jiff::Timestamp::from_second(core.config.clock.now().as_second()).unwrap_or_default());
     let ready = problems.is_empty();
-    let ready_message = if ready {
-        "kubelet is posting ready status".to_owned()
-    } else {
-        format!("[{}]", problems.join(", "))
+    let ready_message = match problems {
+        [] => "kubelet is posting ready status".to_owned(),
+        // Upstream: k8s.io/apimachinery/pkg/util/errors Aggregate
+        [only] => only.clone(),
+        several => format!("[{}]", several.join(", ")),
     };
     let under = core.pressure.conditions();
     // Upstream: pkg/kubelet/nodestatus/setters.go
@@ -200,14 +195,14 @@ fn conditions(core: &Core, old: Option<&NodeStatus>, problems: &[String]) -> Vec
 }
 
 /// The largest images, with all their names.
-fn list_images(images: &[pb::Image]) -> Vec<ContainerImage> {
+fn list_images(images: &[pb::Image], most: usize) -> Vec<ContainerImage> {
     let mut images: Vec<&pb::Image> = images.iter().collect();
     images.sort_by_key(|i| std::cmp::Reverse((i.size, i.id.clone())));
     let named = |image: &pb::Image| {
         let names: Vec<String> = image.repo_digests.iter().chain(&image.repo_tags).take(5).cloned().collect();
         ContainerImage { names: Some(names), size_bytes: i64::try_from(image.size).ok() }
     };
-    images.into_iter().take(MAX_IMAGES).map(named).collect()
+    images.into_iter().take(most).map(named).collect()
 }
 
 /// Whether the status has changed in more than the time of its heartbeats.

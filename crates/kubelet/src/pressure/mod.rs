@@ -62,9 +62,7 @@ impl Pressure {
     }
 
     /// Has the pod's worker end it.
-    pub fn evict(&self, pod_uid: &str, message: String, grace_seconds: i64) {
-        let grace_seconds = Some(grace_seconds);
-        let verdict = Verdict { reason: "Evicted".into(), message, disrupted: true, grace_seconds };
+    pub fn condemn(&self, pod_uid: &str, verdict: Verdict) {
         self.verdicts.lock().unwrap_or_else(PoisonError::into_inner).insert(pod_uid.to_owned(), verdict);
     }
 
@@ -166,7 +164,7 @@ impl Watch {
         let core = self.core.clone();
         let condition = threshold.signal.condition();
         let mut candidates = Vec::new();
-        for pod in alive(&core) {
+        for pod in core.alive() {
             let used = usage(&core, &pod, condition).await;
             candidates.push(Candidate { pod, used });
         }
@@ -182,15 +180,12 @@ impl Watch {
             true => IMMEDIATE_GRACE_SECONDS,
             false => pod::grace_period_seconds(&chosen.pod).min(core.config.eviction_max_pod_grace_seconds),
         };
-        core.pressure.evict(&uid, message, grace);
+        let grace_seconds = Some(grace);
+        let verdict = Verdict { reason: "Evicted".into(), message, disrupted: true, grace_seconds };
+        core.pressure.condemn(&uid, verdict);
         core.wakers.wake(&uid);
         self.leaving = Some((uid, Instant::now() + CLEANUP));
     }
-}
-
-fn alive(core: &Core) -> Vec<Arc<Pod>> {
-    let pods = core.pods.lock().unwrap_or_else(PoisonError::into_inner);
-    pods.values().filter(|pod| !pod::is_terminal_phase(pod::phase(pod))).cloned().collect()
 }
 
 /// What a pod uses of that of which there is too little.

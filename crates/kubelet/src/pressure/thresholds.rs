@@ -105,6 +105,11 @@ impl Threshold {
         }
     }
 
+    /// How much must be left of so much.
+    pub fn amount(&self, capacity: u64) -> u64 {
+        self.limit.amount(capacity)
+    }
+
     pub fn grace(&self) -> Duration {
         self.grace
     }

@@ -7,6 +7,7 @@ use serde_json::{Map, Value, json};
 use super::{Answer, json as answer};
 use crate::backoff::go_duration;
 use crate::config::Config;
+use crate::node::allocatable::Resources;
 use crate::pressure::Threshold;
 use crate::{SwapBehavior, images};
 
@@ -21,6 +22,10 @@ fn thresholds(all: &[Threshold], hard: bool, value: impl Fn(&Threshold) -> Optio
     Value::Object(pairs.collect::<Map<_, _>>())
 }
 
+fn reserved(resources: &Resources) -> Value {
+    resources.iter().map(|(name, amount)| (name.clone(), Value::from(amount.to_string()))).collect()
+}
+
 // Upstream: kubelet/config/v1beta1/types.go KubeletConfiguration
 fn of(config: &Config) -> Value {
     let duration = |d: Duration| go_duration(d);
@@ -29,7 +34,7 @@ fn of(config: &Config) -> Value {
         SwapBehavior::NoSwap => "NoSwap",
         SwapBehavior::LimitedSwap => "LimitedSwap",
     };
-    json!({
+    let mut told = json!({
         "kind": "KubeletConfiguration",
         "apiVersion": "kubelet.config.k8s.io/v1beta1",
         "address": config.address.to_string(),
@@ -68,6 +73,31 @@ fn of(config: &Config) -> Value {
         "registerWithTaints": config.taints,
         "resolvConf": config.resolv_conf,
         "staticPodPath": config.static_pod_path,
+    });
+    if let (Some(told), Value::Object(rest)) = (told.as_object_mut(), rest(config)) {
+        told.extend(rest);
+    }
+    told
+}
+
+/// The rest, which one macro could not take as well.
+fn rest(config: &Config) -> Value {
+    let duration = |d: Duration| go_duration(d);
+    json!({
+        "crashLoopBackOff": {"maxContainerRestartPeriod": duration(config.max_restart_wait)},
+        "enforceNodeAllocatable": if config.enforce_pods { json!(["pods"]) } else { json!(["none"]) },
+        "imageMinimumGCAge": duration(config.image_min_age),
+        "imageMaximumGCAge": duration(config.image_max_age.unwrap_or_default()),
+        "kubeReserved": reserved(&config.kube_reserved),
+        "systemReserved": reserved(&config.system_reserved),
+        "nodeStatusMaxImages": config.max_images,
+        "podPidsLimit": config.pod_pids_limit.map_or(-1, i64::from),
+        "seccompDefault": config.seccomp_default,
+        "shutdownGracePeriod": duration(config.shutdown.total),
+        "shutdownGracePeriodCriticalPods": duration(config.shutdown.critical),
+        "shutdownGracePeriodByPodPriority": config.shutdown.by_priority.iter().map(|period| json!({
+            "priority": period.priority, "shutdownGracePeriodSeconds": period.seconds,
+        })).collect::<Vec<_>>(),
     })
 }
 

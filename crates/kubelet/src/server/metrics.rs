@@ -416,6 +416,22 @@ pub async fn own(core: &Core) -> Answer {
         pods_running.len() as f64,
     );
     let mut all = vec![name, sandboxes, of_containers, of_pods];
+    let last = crate::shutdown::Record::read(core.paths.root());
+    for (name, help, time) in [
+        (
+            "kubelet_graceful_shutdown_start_time_seconds",
+            "[ALPHA] Last graceful shutdown start time since unix epoch in seconds",
+            last.start,
+        ),
+        (
+            "kubelet_graceful_shutdown_end_time_seconds",
+            "[ALPHA] Last graceful shutdown end time since unix epoch in seconds",
+            last.end,
+        ),
+    ] {
+        let seconds = time.map_or(0, |time| time.as_second());
+        all.push(Family::single(name, help, Kind::Gauge, seconds as f64));
+    }
     all.extend(of_claims(core).await);
     text(StatusCode::OK, exposition::text(&all))
 }

@@ -145,6 +145,9 @@ impl Worker {
                 self.sync().await;
             }
         }
+        if self.finished {
+            self.core.shutdown.left(self.pod.uid());
+        }
         if self.finished && desired.removed {
             return self.forget().await;
         }
@@ -420,4 +423,4 @@ impl Worker {
 }
 
 #[cfg(test)]
-mod tests;
+pub mod tests;

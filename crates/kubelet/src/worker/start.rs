@@ -16,6 +16,7 @@ use super::{Worker, mounts};
 use crate::actions::{KillReason, Plan};
 use crate::backoff::go_duration;
 use crate::container::config::{self, ContainerFacts, SandboxFacts};
+use crate::container::security::Profiles;
 use crate::container::{dns, env, security};
 use crate::events::PodEvents;
 use crate::images::Image;
@@ -45,7 +46,7 @@ impl Worker {
             return Err(());
         }
         if (fresh || state.running().next().is_none())
-            && let Err(error) = cgroup::create(&core.config.cgroup_root, &self.pod)
+            && let Err(error) = cgroup::create(&core.config, &core.machine, &self.pod)
         {
             let why = with_causes(&error);
             self.event(
@@ -220,6 +221,13 @@ impl Worker {
     }
 
     async fn create_sandbox(&mut self, config: pb::PodSandboxConfig, handler: &str) -> Result<String, ()> {
+        self.core.dra.prepare(&self.pod).await.map_err(|why| {
+            self.event(
+                true,
+                "FailedPrepareDynamicResources",
+                &format!("Failed to prepare dynamic resources: {why}"),
+            );
+        })?;
         self.core.runtime.run_sandbox(config, handler).await.map_err(|error| {
             let why = describe(&error);
             self.event(true, "FailedCreatePodSandBox", &format!("Failed to create pod sandbox: {why}"));
@@ -278,7 +286,9 @@ impl Worker {
         security::verify_non_root(&pod, container, &image.user).map_err(config_error)?;
         let around = self.core.surroundings(&pod, start.state);
         let environment = self.environment(container, start.volumes, &around).await.map_err(config_error)?;
-        let grants = self.core.devices.grants(&pod, container).await.map_err(config_error)?;
+        let mut grants = self.core.devices.grants(&pod, container).await.map_err(config_error)?;
+        let claimed = self.core.dra.cdi_ids(&pod, container).map_err(config_error)?;
+        grants.cdi_devices.extend(claimed.into_iter().map(|name| pb::CdiDevice { name }));
         let restart_count = self.restart_count(container, start.state);
         let volumes = Ready { volumes: start.volumes, images: &image_volumes };
         let devices = mounts::devices(container, start.volumes).map_err(config_error)?;
@@ -296,7 +306,10 @@ impl Worker {
             target: start.target.as_deref(),
             memory: &self.core.memory(),
             users: start.users,
-            seccomp_root: &seccomp_root.to_string_lossy(),
+            seccomp: Profiles {
+                root: &seccomp_root.to_string_lossy(),
+                by_default: self.core.config.seccomp_default,
+            },
         };
         let config = config::container(&pod, container, facts);
         let logs = self.core.paths.pod_logs(&pod).join(&container.name);

@@ -62,6 +62,10 @@ impl Worker {
             );
             return self.failed();
         }
+        if let Err(why) = self.core.dra.release(self.pod.uid()).await {
+            tracing::warn!(pod = self.pod.name(), why, "a pod's devices cannot be taken back yet");
+            return self.failed();
+        }
         self.core.devices.release(self.pod.uid());
         self.waiting.clear();
         self.finished = true;
@@ -220,6 +224,7 @@ async fn remove(core: &crate::core::Core, uid: &str) -> Result<(), String> {
     }
     core.volumes.teardown(uid).await.map_err(|e| e.to_string())?;
     linux::mounts::remove_tree(&core.paths.pod(uid)).map_err(|e| with_causes(&e))?;
+    core.dra.release(uid).await?;
     core.user_namespaces.release(uid);
     core.devices.release(uid);
     cgroup::remove(&core.config.cgroup_root, uid).map_err(|e| with_causes(&e))

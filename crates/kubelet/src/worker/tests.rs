@@ -50,7 +50,7 @@ impl World {
 
 /// Containers run until told or made to end.
 #[derive(Clone, Default)]
-struct FakeRuntime(Arc<Mutex<World>>);
+pub struct FakeRuntime(Arc<Mutex<World>>);
 
 impl FakeRuntime {
     fn world(&self) -> std::sync::MutexGuard<'_, World> {
@@ -68,7 +68,7 @@ impl FakeRuntime {
         (container.exit_code, container.finished_at) = (code, now);
     }
 
-    fn calls(&self) -> Vec<String> {
+    pub fn calls(&self) -> Vec<String> {
         std::mem::take(&mut self.world().calls)
     }
 }
@@ -277,14 +277,14 @@ impl Transport for FakeApi {
     }
 }
 
-struct Bench {
-    runtime: FakeRuntime,
-    core: Arc<Core>,
+pub struct Bench {
+    pub runtime: FakeRuntime,
+    pub core: Arc<Core>,
     written: watch::Receiver<Vec<(String, Value)>>,
-    desired: watch::Sender<Desired>,
+    pub desired: watch::Sender<Desired>,
     shutdown: CancellationToken,
     worker: tokio::task::JoinHandle<String>,
-    uid: String,
+    pub uid: String,
     _dir: tempfile::TempDir,
     _cgroups: Cgroups,
 }
@@ -302,7 +302,7 @@ impl Drop for Cgroups {
 
 impl Bench {
     /// A worker of one pod. Its cgroups are this test's own.
-    async fn new(mut spec: Value) -> Self {
+    pub async fn new(mut spec: Value) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let uid = uuid::Uuid::new_v4().to_string();
         spec["enableServiceLinks"] = json!(false);
@@ -368,10 +368,12 @@ impl Bench {
             pods: Mutex::default(),
             deferred_resizes: Mutex::default(),
             pressure: Default::default(),
+            shutdown: Default::default(),
             node: Mutex::default(),
             handlers: Mutex::default(),
             probe_metrics: Arc::default(),
             devices: Arc::new(crate::devices::Devices::open(paths.device_plugins(), wakers.clone())),
+            dra: Arc::new(crate::dra::Dra::open(config.root_dir.clone(), client.clone())),
             user_namespaces: crate::userns::Ranges::open(paths.clone(), 110),
             machine: Machine { memory: 1 << 30, milli_cpu: 1000, ..Default::default() },
             config,
@@ -388,7 +390,7 @@ impl Bench {
     }
 
     /// Waits for a status patch that passes.
-    async fn status(&mut self, what: &str, passes: impl Fn(&Value) -> bool) {
+    pub async fn status(&mut self, what: &str, passes: impl Fn(&Value) -> bool) {
         let arrived =
             self.written.wait_for(|all| all.iter().any(|(m, b)| m == "PATCH" && passes(&b["status"])));
         let outcome = tokio::time::timeout(Duration::from_secs(20), arrived).await.map(drop);
@@ -400,7 +402,7 @@ impl Bench {
     }
 
     /// Deletes the pod gracefully and waits until the API object is deleted for good and the worker ends.
-    async fn delete(mut self, grace: i64) -> FakeRuntime {
+    pub async fn delete(mut self, grace: i64) -> FakeRuntime {
         self.desired.send_modify(|d| {
             let mut pod = (*d.pod).clone();
             pod.metadata.deletion_timestamp = Some(api::meta::Time(jiff::Timestamp::UNIX_EPOCH));
@@ -422,7 +424,7 @@ impl Bench {
     }
 }
 
-fn phase(wanted: &'static str) -> impl Fn(&Value) -> bool {
+pub fn phase(wanted: &'static str) -> impl Fn(&Value) -> bool {
     move |status| status["phase"] == wanted
 }
 

@@ -169,6 +169,10 @@ impl Kubelet {
         let (node_name, node_ips) = self.node()?;
         let first_ip = *node_ips.first().context("a node has an address")?;
         let root_dir = std::path::absolute(&self.root_dir)?;
+        check_machine(&file)?;
+        let shutdown = shutdown(&file)?;
+        let (kube_reserved, system_reserved) =
+            (reserved(&file.kube_reserved)?, reserved(&file.system_reserved)?);
         let usual = kubelet::Config::new(&node_name, first_ip, &root_dir, host::clock());
         let endpoint = self.container_runtime_endpoint.clone().or(file.container_runtime_endpoint);
         let taints = match file.register_with_taints {
@@ -220,6 +224,41 @@ impl Kubelet {
                 "LimitedSwap" => kubelet::SwapBehavior::LimitedSwap,
                 other => anyhow::bail!("memorySwap.swapBehavior is NoSwap or LimitedSwap, not {other:?}"),
             },
+            shutdown,
+            kube_reserved,
+            system_reserved,
+            enforce_pods: enforces_pods(file.enforce_node_allocatable.as_deref())?,
+            // Upstream: pkg/kubelet/apis/config/v1beta1/defaults.go PodPidsLimit, where -1 is no limit
+            pod_pids_limit: file
+                .pod_pids_limit
+                .and_then(|limit| u32::try_from(limit).ok())
+                .filter(|n| *n > 0),
+            seccomp_default: file.seccomp_default,
+            max_images: match file.node_status_max_images {
+                Some(-1) => usize::MAX,
+                Some(count) => usize::try_from(count).map_err(|_| {
+                    anyhow::anyhow!(
+                        "invalid configuration: nodeStatusMaxImages {count} must be -1 or greater"
+                    )
+                })?,
+                None => usual.max_images,
+            },
+            max_restart_wait: or_usual(
+                "maxContainerRestartPeriod",
+                file.crash_loop_back_off.max_container_restart_period.as_deref(),
+                usual.max_restart_wait,
+            )?,
+            image_min_age: or_usual(
+                "imageMinimumGCAge",
+                file.image_minimum_gc_age.as_deref(),
+                usual.image_min_age,
+            )?,
+            image_max_age: Some(or_usual(
+                "imageMaximumGCAge",
+                file.image_maximum_gc_age.as_deref(),
+                Duration::ZERO,
+            )?)
+            .filter(|age| !age.is_zero()),
             image_gc_low_percent: file.image_gc_low_threshold_percent.unwrap_or(usual.image_gc_low_percent),
             tls: Some(tls),
             root_dir,
@@ -235,8 +274,14 @@ impl Kubelet {
                 Some(text) => pairs(flag, text, sign).map(Some),
                 None => Ok(field.clone()),
             };
-        let usual = || kubelet::EVICTION_HARD.map(|(name, value)| (name.to_owned(), value.to_owned())).into();
-        let hard = of("--eviction-hard", &self.eviction_hard, '<', &file.hard)?.unwrap_or_else(usual);
+        let usual = || -> BTreeMap<String, String> {
+            kubelet::EVICTION_HARD.map(|(name, value)| (name.to_owned(), value.to_owned())).into()
+        };
+        let hard = match of("--eviction-hard", &self.eviction_hard, '<', &file.hard)? {
+            Some(named) if file.merges_defaults == Some(true) => usual().into_iter().chain(named).collect(),
+            Some(named) => named,
+            None => usual(),
+        };
         let soft = of("--eviction-soft", &self.eviction_soft, '<', &file.soft)?.unwrap_or_default();
         let grace = &self.eviction_soft_grace_period;
         let grace = of("--eviction-soft-grace-period", grace, '=', &file.soft_grace_period)?;
@@ -278,6 +323,70 @@ fn pairs(flag: &str, text: &str, sign: char) -> anyhow::Result<BTreeMap<String, 
 
 fn duration(field: &str, text: &str) -> anyhow::Result<Duration> {
     super::duration(text).map_err(|why| anyhow::anyhow!("{field}: {why}"))
+}
+
+/// A duration of the file; none, or zero, is the usual one.
+fn or_usual(field: &str, text: Option<&str>, usual: Duration) -> anyhow::Result<Duration> {
+    let given = text.map(|text| duration(field, text)).transpose()?;
+    Ok(given.filter(|given| !given.is_zero()).unwrap_or(usual))
+}
+
+/// What the machine must be like, where the file says so.
+fn check_machine(file: &KubeletConfiguration) -> anyhow::Result<()> {
+    // Upstream: pkg/kubelet/cm/container_manager_linux.go NewContainerManager
+    let swaps = || std::fs::read_to_string("/proc/swaps").unwrap_or_default().lines().count() > 1;
+    anyhow::ensure!(
+        file.fail_swap_on != Some(true) || !swaps(),
+        "running with swap on is not supported, please disable swap or set --fail-swap-on flag to false"
+    );
+    let is_v1 = linux::cgroups::version() == linux::cgroups::Version::V1;
+    anyhow::ensure!(
+        file.fail_cgroup_v1 != Some(true) || !is_v1,
+        "failCgroupV1 is set, and this machine has cgroups of version 1"
+    );
+    Ok(())
+}
+
+// Upstream: cmd/kubelet/app/server.go parseResourceList
+fn reserved(pairs: &BTreeMap<String, String>) -> anyhow::Result<kubelet::Resources> {
+    let parse = |(name, text): (&String, &String)| {
+        anyhow::ensure!(
+            matches!(name.as_str(), "cpu" | "memory" | "ephemeral-storage" | "pid"),
+            "cannot reserve {name:?} resource"
+        );
+        let amount = apimachinery::quantity::Quantity::parse(text)
+            .with_context(|| format!("failed to parse quantity {text:?} for {name:?} resource"))?;
+        anyhow::ensure!(!amount.is_negative(), "resource quantity for {name:?} cannot be negative: {text}");
+        Ok((name.clone(), amount))
+    };
+    pairs.iter().map(parse).collect()
+}
+
+/// Whether the kernel holds pods to what is not reserved. Nobody but pods can be held to it here.
+fn enforces_pods(named: Option<&[String]>) -> anyhow::Result<bool> {
+    let Some(named) = named else { return Ok(true) };
+    let other = named.iter().find(|name| !matches!(name.as_str(), "pods" | "none"));
+    anyhow::ensure!(
+        other.is_none(),
+        "enforceNodeAllocatable {:?} is not supported",
+        other.map_or("", String::as_str)
+    );
+    Ok(named.iter().any(|name| name == "pods"))
+}
+
+fn shutdown(file: &KubeletConfiguration) -> anyhow::Result<kubelet::ShutdownSettings> {
+    let period = |name: &str, text: &Option<String>| {
+        text.as_ref().map_or(Ok(Duration::ZERO), |text| duration(name, text))
+    };
+    let by_priority = file.shutdown_grace_period_by_pod_priority.iter().map(|period| {
+        kubelet::ShutdownPeriod { priority: period.priority, seconds: period.shutdown_grace_period_seconds }
+    });
+    let settings = kubelet::ShutdownSettings {
+        total: period("shutdownGracePeriod", &file.shutdown_grace_period)?,
+        critical: period("shutdownGracePeriodCriticalPods", &file.shutdown_grace_period_critical_pods)?,
+        by_priority: by_priority.collect(),
+    };
+    settings.check().map_err(anyhow::Error::msg)
 }
 
 fn log_rotation(max_size: Option<&str>, max_files: Option<usize>) -> anyhow::Result<kubelet::LogRotation> {

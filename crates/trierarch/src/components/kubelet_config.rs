@@ -8,10 +8,11 @@ use api::core::v1::Taint;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
+use super::kubelet_fields::may_say;
 use super::read_config;
 
-/// The fields that mean something here. Others may say that they are as usual (nothing, zero, an empty list) and
-/// are refused by name and line when they ask for more.
+/// The fields that are read here. Others may say what is done anyway, and are refused by name and line when they
+/// ask for something else.
 ///
 /// Upstream: kubelet/config/v1beta1/types.go KubeletConfiguration
 #[derive(Default, Deserialize)]
@@ -54,8 +55,31 @@ pub struct KubeletConfiguration {
     #[serde(rename = "providerID")]
     pub provider_id: Option<String>,
     pub container_runtime_endpoint: Option<String>,
+    pub shutdown_grace_period: Option<String>,
+    pub shutdown_grace_period_critical_pods: Option<String>,
+    pub shutdown_grace_period_by_pod_priority: Vec<ShutdownPeriod>,
+    #[serde(rename = "imageMinimumGCAge")]
+    pub image_minimum_gc_age: Option<String>,
+    #[serde(rename = "imageMaximumGCAge")]
+    pub image_maximum_gc_age: Option<String>,
+    pub pod_pids_limit: Option<i64>,
+    pub kube_reserved: BTreeMap<String, String>,
+    pub system_reserved: BTreeMap<String, String>,
+    pub enforce_node_allocatable: Option<Vec<String>>,
+    pub seccomp_default: bool,
+    pub node_status_max_images: Option<i64>,
+    pub crash_loop_back_off: CrashLoopBackOff,
+    pub fail_swap_on: Option<bool>,
+    pub fail_cgroup_v1: Option<bool>,
     #[serde(flatten)]
     others: Map<String, Value>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct ShutdownPeriod {
+    pub priority: i32,
+    pub shutdown_grace_period_seconds: u64,
 }
 
 /// When pods are evicted.
@@ -74,6 +98,15 @@ pub struct Eviction {
     pub max_pod_grace_period: Option<i64>,
     #[serde(rename = "evictionPressureTransitionPeriod")]
     pub pressure_transition_period: Option<String>,
+    /// Whether what is not named is as by default.
+    #[serde(rename = "mergeDefaultEvictionSettings")]
+    pub merges_defaults: Option<bool>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct CrashLoopBackOff {
+    pub max_container_restart_period: Option<String>,
 }
 
 #[derive(Default, Deserialize)]
@@ -113,18 +146,6 @@ struct Authorization {
     _webhook: Value,
 }
 
-/// Whether a value says no more than a field that is not there.
-fn is_usual(value: &Value) -> bool {
-    match value {
-        Value::Null | Value::Bool(false) => true,
-        Value::Number(number) => number.as_f64() == Some(0.0),
-        Value::String(text) => matches!(text.as_str(), "" | "0s" | "0"),
-        Value::Array(values) => values.is_empty(),
-        Value::Object(fields) => fields.values().all(is_usual),
-        Value::Bool(true) => false,
-    }
-}
-
 /// The line on which a field of the outermost mapping stands.
 fn line_of(text: &str, field: &str) -> usize {
     let stands = |line: &str| line.strip_prefix(field).is_some_and(|rest| rest.trim_start().starts_with(':'));
@@ -139,7 +160,7 @@ impl KubeletConfiguration {
             anyhow::bail!("{}: line {}: {field} {why}", path.display(), line_of(&text, field))
         };
         for (field, value) in &config.others {
-            if !is_usual(value) {
+            if !may_say(field, value) {
                 return refuse(field, "is not supported");
             }
         }
@@ -192,6 +213,12 @@ evictionSoft: {memory.available: 1Gi}
 evictionSoftGracePeriod: {memory.available: 1m30s}
 evictionPressureTransitionPeriod: 0s
 allowedUnsafeSysctls: [\"kernel.msg*\"]
+podPidsLimit: 100
+kubeReserved: {cpu: 100m, memory: 1Gi}
+shutdownGracePeriod: 30s
+imageMinimumGCAge: 2m0s
+failSwapOn: false
+logging: {format: text, verbosity: 2}
 ",
         )
         .unwrap();
@@ -208,7 +235,7 @@ allowedUnsafeSysctls: [\"kernel.msg*\"]
     #[test]
     fn what_means_nothing_here_is_refused_with_its_line() {
         for (fields, words) in [
-            ("maxPods: 5\npodPidsLimit: 100\n", "line 4: podPidsLimit is not supported"),
+            ("maxPods: 5\nreadOnlyPort: 10255\n", "line 4: readOnlyPort is not supported"),
             ("cgroupDriver: systemd\n", "line 3: cgroupDriver can only be cgroupfs"),
             (
                 "authentication: {anonymous: {enabled: true}}\n",

@@ -11,6 +11,7 @@ pub mod dns;
 mod election;
 pub mod kubelet;
 mod kubelet_config;
+mod kubelet_fields;
 pub mod plain_serving;
 pub mod proxy;
 pub mod scheduler;
