@@ -1,11 +1,17 @@
-//! Server-side apply of one half of the input to the other.
+//! Server-side apply of the input's second line to its first.
 
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
 
+/// What is before the first line's end, and what is after it.
+fn halves(data: &[u8]) -> (&[u8], &[u8]) {
+    let end = data.iter().position(|&byte| byte == b'\n').unwrap_or(data.len());
+    (&data[..end], data.get(end + 1..).unwrap_or_default())
+}
+
 fuzz_target!(|data: &[u8]| {
-    let (live, applied) = data.split_at(data.len() / 2);
+    let (live, applied) = halves(data);
     let (Ok(live), Ok(applied)) = (serde_json::from_slice(live), serde_json::from_slice(applied)) else {
         return;
     };

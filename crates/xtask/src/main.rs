@@ -3,12 +3,13 @@
 //! [`demo`] and [`test`] are the two commands of the README: they install what they need first
 //! ([`prerequisites`]). [`tidy`] holds the workspace to its rules, [`codegen`] makes the schema tables, [`bench`]
 //! measures, [`cgroup_v2`] tests on another kernel, [`conformance`] runs upstream's own tests, with images that
-//! [`image`] makes.
+//! [`image`] makes, and [`fuzz`] looks for inputs that break what reads them.
 
 mod bench;
 mod cgroup_v2;
 mod codegen;
 mod conformance;
+mod fuzz;
 mod image;
 mod prerequisites;
 mod tidy;
@@ -64,6 +65,8 @@ enum Command {
     },
     /// Run upstream's conformance tests against a cluster that is started for them
     Conformance(conformance::Options),
+    /// Feed readers of outside input with what coverage finds, until something breaks or the time is up
+    Fuzz(fuzz::Options),
     /// Make a container image for tests of Debian packages, folders and files
     Image(image::Options),
 }
@@ -155,6 +158,7 @@ fn execute(command: Command) -> anyhow::Result<()> {
             bench::start(&binary.map_or_else(build, Ok)?, idle_seconds)
         }
         Command::Image(options) => image::make(&options),
+        Command::Fuzz(options) => fuzz::fuzz(&options),
         Command::Sim { arguments } => {
             run(cargo().args(["run", "--quiet", "-p", "sim", "--"]).args(arguments))
         }

@@ -45,6 +45,14 @@ pub const TEST: &[Package] = &[
     ("kubernetes-client", "/usr/bin/kubectl"),
 ];
 
+/// To build it with libFuzzer.
+pub const FUZZ: &[Package] = &[
+    ("g++", "/usr/bin/g++"),
+    ("make", "/usr/bin/make"),
+    ("pkg-config", "/usr/bin/pkg-config"),
+    ("protobuf-compiler", "/usr/bin/protoc"),
+];
+
 /// To run tests in a virtual machine.
 pub const VIRTUAL_MACHINE: &[Package] = &[
     ("gcc", "/usr/bin/gcc"),
