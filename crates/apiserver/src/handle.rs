@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 use crate::admission::webhook::client::WebhookClient;
 use crate::aggregation::Aggregation;
 use crate::audit::{self, Auditor};
-use crate::authn::{ANONYMOUS, Clock, Random, TokenIssuer, UNAUTHENTICATED, impersonate};
+use crate::authn::{ANONYMOUS, Authenticators, Clock, Random, TokenIssuer, UNAUTHENTICATED, impersonate};
 use crate::authz::forbidden;
 use crate::body::{Body, Response};
 use crate::encode::{self, Encoder, EventEncoder, Include, Outcome};
@@ -43,16 +43,14 @@ pub const MAX_BODY_BYTES: usize = 3 * 1024 * 1024;
 /// How long a client may take to send a body.
 const BODY_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// Who a token names, for which audiences: for TokenReview.
-pub type ReviewToken = Arc<dyn Fn(&str, &[String]) -> Result<Option<UserInfo>, String> + Send + Sync>;
-
 pub struct Config {
     pub authenticate: Arc<dyn Authenticate>,
     pub authorize: Arc<dyn Authorize>,
     pub admit: Arc<dyn Admit>,
     /// Without it, there are no ServiceAccount tokens.
     pub issuer: Option<Arc<TokenIssuer>>,
-    pub review_token: Option<ReviewToken>,
+    /// Who knows whom a token names, for TokenReview.
+    pub review_token: Option<Arc<Authenticators>>,
     /// The ranges of cluster addresses, one a family, that of the first being the usual one: address and prefix
     /// length.
     pub service_cidrs: Vec<(IpAddr, u8)>,

@@ -280,7 +280,7 @@ fn assemble(
     let key = trust.signing_key()?;
     let issuer = TokenIssuer::new(key, first_issuer, trust.audiences.clone(), clock.clone(), random.clone());
     let issuer = Arc::new(issuer);
-    let authentication = trust.authentication(issuer.verifying_key())?;
+    let authentication = trust.authentication(issuer.verifying_key(), registry.clone())?;
     let authenticators = Arc::new(Authenticators::new(authentication, registry.clone(), clock.clone())?);
     let review = authenticators.clone();
     let config = apiserver::Config {
@@ -288,7 +288,7 @@ fn assemble(
         authorize: authorizer,
         admit: chain.clone(),
         issuer: Some(issuer),
-        review_token: Some(Arc::new(move |token, audiences| review.authenticate_token(token, audiences))),
+        review_token: Some(review),
         service_cidrs: settings.service_ranges.clone(),
         node_ports: settings.node_ports.clone(),
         advertise: (settings.advertised(), settings.port),

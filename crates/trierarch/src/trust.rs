@@ -6,9 +6,11 @@ use std::sync::Arc;
 
 use anyhow::Context;
 use apimachinery::Status;
+use apiserver::authn::oidc::Issuers;
+use apiserver::authn::oidc::config::Jwt;
 use apiserver::authn::{self, Authenticators, RequestHeaders, SigningKey, StaticToken, VerifyingKey};
 use apiserver::authz::Mode;
-use apiserver::seams::{Authenticate, UserInfo};
+use apiserver::seams::{Authenticate, Lookup, UserInfo};
 use async_trait::async_trait;
 use rustls_pki_types::CertificateDer;
 
@@ -31,6 +33,8 @@ pub struct Given {
     pub request_headers: GivenRequestHeaders,
     pub proxy_client: Option<Files>,
     pub static_tokens: Vec<StaticToken>,
+    /// Other issuers of tokens.
+    pub jwt: Vec<Jwt>,
     pub anonymous: bool,
     pub bootstrap_tokens: bool,
     pub modes: Vec<Mode>,
@@ -50,6 +54,7 @@ impl Default for Given {
             request_headers: GivenRequestHeaders::default(),
             proxy_client: None,
             static_tokens: Vec::new(),
+            jwt: Vec::new(),
             anonymous: true,
             bootstrap_tokens: true,
             modes: vec![Mode::Node, Mode::Rbac],
@@ -84,6 +89,7 @@ pub struct Trust {
     /// As whom this server asks aggregated ones.
     pub front_proxy: Arc<Current>,
     static_tokens: Vec<StaticToken>,
+    jwt: Vec<Jwt>,
     anonymous: bool,
     bootstrap_tokens: bool,
 }
@@ -134,6 +140,7 @@ impl Trust {
                 None => renewal.current(Leaf::FrontProxyClient),
             },
             static_tokens: given.static_tokens.clone(),
+            jwt: given.jwt.clone(),
             anonymous: given.anonymous,
             bootstrap_tokens: given.bootstrap_tokens,
         })
@@ -151,7 +158,14 @@ impl Trust {
     }
 
     /// What authenticates requests. `own_key` is of the tokens that this server issues.
-    pub fn authentication(&self, own_key: &VerifyingKey) -> anyhow::Result<authn::Config> {
+    pub fn authentication(
+        &self,
+        own_key: &VerifyingKey,
+        lookup: Arc<dyn Lookup>,
+    ) -> anyhow::Result<authn::Config> {
+        let oidc = Issuers::new(self.jwt.clone(), lookup);
+        let oidc =
+            oidc.map_err(|errors| anyhow::anyhow!("invalid authentication config: {}", errors.join("; ")))?;
         let mut keys = vec![own_key.clone()];
         keys.extend(self.verifying_keys.iter().filter(|key| key.id != own_key.id).cloned());
         Ok(authn::Config {
@@ -169,6 +183,7 @@ impl Trust {
             audiences: self.audiences.clone(),
             bootstrap_tokens: self.bootstrap_tokens,
             static_tokens: self.static_tokens.clone(),
+            oidc,
         })
     }
 

@@ -1,6 +1,6 @@
 //! Who asks. [`Authenticators`] tries, in upstream's order, front proxy headers, the client certificate and the
-//! bearer token ([`static_token`], [`service_account`], [`bootstrap_token`]); [`impersonation`] lets those who
-//! may act as another. [`issuer`] makes the tokens of ServiceAccounts with the keys of [`keys`].
+//! bearer token ([`static_token`], [`service_account`], [`bootstrap_token`], [`oidc`]); [`impersonation`] lets those
+//! who may act as another. [`issuer`] makes the tokens of ServiceAccounts with the keys of [`keys`].
 //!
 //! What always holds: whoever is found is in `system:authenticated` too, or in `system:unauthenticated`; who is
 //! not found and showed wrong credentials gets a 401 that does not say why.
@@ -12,6 +12,7 @@ pub mod issuer;
 mod jwt;
 pub mod keys;
 mod legacy;
+pub mod oidc;
 mod service_account;
 mod static_token;
 
@@ -59,6 +60,8 @@ pub struct Config {
     /// The names of this server: one of them must be in a token's audience.
     pub audiences: Vec<String>,
     pub bootstrap_tokens: bool,
+    /// Other issuers of tokens.
+    pub oidc: oidc::Issuers,
 }
 
 /// All ways to be known to the server.
@@ -68,6 +71,7 @@ pub struct Authenticators {
     static_tokens: static_token::StaticTokens,
     service_accounts: service_account::ServiceAccounts,
     bootstrap_tokens: bool,
+    oidc: oidc::Issuers,
     lookup: Arc<dyn Lookup>,
     clock: Clock,
 }
@@ -97,6 +101,7 @@ impl Authenticators {
                 config.audiences,
             ),
             bootstrap_tokens: config.bootstrap_tokens,
+            oidc: config.oidc,
             lookup,
             clock,
         })
@@ -104,7 +109,11 @@ impl Authenticators {
 
     /// Who a bearer token names: for requests and for TokenReview. `audiences` are those asked for; the server's
     /// own when empty.
-    pub fn authenticate_token(&self, token: &str, audiences: &[String]) -> Result<Option<UserInfo>, String> {
+    pub async fn authenticate_token(
+        &self,
+        token: &str,
+        audiences: &[String],
+    ) -> Result<Option<UserInfo>, String> {
         let now = (self.clock)();
         if let Some(user) = self.static_tokens.authenticate(token) {
             return Ok(Some(user));
@@ -112,42 +121,50 @@ impl Authenticators {
         if let Some(user) = self.service_accounts.authenticate(token, audiences, &*self.lookup, now)? {
             return Ok(Some(user));
         }
-        if self.bootstrap_tokens {
-            return Ok(bootstrap_token::authenticate(token, &*self.lookup, now));
+        if self.bootstrap_tokens
+            && let Some(user) = bootstrap_token::authenticate(token, &*self.lookup, now)
+        {
+            return Ok(Some(user));
         }
-        Ok(None)
+        self.oidc.authenticate(token, now).await
     }
 
-    fn bearer(&self, headers: &HeaderMap) -> Found {
+    async fn bearer(&self, headers: &HeaderMap) -> Found {
         let Some(token) = bearer_token(headers) else { return Ok(None) };
-        match self.authenticate_token(&token, &[])? {
+        match self.authenticate_token(&token, &[]).await? {
             Some(user) => Ok(Some(user)),
             None => Err("invalid bearer token".to_owned()),
         }
     }
 
-    fn find(&self, headers: &HeaderMap, peer: &[CertificateDer<'static>]) -> Found {
+    async fn find(&self, headers: &HeaderMap, peer: &[CertificateDer<'static>]) -> Found {
         let now = (self.clock)();
         let mut errors: Vec<String> = Vec::new();
-        let mut ways: [&mut dyn FnMut() -> Found; 3] = [
-            &mut || match &self.front_proxy {
-                Some(proxy) => proxy.authenticate(headers, peer, now),
-                None => Ok(None),
-            },
-            &mut || match &self.client_certificates {
-                Some(verifier) => verifier.authenticate(peer, now),
-                None => Ok(None),
-            },
-            &mut || self.bearer(headers),
-        ];
-        for way in &mut ways {
+        let by_proxy = || match &self.front_proxy {
+            Some(proxy) => proxy.authenticate(headers, peer, now),
+            None => Ok(None),
+        };
+        let by_certificate = || match &self.client_certificates {
+            Some(verifier) => verifier.authenticate(peer, now),
+            None => Ok(None),
+        };
+        let ways: [&(dyn Fn() -> Found + Sync); 2] = [&by_proxy, &by_certificate];
+        for way in ways {
             match way() {
                 Ok(Some(user)) => return Ok(Some(user)),
                 Ok(None) => {}
                 Err(error) => errors.push(error),
             }
         }
-        if errors.is_empty() { Ok(None) } else { Err(errors.join(", ")) }
+        match self.bearer(headers).await {
+            Err(error) => errors.push(error),
+            found => {
+                if errors.is_empty() || matches!(found, Ok(Some(_))) {
+                    return found;
+                }
+            }
+        }
+        Err(errors.join(", "))
     }
 }
 
@@ -196,7 +213,7 @@ impl Authenticate for Authenticators {
         _uri: &http::Uri,
         peer_certificates: &[CertificateDer<'static>],
     ) -> Result<Option<UserInfo>, Status> {
-        match self.find(headers, peer_certificates) {
+        match self.find(headers, peer_certificates).await {
             Ok(user) => Ok(user.map(with_authenticated_group)),
             Err(error) => {
                 tracing::info!(error, "unable to authenticate the request");

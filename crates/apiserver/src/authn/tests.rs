@@ -390,7 +390,9 @@ fn tokens_have_their_time_and_audience() {
     tokens.seconds.store(NOW, Ordering::SeqCst);
     let other = tokens.token(json!({"audiences": ["vault"]}));
     assert_eq!(tokens.who(&other), None);
-    assert!(tokens.authenticators.authenticate_token(&other, &["vault".to_owned()]).unwrap().is_some());
+    let for_vault = ["vault".to_owned()];
+    let review = tokens.authenticators.authenticate_token(&other, &for_vault);
+    assert!(futures::executor::block_on(review).unwrap().is_some());
 }
 
 #[test]

@@ -18,7 +18,7 @@ use crate::seams::{Attributes, Decision, UserInfo};
 pub async fn handle(call: &mut Call<'_>, asked: &Asked, body: &Bytes) -> Result<(StatusCode, Value), Status> {
     let mut review = read(asked, body, &call.def().gvk())?;
     review["status"] = match &*call.def().kind {
-        "TokenReview" => token_review(call, &review)?,
+        "TokenReview" => token_review(call, &review).await?,
         "SelfSubjectReview" => json!({"userInfo": shown(&asked.user)}),
         "SelfSubjectAccessReview" => access(call, &review, asked.user.clone(), "")?,
         "SubjectAccessReview" => access(call, &review, named(&review), "")?,
@@ -51,7 +51,7 @@ fn shown(user: &UserInfo) -> Value {
     info
 }
 
-fn token_review(call: &Call<'_>, review: &Value) -> Result<Value, Status> {
+async fn token_review(call: &Call<'_>, review: &Value) -> Result<Value, Status> {
     let token = review["spec"]["token"].as_str().unwrap_or_default();
     if token.is_empty() {
         return Err(Status::bad_request("token is required for TokenReview in authentication"));
@@ -59,7 +59,7 @@ fn token_review(call: &Call<'_>, review: &Value) -> Result<Value, Status> {
     let audiences = review["spec"]["audiences"].as_array().into_iter().flatten();
     let audiences: Vec<String> = audiences.filter_map(Value::as_str).map(str::to_owned).collect();
     let found = match &call.server.config.review_token {
-        Some(review) => review(token, &audiences),
+        Some(known) => known.authenticate_token(token, &audiences).await,
         None => Ok(None),
     };
     Ok(match found {
@@ -73,8 +73,8 @@ fn token_review(call: &Call<'_>, review: &Value) -> Result<Value, Status> {
             }
             status
         }
-        Ok(None) => json!({"authenticated": false, "user": {}}),
-        Err(error) => json!({"authenticated": false, "user": {}, "error": error}),
+        Ok(None) => json!({"user": {}, "error": "invalid bearer token"}),
+        Err(error) => json!({"user": {}, "error": error}),
     })
 }
 

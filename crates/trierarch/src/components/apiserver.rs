@@ -63,6 +63,8 @@ pub struct Apiserver {
     #[command(flatten)]
     pub tokens: Tokens,
     #[command(flatten)]
+    pub oidc: super::oidc::Oidc,
+    #[command(flatten)]
     pub kubelets: Kubelets,
     #[command(flatten)]
     pub front_proxy: FrontProxy,
@@ -199,6 +201,7 @@ impl Apiserver {
                 .map_err(|error| error.context(format!("{} is not a token file", path.display())))?,
             None => Vec::new(),
         };
+        let (jwt, anonymous) = self.oidc.issuers()?;
         Ok(Given {
             serving: pair(
                 ["--tls-cert-file", "--tls-private-key-file"],
@@ -230,7 +233,8 @@ impl Apiserver {
                 &proxy.proxy_client_key_file,
             )?,
             static_tokens,
-            anonymous: self.anonymous_auth,
+            jwt,
+            anonymous: anonymous.unwrap_or(self.anonymous_auth),
             bootstrap_tokens: self.enable_bootstrap_token_auth,
             modes: self.authorization_mode.iter().map(|mode| Mode::from(*mode)).collect(),
         })

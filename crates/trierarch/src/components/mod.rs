@@ -12,6 +12,7 @@ mod election;
 pub mod kubelet;
 mod kubelet_config;
 mod kubelet_fields;
+mod oidc;
 pub mod plain_serving;
 pub mod proxy;
 pub mod scheduler;
