@@ -32,6 +32,7 @@ pub(crate) mod pod;
 mod pod_node_selector;
 mod pod_security;
 mod pod_security_checks;
+mod pod_toleration_restriction;
 mod pod_topology_labels;
 pub(crate) mod policy;
 mod priority;
@@ -99,6 +100,7 @@ pub(crate) static PLUGINS: &[&dyn Plugin] = &[
     &pod_node_selector::PodNodeSelector,
     &priority::Priority,
     &default_toleration_seconds::DefaultTolerationSeconds,
+    &pod_toleration_restriction::PodTolerationRestriction,
     &extended_resource_toleration::ExtendedResourceToleration,
     &default_storage_class::DefaultStorageClass,
     &storage_protection::StorageObjectInUseProtection,

@@ -8,7 +8,7 @@ use super::{PLUGINS, Plugin, WAITING};
 
 /// Upstream's plugins that this server has no part for: they can be disabled, which changes nothing, and not
 /// enabled. Most act on kinds that are not served by default.
-const ABSENT: [&str; 10] = [
+const ABSENT: [&str; 9] = [
     "ClusterTrustBundleAttest",
     "EventRateLimit",
     "ImagePolicyWebhook",
@@ -18,7 +18,6 @@ const ABSENT: [&str; 10] = [
     "PodGroupProtection",
     "PodGroupWorkloadExists",
     "PodResizeValidator",
-    "PodTolerationRestriction",
 ];
 
 /// The names of the plugins that run.

@@ -116,3 +116,43 @@ fn a_namespace_chooses_the_nodes_of_its_pods() {
         "pods \"p\" is forbidden: pod node label selector conflicts with its namespace node label selector"
     );
 }
+
+#[test]
+fn a_namespace_says_what_its_pods_tolerate_and_may() {
+    let annotations = json!({
+        "scheduler.alpha.kubernetes.io/defaultTolerations": r#"[{"key": "gpu", "operator": "Exists"}]"#,
+        "scheduler.alpha.kubernetes.io/tolerationsWhitelist":
+            r#"[{"key": "gpu", "operator": "Exists"}, {"key": "node.kubernetes.io/memory-pressure",
+                 "operator": "Exists"}, {"key": "a", "operator": "Equal", "value": "b"}]"#,
+    });
+    let context = context([namespace(json!({"annotations": annotations}))]);
+    let admitted = |spec: Value| {
+        let admitted = Case::create(pod("p", spec)).admitted(&context, "PodTolerationRestriction");
+        admitted["spec"]["tolerations"].clone()
+    };
+    assert_eq!(admitted(json!({})), json!([{"key": "gpu", "operator": "Exists"}]));
+    // What a wider toleration covers goes; a pod with requests tolerates a node short of memory.
+    let asks = json!({
+        "containers": [{"name": "c", "image": "i", "resources": {"requests": {"cpu": "1"}}}],
+        "tolerations": [{"key": "gpu", "operator": "Exists", "effect": "NoSchedule"}],
+    });
+    let pressure =
+        json!({"key": "node.kubernetes.io/memory-pressure", "operator": "Exists", "effect": "NoSchedule"});
+    assert_eq!(admitted(asks), json!([{"key": "gpu", "operator": "Exists"}, pressure]));
+    for (toleration, fine) in [
+        (json!({"key": "a", "operator": "Equal", "value": "b", "effect": "NoSchedule"}), true),
+        (json!({"key": "a", "operator": "Equal", "value": "c"}), false),
+        (json!({"key": "a", "operator": "Exists"}), false),
+        (json!({"operator": "Exists"}), false),
+    ] {
+        let case = Case::create(pod("p", json!({"tolerations": [toleration]})));
+        let wanted = match fine {
+            true => "",
+            false => {
+                "pod tolerations (possibly merged with namespace default tolerations) conflict with its namespace \
+                 whitelist"
+            }
+        };
+        assert_eq!(case.refusal(&context, "PodTolerationRestriction"), wanted, "{toleration}");
+    }
+}
