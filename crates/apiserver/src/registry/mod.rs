@@ -15,6 +15,7 @@ pub mod list;
 pub mod metadata;
 pub mod object;
 pub mod patch;
+mod signing_request;
 pub mod update;
 pub mod view;
 pub mod watch;
