@@ -5,6 +5,7 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use base64::Engine;
 use e2e::{Cluster, Piece, fail, succeed};
 
 /// A control plane without nodes, in a namespace of its own.
@@ -119,6 +120,63 @@ spec:
     schema: {openAPIV3Schema: {type: object, x-kubernetes-preserve-unknown-fields: true}}
 ";
 
+/// Two versions whose fields have other names, with a webhook that renames them.
+const CONVERTED: &str = "
+apiVersion: apiextensions.k8s.io/v1
+kind: CustomResourceDefinition
+metadata: {name: lamps.example.com}
+spec:
+  group: example.com
+  scope: Namespaced
+  names: {plural: lamps, singular: lamp, kind: Lamp}
+  conversion:
+    strategy: Webhook
+    webhook:
+      conversionReviewVersions: [v1]
+      clientConfig: {url: 'https://127.0.0.1:PORT/convert', caBundle: BUNDLE}
+  versions:
+  - name: v1
+    served: true
+    storage: true
+    schema: {openAPIV3Schema: {type: object, properties: {spec: {type: object, properties: {
+      brightness: {type: integer}}}}}}
+  - name: v1beta1
+    served: true
+    storage: false
+    schema: {openAPIV3Schema: {type: object, properties: {spec: {type: object, properties: {
+      level: {type: integer}}}}}}
+";
+const CONVERTER_PORT: &str = "9443";
+
+/// A webhook that runs in the cluster's namespace until dropped, and its certificate in PEM.
+fn converter(plane: &ControlPlane) -> (Piece, String) {
+    let made = rcgen::generate_simple_self_signed(vec!["127.0.0.1".into()]).unwrap();
+    let certificate = plane.file("converter.pem", &made.cert.pem());
+    let key = plane.file("converter.key", &made.signing_key.serialize_pem());
+    let script = plane.file("convert.py", include_str!("clients/convert.py"));
+    let mut command = plane.cluster.namespace.command("python3");
+    let webhook = Piece::start(command.arg(script).arg(CONVERTER_PORT).arg(certificate).arg(key));
+    webhook.wait_for("converts");
+    (webhook, made.cert.pem())
+}
+
+fn conversion(kubectl: &Kubectl<'_>) {
+    let (_webhook, certificate) = converter(kubectl.plane);
+    let bundle = base64::engine::general_purpose::STANDARD.encode(certificate);
+    kubectl.apply("", &CONVERTED.replace("PORT", CONVERTER_PORT).replace("BUNDLE", &bundle));
+    kubectl.prints("wait --for=condition=Established crd/lamps.example.com --timeout=30s");
+    kubectl
+        .apply("", "apiVersion: example.com/v1beta1\nkind: Lamp\nmetadata: {name: desk}\nspec: {level: 3}\n");
+    assert_eq!(kubectl.prints("get lamps.v1.example.com desk -o jsonpath={.spec}"), r#"{"brightness":3}"#);
+    let patch = r#"--patch={"spec":{"brightness":5}}"#;
+    kubectl.prints(&format!("patch lamps.v1.example.com desk --type=merge {patch}"));
+    assert_eq!(
+        kubectl.prints("get lamps.v1beta1.example.com -o jsonpath={.items[0].spec}"),
+        r#"{"level":5}"#
+    );
+    kubectl.prints("delete crd lamps.example.com");
+}
+
 fn objects(kubectl: &Kubectl<'_>) {
     kubectl.apply("", PAIR);
     let file = kubectl.plane.file("one.yaml", ONE);
@@ -189,6 +247,7 @@ fn every_kubectl_does_its_work() {
         objects(&kubectl);
         workloads(&kubectl);
         custom_resources(&kubectl);
+        conversion(&kubectl);
     }
 }
 
