@@ -79,6 +79,26 @@ fn subdomain(name: &str, unit: &str) -> Vec<String> {
     errors
 }
 
+/// Why `name` is not such a subdomain whose labels may hold underscores: a name that is only looked up.
+pub fn dns1123_subdomain_with_underscore(name: &str) -> Vec<String> {
+    const LABEL: &str = "_?[a-z0-9]([-_a-z0-9]*[a-z0-9])?";
+    let is_label = |label: &str| {
+        let own = label.strip_prefix('_').unwrap_or(label);
+        is_label(&own.replace('_', "-"))
+    };
+    let mut errors = Vec::new();
+    too_long(name, SUBDOMAIN_MAX_LENGTH, "characters", &mut errors);
+    if !name.split('.').all(is_label) {
+        errors.push(regex_error(
+            "a lowercase RFC 1123 subdomain must consist of lower case alphanumeric characters, '_', '-' or '.', and \
+             must start and end with an alphanumeric character",
+            &format!("{LABEL}(\\.{LABEL})*"),
+            &["example.com"],
+        ));
+    }
+    errors
+}
+
 /// Why `name` is not a lower-case DNS label (RFC 1123).
 pub fn dns1123_label(name: &str) -> Vec<String> {
     let mut errors = Vec::new();

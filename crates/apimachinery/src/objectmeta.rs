@@ -25,10 +25,45 @@ fn entries<'a>(metadata: &'a Value, field: &str) -> impl Iterator<Item = (&'a St
 /// All that is wrong, names excepted, with `metadata` at `path`.
 pub fn validate(metadata: &Value, path: &Path, policy: Finalizers) -> Vec<Error> {
     let mut errors = Vec::new();
+    if let Some(generation) = metadata.get("generation").and_then(Value::as_i64).filter(|n| *n < 0) {
+        let why = "must be greater than or equal to 0";
+        errors.push(Error::invalid(&path.child("generation"), generation, why));
+    }
     labels(metadata, path, &mut errors);
     annotations(metadata, path, &mut errors);
     owner_references(metadata, path, &mut errors);
-    finalizers(metadata, path, policy, &mut errors);
+    finalizers(metadata, path, &mut errors);
+    if policy == Finalizers::Qualified {
+        qualified_finalizers(metadata, path, &mut errors);
+    }
+    errors
+}
+
+/// All that is wrong with the metadata in a template of objects that have only labels and annotations.
+///
+/// Upstream: pkg/apis/core/validation/validation.go ValidateTemplateObjectMeta
+pub fn validate_template(metadata: &Value, path: &Path) -> Vec<Error> {
+    const REFUSED: &[&str] = &[
+        "name",
+        "generateName",
+        "namespace",
+        "selfLink",
+        "uid",
+        "resourceVersion",
+        "generation",
+        "creationTimestamp",
+        "deletionTimestamp",
+        "deletionGracePeriodSeconds",
+        "ownerReferences",
+        "finalizers",
+        "managedFields",
+    ];
+    let mut errors = Vec::new();
+    annotations(metadata, path, &mut errors);
+    labels(metadata, path, &mut errors);
+    let empty = |value: &Value| matches!(value, Value::Null) || value == "" || value == 0;
+    let given = REFUSED.iter().filter(|field| metadata.get(*field).is_some_and(|value| !empty(value)));
+    errors.extend(given.map(|field| Error::forbidden(&path.child(field), "cannot be set")));
     errors
 }
 
@@ -56,21 +91,32 @@ fn annotations(metadata: &Value, path: &Path, errors: &mut Vec<Error>) {
     }
 }
 
-fn finalizers(metadata: &Value, path: &Path, policy: Finalizers, errors: &mut Vec<Error>) {
-    let path = path.child("finalizers");
+fn finalizer_names(metadata: &Value) -> Vec<&str> {
     let list = metadata.get("finalizers").and_then(Value::as_array);
-    let list: Vec<&str> = list.into_iter().flatten().filter_map(Value::as_str).collect();
+    list.into_iter().flatten().filter_map(Value::as_str).collect()
+}
+
+fn finalizers(metadata: &Value, path: &Path, errors: &mut Vec<Error>) {
+    let path = path.child("finalizers");
+    let list = finalizer_names(metadata);
     for finalizer in &list {
         let wrong = names::qualified_name(finalizer);
         errors.extend(wrong.into_iter().map(|why| Error::invalid(&path, *finalizer, why)));
-        if policy == Finalizers::Qualified && !is_qualified_finalizer(finalizer) {
-            let why = "name is neither a standard finalizer name nor is it fully qualified";
-            errors.push(Error::invalid(&path, *finalizer, why));
-        }
     }
     if list.contains(&"orphan") && list.contains(&"foregroundDeletion") {
         let why = "finalizer orphan and foregroundDeletion cannot be both set";
         errors.push(Error::invalid(&path, Value::from(list), why));
+    }
+}
+
+/// Upstream: pkg/apis/core/validation/validation.go validateKubeFinalizerName
+fn qualified_finalizers(metadata: &Value, path: &Path, errors: &mut Vec<Error>) {
+    let path = path.child("finalizers");
+    for (index, finalizer) in finalizer_names(metadata).into_iter().enumerate() {
+        if !is_qualified_finalizer(finalizer) {
+            let why = "name is neither a standard finalizer name nor is it fully qualified";
+            errors.push(Error::invalid(&path.index(index), finalizer, why));
+        }
     }
 }
 
@@ -81,10 +127,9 @@ pub fn is_qualified_finalizer(finalizer: &str) -> bool {
 
 fn owner_references(metadata: &Value, path: &Path, errors: &mut Vec<Error>) {
     let path = path.child("ownerReferences");
-    let mut controller: Option<&str> = None;
-    let owners = metadata.get("ownerReferences").and_then(Value::as_array);
-    for (at, owner) in owners.into_iter().flatten().enumerate() {
-        let path = path.index(at);
+    let mut controller: Option<String> = None;
+    let owners = metadata.get("ownerReferences").filter(|owners| owners.is_array());
+    for owner in owners.and_then(Value::as_array).into_iter().flatten() {
         let text = |field: &str| owner.get(field).and_then(Value::as_str).unwrap_or_default();
         for (field, detail) in [
             ("apiVersion", "version must not be empty"),
@@ -97,18 +142,19 @@ fn owner_references(metadata: &Value, path: &Path, errors: &mut Vec<Error>) {
             }
         }
         if text("apiVersion") == "v1" && text("kind") == "Event" {
-            let detail = "v1, Kind=Event is disallowed from being an owner";
-            errors.push(Error::invalid(&path, "v1, Kind=Event", detail));
+            let detail = "/v1, Kind=Event is disallowed from being an owner";
+            errors.push(Error::invalid(&path, owner.clone(), detail));
         }
         if owner.get("controller").and_then(Value::as_bool) == Some(true) {
-            if let Some(other) = controller {
+            let own = [text("kind"), text("name")].join("/");
+            if let Some(other) = &controller {
                 let detail = format!(
-                    "Only one reference can have Controller set to true. Found \"true\" in references for {other} and {}",
-                    text("name")
+                    "Only one reference can have Controller set to true. Found \"true\" in references for {other} and {own}"
                 );
-                errors.push(Error::invalid(&path.child("controller"), true, detail));
+                errors.push(Error::invalid(&path, owners.cloned().unwrap_or_default(), detail));
+            } else {
+                controller = Some(own);
             }
-            controller = Some(text("name"));
         }
     }
 }

@@ -183,7 +183,7 @@ impl Status {
 
     pub fn method_not_allowed() -> Self {
         let message = "the server does not allow this method on the requested resource";
-        Self::failure(405, reason::METHOD_NOT_ALLOWED, message)
+        Self::failure(405, reason::METHOD_NOT_ALLOWED, message).with_details(Details::default())
     }
 
     /// `accepted` are the media types that the route can answer with.

@@ -468,6 +468,16 @@ pub fn failure(status: &Status, accepted: Option<&HeaderValue>) -> Response {
     response
 }
 
+/// The answer where there is nothing.
+///
+/// Upstream: net/http NotFound, which upstream's mux ends in
+pub fn no_page() -> Response {
+    let text = Bytes::from_static(b"404 page not found\n");
+    let mut response = respond(StatusCode::NOT_FOUND, "text/plain; charset=utf-8", Body::Full(text));
+    response.headers_mut().insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    response
+}
+
 /// The answer to a request for which there is no seat.
 ///
 /// Upstream: apiserver/pkg/server/filters/priority-and-fairness.go tooManyRequests

@@ -263,16 +263,21 @@ impl ApiServer {
         if let Some(service) = self.aggregation.service_for(&*self.registry, attributes) {
             return aggregation::forward(self, &service, asked).await;
         }
-        if !attributes.is_resource {
-            return self.other_path(asked).await;
-        }
         let table = self.registry.table();
+        if !attributes.is_resource {
+            let in_api = is_api(&table, asked.parts.uri.path());
+            return match self.other_path(asked).await {
+                Err(status) if !in_api && status == Status::page_not_found() => Ok(encode::no_page()),
+                answer => answer,
+            };
+        }
         let found = table.find(&attributes.group, &attributes.version, &attributes.resource);
+        if found.is_none() && !is_api(&table, asked.parts.uri.path()) {
+            return Ok(encode::no_page());
+        }
         let resource = found.cloned().ok_or_else(Status::page_not_found)?;
         notes.target = Some(metrics::Target::new(&resource, attributes));
-        if let Some(custom) = &resource.def.custom {
-            notes.warnings.extend(custom.warnings.iter().cloned());
-        }
+        notes.warnings.extend(resource.def.deprecation.iter().map(ToString::to_string));
         match self.route(&resource, &asked)? {
             Route::Special => special::handle(self, &resource, asked, notes).await,
             Route::Part(part) => match attributes.verb.as_str() {
@@ -503,6 +508,7 @@ impl ApiServer {
             warnings: Vec::new(),
             annotations: Vec::new(),
             applied: false,
+            versioned: false,
         })
     }
 }
@@ -569,6 +575,10 @@ impl Sent {
     }
 }
 
+/// What upstream reads a body as first, in the words of its decoder.
+const TYPE_META: &str = " Go value of type struct { APIVersion string \"json:\\\"apiVersion,omitempty\\\"\"; Kind string \
+                         \"json:\\\"kind,omitempty\\\"\" }";
+
 /// The object of a body, in the shape of its kind.
 pub fn read_object(call: &mut Call<'_>, headers: &http::HeaderMap, body: &Bytes) -> Result<Value, Status> {
     let format = negotiate::content(headers)?;
@@ -584,9 +594,17 @@ pub fn read_object(call: &mut Call<'_>, headers: &http::HeaderMap, body: &Bytes)
             admit::shape(custom, decoded, strictness)
         });
     }
-    let decoded = decoded.map_err(|error| match error {
+    let root_type = format!(" Go value of type {}.{}", def.version, def.kind);
+    let decoded = decoded.map_err(|error| match &error {
+        schema::Error::Type(found) if found.ends_with(&root_type) => Status::bad_request(format!(
+            "the object provided is unrecognized (must be of type {}): couldn't get version/kind; json parse error: \
+             {}{TYPE_META} ({})",
+            def.kind,
+            found.trim_end_matches(&root_type),
+            summary(body)
+        )),
         schema::Error::Type(_) => Status::bad_request(schema::decode::cannot_be_handled(&def.kind, &def.version, &error)),
-        error => Status::bad_request(format!(
+        _ => Status::bad_request(format!(
             "the object provided is unrecognized (must be of type {}): couldn't get version/kind; json parse error: \
              {error} ({})",
             def.kind,
@@ -672,6 +690,15 @@ fn read_delete_options(asked: &Asked, body: &Bytes) -> Result<DeleteOptions, Sta
     };
     let decoded = decoded.map_err(|error| Status::bad_request(error.to_string()))?;
     DeleteOptions::parse(&asked.info.query, Some(&decoded.object))
+}
+
+/// Whether there is an API at the path. Where there is none, upstream answers as any web server does.
+fn is_api(table: &crate::registry::Table, path: &str) -> bool {
+    path.starts_with("/api/")
+        || path.strip_prefix("/apis/").is_some_and(|rest| {
+            let group = rest.split('/').next().unwrap_or_default();
+            table.rows().iter().any(|resource| resource.def.group == group)
+        })
 }
 
 /// Who shows no credentials.

@@ -73,7 +73,8 @@ impl ListOptions {
             fields,
             resource_version: get("resourceVersion").to_owned(),
             version_match,
-            limit: number(query, "limit")?.unwrap_or(0),
+            // A negative limit is none, as for upstream's store.
+            limit: number::<i64>(query, "limit")?.and_then(|limit| limit.try_into().ok()).unwrap_or(0),
             continue_token: get("continue").to_owned(),
             bookmarks: query.flag("allowWatchBookmarks").unwrap_or(false),
             send_initial_events: query.flag("sendInitialEvents"),
@@ -89,26 +90,15 @@ impl ListOptions {
         let mut errors = Vec::new();
         let mut forbidden = |path: &field::Path, why: &str| errors.push(field::Error::forbidden(path, why));
         if watch {
-            let initial = field::Path::new("sendInitialEvents");
-            match (self.send_initial_events, self.version_match) {
-                (None, Some(_)) => {
-                    forbidden(
-                        &path,
-                        "resourceVersionMatch is forbidden for watch unless sendInitialEvents is provided",
-                    );
-                }
-                (Some(_), None) => forbidden(
-                    &path,
-                    "sendInitialEvents requires setting resourceVersionMatch to NotOlderThan",
-                ),
-                (Some(_), Some(VersionMatch::Exact)) => forbidden(
-                    &path,
-                    "sendInitialEvents requires setting resourceVersionMatch to NotOlderThan",
-                ),
-                _ => {}
+            if self.send_initial_events.is_some() && self.version_match != Some(VersionMatch::NotOlderThan) {
+                forbidden(&path, "sendInitialEvents requires setting resourceVersionMatch to NotOlderThan");
             }
-            if self.send_initial_events == Some(true) && !self.bookmarks {
-                forbidden(&initial, "sendInitialEvents requires allowWatchBookmarks to be set");
+            if self.send_initial_events.is_none() && self.version_match.is_some() {
+                let why = "resourceVersionMatch is forbidden for watch unless sendInitialEvents is provided";
+                forbidden(&path, why);
+            }
+            if self.version_match == Some(VersionMatch::Exact) {
+                errors.push(field::Error::not_supported(&path, "Exact", &["NotOlderThan"]));
             }
         } else {
             if self.send_initial_events.is_some() {
@@ -135,25 +125,36 @@ impl ListOptions {
         if self.resource_version.is_empty() {
             return Ok(None);
         }
-        self.resource_version.parse().map(Some).map_err(|_| invalid_resource_version(&self.resource_version))
+        self.resource_version.parse().map(Some).map_err(|_| {
+            let why = invalid_resource_version(&self.resource_version);
+            Status::bad_request(format!("invalid resource version: {why}"))
+        })
     }
 }
 
-pub fn invalid_resource_version(text: &str) -> Status {
-    Status::bad_request(format!(
-        "invalid resource version {text:?}: strconv.ParseUint: parsing {text:?}: invalid syntax"
-    ))
+/// Upstream: apiserver/pkg/storage/etcd3/api_object_versioner.go ParseResourceVersion
+pub fn invalid_resource_version(text: &str) -> String {
+    format!("resourceVersion: Invalid value: {text:?}: strconv.ParseUint: parsing {text:?}: invalid syntax")
 }
 
 /// Refuses fields that the kind cannot be selected by.
 fn known_fields(selector: &FieldSelector, def: &ResourceDef) -> Result<(), Status> {
     for requirement in &selector.requirements {
         let path = requirement.field.as_str();
+        // Kinds that upstream says nothing about are selected by either, in whatever scope they are.
+        let plain = def.custom.is_none() && def.selectable_fields.is_empty();
         let known = path == "metadata.name"
-            || (path == "metadata.namespace" && def.namespaced())
+            || (path == "metadata.namespace" && (plain || def.namespaced()))
             || def.selectable_fields.iter().any(|f| f.path == path);
         if !known {
-            return Err(Status::bad_request(format!("field label not supported: {path}")));
+            return Err(Status::bad_request(match &*def.kind {
+                _ if plain => format!(
+                    "{path:?} is not a known field selector: only \"metadata.name\", \"metadata.namespace\""
+                ),
+                "Job" => format!("field label {path:?} not supported for Job"),
+                "ResourceSlice" => format!("field label not supported for {}: {path}", def.gvk()),
+                _ => format!("field label not supported: {path}"),
+            }));
         }
     }
     Ok(())
@@ -202,7 +203,7 @@ impl WriteOptions {
             "Strict" => FieldValidation::Strict,
             other => {
                 let path = field::Path::new("fieldValidation");
-                errors.push(field::Error::not_supported(&path, other, &["Ignore", "Strict", "Warn"]));
+                errors.push(field::Error::not_supported(&path, other, &["", "Ignore", "Strict", "Warn"]));
                 FieldValidation::Warn
             }
         };
@@ -228,15 +229,11 @@ impl WriteOptions {
 }
 
 fn dry_run<'a>(values: impl Iterator<Item = &'a str>, errors: &mut Vec<field::Error>) -> bool {
-    let mut dry_run = false;
-    for value in values.filter(|v| !v.is_empty()) {
-        if value == "All" {
-            dry_run = true;
-        } else {
-            errors.push(field::Error::not_supported(&field::Path::new("dryRun"), value, &["All"]));
-        }
+    let values: Vec<&str> = values.filter(|value| !value.is_empty()).collect();
+    if values.iter().any(|value| *value != "All") {
+        errors.push(field::Error::not_supported(&field::Path::new("dryRun"), json!(values), &["All"]));
     }
-    dry_run
+    !values.is_empty()
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -303,7 +300,11 @@ impl DeleteOptions {
             errors.push(field::Error::invalid(&field::Path::new("propagationPolicy"), policy, detail));
         }
         if !errors.is_empty() {
-            return Err(Status::invalid(&GroupKind::from_static("", "DeleteOptions"), "", &errors));
+            return Err(Status::invalid(
+                &GroupKind::from_static("meta.k8s.io", "DeleteOptions"),
+                "",
+                &errors,
+            ));
         }
         let precondition = |name: &str| {
             let value = of_body("preconditions").and_then(|p| p.get(name)).and_then(Value::as_str);

@@ -122,6 +122,8 @@ pub struct ResourceDef {
     pub list_kind: Name,
     /// For kinds that a CustomResourceDefinition added.
     pub custom: Option<Arc<Custom>>,
+    /// What every request for the kind is warned of: that its version is deprecated.
+    pub deprecation: Option<Name>,
 }
 
 impl ResourceDef {

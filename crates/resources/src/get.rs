@@ -124,6 +124,13 @@ pub fn set(object: &mut Value, path: &str, value: impl Into<Value>) {
     }
 }
 
+/// Sets a field when it is absent or null: upstream holds it by pointer, and empty text is something.
+pub fn default_absent(object: &mut Value, path: &str, value: impl Into<Value>) {
+    if !has(object, path) {
+        set(object, path, value);
+    }
+}
+
 /// Sets a field when it is absent, null, or empty text.
 pub fn default(object: &mut Value, path: &str, value: impl Into<Value>) {
     let unset = match at(object, path) {

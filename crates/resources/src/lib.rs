@@ -13,6 +13,7 @@
 pub mod convert;
 pub mod custom;
 pub mod definition;
+pub mod disabled;
 pub mod get;
 mod kinds;
 mod podspec;

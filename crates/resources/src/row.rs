@@ -49,6 +49,7 @@ impl Row {
             strategy: Arc::new(Plain),
             list_kind: format!("{kind}List").into(),
             custom: None,
+            deprecation: None,
         })
     }
 
@@ -135,6 +136,12 @@ impl Row {
 
     pub fn strategy(mut self, strategy: impl Strategy) -> Self {
         self.0.strategy = Arc::new(strategy);
+        self
+    }
+
+    /// What every request for the kind is warned of.
+    pub fn deprecated(mut self, warning: &'static str) -> Self {
+        self.0.deprecation = Some(warning.into());
         self
     }
 

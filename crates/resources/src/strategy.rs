@@ -3,6 +3,8 @@
 //!
 //! Objects come as trees that were already decoded against the schema, with declared defaults filled in.
 
+use std::collections::BTreeMap;
+
 use apimachinery::field;
 use serde_json::Value;
 
@@ -18,6 +20,8 @@ pub struct Context<'a> {
     /// The requesting user's uid, empty when unknown.
     pub uid: &'a str,
     pub groups: &'a [String],
+    /// What else is known of the user.
+    pub extra: &'a BTreeMap<String, Vec<String>>,
 }
 
 /// How an object is deleted.

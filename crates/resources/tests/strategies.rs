@@ -1,7 +1,11 @@
 //! Strategies through the table, as the API server calls them: an object in, what is wrong with it out.
 
+use std::collections::BTreeMap;
+
 use resources::{Context, ResourceDef, table};
 use serde_json::{Value, json};
+
+static EXTRA: BTreeMap<String, Vec<String>> = BTreeMap::new();
 
 fn def(plural: &str) -> &'static ResourceDef {
     let found = table().iter().find(|def| def.plural == plural && def.version == def.storage_version);
@@ -9,7 +13,7 @@ fn def(plural: &str) -> &'static ResourceDef {
 }
 
 fn context() -> Context<'static> {
-    Context { now: 1_000, random: [0; 16], user: "u", uid: "", groups: &[] }
+    Context { now: 1_000, random: [0; 16], user: "u", uid: "", groups: &[], extra: &EXTRA }
 }
 
 /// What is wrong with a new object.

@@ -165,7 +165,14 @@ fn odd_objects() -> Vec<Value> {
 #[test]
 fn nothing_that_comes_in_panics() {
     let groups = ["system:masters".to_owned()];
-    let context = Context { now: 1_000, random: [7; 16], user: "u", uid: "1", groups: &groups };
+    let context = Context {
+        now: 1_000,
+        random: [7; 16],
+        user: "u",
+        uid: "1",
+        groups: &groups,
+        extra: &BTreeMap::new(),
+    };
     for def in table() {
         for odd in odd_objects() {
             let mut object = odd.clone();

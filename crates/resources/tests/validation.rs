@@ -1,7 +1,11 @@
 //! What is wrong with objects of kinds that few people write by hand, in upstream's words and all at once.
 
+use std::collections::BTreeMap;
+
 use resources::{Context, ResourceDef, table};
 use serde_json::{Value, json};
+
+static EXTRA: BTreeMap<String, Vec<String>> = BTreeMap::new();
 
 fn def(plural: &str) -> &'static ResourceDef {
     let found = table().iter().find(|def| def.plural == plural && def.version == def.storage_version);
@@ -11,7 +15,7 @@ fn def(plural: &str) -> &'static ResourceDef {
 /// What is wrong with a new object.
 fn create(plural: &str, mut object: Value) -> Vec<String> {
     let strategy = &def(plural).strategy;
-    let context = Context { now: 1_000, random: [0; 16], user: "u", uid: "", groups: &[] };
+    let context = Context { now: 1_000, random: [0; 16], user: "u", uid: "", groups: &[], extra: &EXTRA };
     strategy.default(&mut object);
     strategy.prepare_create(&context, &mut object);
     strategy.validate(&object).iter().map(ToString::to_string).collect()
@@ -308,5 +312,82 @@ fn nodes_list_their_features_and_ranges() {
     check(
         update("nodes", &with_range, &[("/spec/podCIDRs", json!(["10.0.1.0/24"]))]),
         &["spec.podCIDRs: Forbidden: node updates may not change podCIDR except from \"\" to valid"],
+    );
+}
+
+#[test]
+fn quotas_and_limits_name_what_they_count() {
+    let quota = json!({"spec": {
+        "hard": {"a": "1", "pods": "1.5", "requests.storage": "1Gi"}, "scopes": ["BestEffort", "NotBestEffort", "Odd"],
+        "scopeSelector": {"matchExpressions": [{"scopeName": "PriorityClass", "operator": "In"},
+                                                {"scopeName": "Terminating", "operator": "In", "values": ["x"]}]}}});
+    let errors = create("resourcequotas", quota);
+    let told: Vec<&str> = errors.iter().map(|error| error.split(": ").last().unwrap_or_default()).collect();
+    assert_eq!(
+        told,
+        [
+            "must be a standard resource type or fully qualified",
+            "must be a standard resource for quota",
+            "must be an integer",
+            "unsupported scope applied to resource",
+            "unsupported scope applied to resource",
+            "unsupported scope",
+            "conflicting scopes",
+            "unsupported scope applied to resource",
+            "must be at least one value when `operator` is 'In' or 'NotIn' for scope selector",
+            "unsupported scope applied to resource",
+            "must be 'Exists' when scope is any of ResourceQuotaScopeTerminating, ResourceQuotaScopeNotTerminating, \
+             ResourceQuotaScopeBestEffort, ResourceQuotaScopeNotBestEffort or \
+             ResourceQuotaScopeCrossNamespacePodAffinity",
+        ],
+        "{errors:?}"
+    );
+    let limits = json!({"type": "Container", "max": {"cpu": "10"}, "min": {"cpu": "1"}, "default": {"cpu": "20"},
+                        "defaultRequest": {"cpu": "100m"}, "maxLimitRequestRatio": {"cpu": "11"}});
+    check(
+        create("limitranges", json!({"spec": {"limits": [limits]}})),
+        &[
+            "spec.limits[0].defaultRequest[cpu]: Invalid value: \"100m\": min value 1 is greater than default request \
+             value 100m",
+            "spec.limits[0].default[cpu]: Invalid value: \"10\": default value 20 is greater than max value 10",
+            "spec.limits[0].maxLimitRequestRatio[cpu]: Invalid value: \"11\": ratio 11 is greater than max/min = \
+             10.000000",
+        ],
+    );
+}
+
+#[test]
+fn what_is_held_by_pointer_may_not_be_empty() {
+    for (plural, object, wanted) in [
+        ("priorityclasses", json!({"preemptionPolicy": ""}), "preemptionPolicy: Required value"),
+        (
+            "poddisruptionbudgets",
+            json!({"spec": {"unhealthyPodEvictionPolicy": ""}}),
+            "spec.unhealthyPodEvictionPolicy: Unsupported value: \"\": supported values: \"AlwaysAllow\", \
+             \"IfHealthyBudget\"",
+        ),
+        (
+            "storageclasses",
+            json!({"provisioner": "a", "volumeBindingMode": ""}),
+            "volumeBindingMode: Unsupported value: \"\": supported values: \"Immediate\", \"WaitForFirstConsumer\"",
+        ),
+    ] {
+        check(create(plural, object), &[wanted]);
+    }
+}
+
+#[test]
+fn no_two_topologies_of_a_class_are_the_same() {
+    let class = |topologies: Value| json!({"provisioner": "a", "allowedTopologies": topologies});
+    let term = json!({"matchLabelExpressions": [{"key": "k", "values": ["v", "v"]}, {"key": "k"}]});
+    check(
+        create("storageclasses", class(json!([term, {"matchLabelExpressions": [{"key": "k"}]}]))),
+        &[
+            "allowedTopologies[0].matchLabelExpressions[0].values[1]: Duplicate value: \"v\"",
+            "allowedTopologies[0].matchLabelExpressions[1].values: Required value",
+            "allowedTopologies[0].matchLabelExpressions[1].key: Duplicate value: \"k\"",
+            "allowedTopologies[1].matchLabelExpressions[0].values: Required value",
+            "allowedTopologies[1].matchLabelExpressions: Duplicate value: \"\"",
+        ],
     );
 }

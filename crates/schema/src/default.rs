@@ -28,10 +28,15 @@ pub fn apply_declared(object: &mut Value, definition: &'static Definition) {
 pub fn fill_always(object: &mut Value, definition: &'static Definition) {
     let visit = &mut |object: &mut Map<String, Value>, definition: &'static Definition| {
         for field in &facts_of(definition).filled.fields {
-            if !object.contains_key(field.name)
-                && let Some(zero) = always(field)
-            {
-                object.insert(field.name.to_owned(), zero);
+            let now = object.get_mut(field.name);
+            if now.as_ref().is_some_and(|value| !is_empty(value)) {
+                continue;
+            }
+            match (now, always(field)) {
+                (None, Some(zero)) => drop(object.insert(field.name.to_owned(), zero)),
+                // Upstream's store knows no list that is there and empty.
+                (Some(empty), Some(Value::Null)) => *empty = Value::Null,
+                _ => {}
             }
         }
     };
@@ -100,6 +105,14 @@ fn innermost(ty: Type) -> Option<&'static Definition> {
     }
 }
 
+fn is_empty(value: &Value) -> bool {
+    match value {
+        Value::Array(items) => items.is_empty(),
+        Value::Object(fields) => fields.is_empty(),
+        _ => false,
+    }
+}
+
 fn always(field: &Field) -> Option<Value> {
     if field.omit_zero() {
         return None;
@@ -112,6 +125,7 @@ fn always(field: &Field) -> Option<Value> {
         Type::Time | Type::MicroTime => Some(Value::Null),
         Type::List(_) | Type::Map(_) if field.always() => Some(Value::Null),
         Type::Object(_) => Some(Value::Object(Map::new())),
+        Type::Quantity => Some("0".into()),
         Type::String if field.always() => Some("".into()),
         Type::Bool if field.always() => Some(false.into()),
         Type::Int32 | Type::Int64 if field.always() => Some(0.into()),

@@ -31,6 +31,8 @@ pub struct Call<'a> {
     pub annotations: Vec<Annotation>,
     /// An apply has noted its owners itself.
     pub applied: bool,
+    /// The object to create came with a resourceVersion.
+    pub versioned: bool,
 }
 
 impl<'a> Call<'a> {
@@ -54,6 +56,7 @@ impl<'a> Call<'a> {
             user: &self.user.name,
             uid: &self.user.uid,
             groups: &self.user.groups,
+            extra: &self.user.extra,
         }
     }
 
@@ -61,6 +64,7 @@ impl<'a> Call<'a> {
     /// plugins write every field that they mean, and what policies and webhooks made is filled in there.
     pub fn complete(&self, object: &mut Value) {
         if let Some(definition) = self.resource.definition {
+            resources::disabled::drop_fields(self.def(), object);
             schema::default::apply_declared(object, definition);
         }
         self.def().strategy.default(object);

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use apimachinery::Status;
-use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use base64::{DecodeError, Engine};
 use serde::{Deserialize, Serialize};
 use storage::{RangeOptions, Revision};
 
@@ -41,8 +41,17 @@ fn encode_token(revision: i64, start: &str) -> String {
 }
 
 fn decode_token(text: &str) -> Result<Token, Status> {
-    let bad = |why: String| Status::bad_request(format!("continue key is not valid: {why}"));
-    let bytes = URL_SAFE_NO_PAD.decode(text).map_err(|e| bad(e.to_string()))?;
+    let bad = |why: String| {
+        Status::bad_request(format!("invalid continue token: continue key is not valid: {why}"))
+    };
+    let bytes = URL_SAFE_NO_PAD.decode(text).map_err(|error| {
+        let at = match error {
+            DecodeError::InvalidByte(at, _) | DecodeError::InvalidLastSymbol(at, _) => at,
+            DecodeError::InvalidLength(length) => length - length % 4,
+            DecodeError::InvalidPadding => text.len(),
+        };
+        bad(format!("illegal base64 data at input byte {at}"))
+    })?;
     let token: Token = serde_json::from_slice(&bytes).map_err(|e| bad(e.to_string()))?;
     if token.v != "meta.k8s.io/v1" {
         return Err(bad(format!("server does not recognize this encoded version {:?}", token.v)));

@@ -85,9 +85,18 @@ pub fn validate(def: &ResourceDef, object: &Value) -> Vec<Error> {
 fn common(def: &ResourceDef, object: &Value) -> Vec<Error> {
     let empty = Value::Null;
     let metadata = object.get("metadata").unwrap_or(&empty);
-    // Kinds about the API itself are checked like custom ones.
-    let lenient =
-        def.custom.is_some() || matches!(&*def.group, "apiextensions.k8s.io" | "apiregistration.k8s.io");
+    // Some groups are checked like custom kinds: upstream's validation of those came from elsewhere.
+    let lenient = def.custom.is_some()
+        || matches!(
+            &*def.group,
+            "admissionregistration.k8s.io"
+                | "apiextensions.k8s.io"
+                | "apiregistration.k8s.io"
+                | "coordination.k8s.io"
+                | "node.k8s.io"
+                | "policy"
+        )
+        || (def.group.is_empty() && def.plural == "events");
     let finalizers = if lenient { Finalizers::Any } else { Finalizers::Qualified };
     objectmeta::validate(metadata, &Path::new("metadata"), finalizers)
 }
@@ -121,6 +130,28 @@ pub fn validate_update(def: &ResourceDef, object: &Value, old: &Value) -> Vec<Er
     }
     errors.extend(common(def, object));
     errors
+}
+
+/// Takes out owners that are named twice; the uids of those.
+///
+/// Upstream: apiserver/pkg/endpoints/handlers/rest.go dedupOwnerReferencesAndAddWarning
+pub fn dedup_owners(object: &mut Value) -> Option<String> {
+    let owners = object.get_mut("metadata")?.get_mut("ownerReferences")?.as_array_mut()?;
+    if owners.len() < 2 {
+        return None;
+    }
+    let mut seen: Vec<Value> = Vec::with_capacity(owners.len());
+    let mut twice: Vec<String> = Vec::new();
+    owners.retain(|owner| {
+        let again = seen.contains(owner);
+        if again {
+            twice.push(owner["uid"].as_str().unwrap_or_default().to_owned());
+        } else {
+            seen.push(owner.clone());
+        }
+        !again
+    });
+    (!twice.is_empty()).then(|| twice.join(", "))
 }
 
 /// Carries over what only the server sets.

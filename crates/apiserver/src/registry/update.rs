@@ -77,7 +77,8 @@ impl Call<'_> {
                 return Err(self.not_found(name));
             };
             let old = self.tree(&existing).await?;
-            let object = change(&old)?;
+            let mut object = change(&old)?;
+            self.dedup_owners(&mut object);
             self.check_preconditions(name, &object, &old)?;
             match self.change(name, part, object, &existing, &old).await? {
                 Step::Done(outcome) => return Ok((outcome, false)),

@@ -84,7 +84,12 @@ impl Registry {
         let cache = resource.cache()?.clone();
         let changed = cache.subscribe();
         let prefix = resource.prefix(namespace);
-        let asked = options.revision()?;
+        // Upstream's watch has no better word for a revision that it cannot read.
+        let unreadable = |_| {
+            let why = crate::options::invalid_resource_version(&options.resource_version);
+            Status::failure(500, "", why)
+        };
+        let asked = options.revision().map_err(unreadable)?;
         let from_state = match options.send_initial_events {
             Some(wanted) => wanted,
             None => matches!(asked, None | Some(0)),

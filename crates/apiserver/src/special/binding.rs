@@ -51,6 +51,7 @@ pub async fn handle(
         warnings: Vec::new(),
         annotations: Vec::new(),
         applied: false,
+        versioned: false,
     };
     pod_call.bind(&name, &binding).await?;
     Ok((

@@ -189,6 +189,7 @@ async fn write_status(
         warnings: Vec::new(),
         annotations: Vec::new(),
         applied: false,
+        versioned: false,
     };
     update.update(name, Part::Status, false, change).await.map(drop)
 }

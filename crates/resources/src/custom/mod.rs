@@ -75,8 +75,6 @@ pub struct Custom {
     pub declared: Value,
     pub has_status: bool,
     pub scale: Option<ScalePaths>,
-    /// Told to everybody who uses the version.
-    pub warnings: Vec<String>,
 }
 
 /// Why an object of a custom kind has no such shape.
@@ -198,7 +196,7 @@ fn row(definition: &Value, version: &Value, versions: &Arc<Versions>) -> Resourc
     };
     let group = owned(text(definition, "spec.group"));
     let version_name = owned(text(version, "name"));
-    let custom = Arc::new(custom(definition, version, versions));
+    let custom = Arc::new(custom(version, versions));
     let gvk = GroupVersionKind { group: group.clone(), version: version_name.clone(), kind: name("kind") };
     let storage = list(definition, "spec.versions").iter().find(|version| is_true(version, "storage"));
     let (columns, cells) = columns::of(version);
@@ -225,6 +223,7 @@ fn row(definition: &Value, version: &Value, versions: &Arc<Versions>) -> Resourc
         strategy: Arc::new(strategy::CustomStrategy::new(custom.clone())),
         list_kind: name("listKind"),
         custom: Some(custom),
+        deprecation: deprecation(definition, version).map(Name::from),
     }
 }
 
@@ -232,7 +231,7 @@ fn owned(text: &str) -> Name {
     Cow::Owned(text.to_owned())
 }
 
-fn custom(definition: &Value, version: &Value, versions: &Arc<Versions>) -> Custom {
+fn custom(version: &Value, versions: &Arc<Versions>) -> Custom {
     let path = |field: &str| -> Vec<String> {
         let path = text(version, &format!("subresources.scale.{field}"));
         path.trim_start_matches('.').split('.').filter(|name| !name.is_empty()).map(str::to_owned).collect()
@@ -248,7 +247,6 @@ fn custom(definition: &Value, version: &Value, versions: &Arc<Versions>) -> Cust
         versions: versions.clone(),
         has_status: version.pointer("/subresources/status").is_some_and(|status| !status.is_null()),
         scale,
-        warnings: deprecation(definition, version).into_iter().collect(),
     }
 }
 

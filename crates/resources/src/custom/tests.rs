@@ -42,8 +42,8 @@ fn rows_are_made_of_what_the_definition_says() {
     let [beta, stable] = rows.as_slice() else { panic!("two versions are served") };
     assert_eq!(stable.storage_prefix, "example.com/widgets");
     assert_eq!((&*beta.storage_version, &*stable.storage_version), ("v1", "v1"));
-    let warnings = &beta.custom.as_ref().unwrap().warnings;
-    assert_eq!(warnings, &["example.com/v1beta1 Widget is deprecated; use example.com/v1 Widget"]);
+    let deprecation = beta.deprecation.as_deref();
+    assert_eq!(deprecation, Some("example.com/v1beta1 Widget is deprecated; use example.com/v1 Widget"));
     let object = json!({"metadata": {"name": "a"}, "spec": {"replicas": 3, "since": "1970-01-01T00:00:10Z"},
         "status": {"conditions": [{"type": "Ready", "status": "True"}]}});
     assert_eq!((stable.cells)(&object, 70), [json!("a"), json!(3), json!("True"), json!("60s")]);

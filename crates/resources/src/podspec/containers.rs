@@ -8,7 +8,7 @@ use apimachinery::quantity::Quantity;
 use serde_json::Value;
 
 use super::handlers::{validate_lifecycle, validate_probes};
-use super::volumes::{validate_field_ref, validate_relative_path};
+use super::volumes::{no_backsteps, validate_field_ref, validate_relative_path};
 use crate::get::{self, Errors, at, has, int, is_true, list, number, path as root, text, texts};
 use crate::validate::{PROTOCOLS, dns_label, each, one_of, port_number, quantities, required_one_of};
 
@@ -85,7 +85,12 @@ fn unique_name<'a>(container: &'a Value, seen: &mut Vec<&'a str>, at: &Path) -> 
 
 fn validate_init(container: &Value, around: &Around, at: &Path) -> Errors {
     let mut errors = validate_common(container, around, at);
-    errors.extend(validate_restart_policy(container, at));
+    if has(container, "restartPolicy") {
+        errors.extend(validate_restart_policy(container, at));
+    } else if !list(container, "restartPolicyRules").is_empty() {
+        let detail = "must specify restartPolicy when restart rules are used";
+        errors.push(Error::required(&at.child("restartPolicy"), detail));
+    }
     if text(container, "restartPolicy") == "Always" {
         if let Some(lifecycle) = container.get("lifecycle") {
             let at = at.child("lifecycle");
@@ -109,13 +114,21 @@ fn validate_ephemeral(container: &Value, around: &Around, others: &[&str], at: &
     if !target.is_empty() && !others.contains(&target) {
         errors.push(Error::not_found(&at.child("targetContainerName"), target));
     }
-    for field in ["ports", "livenessProbe", "readinessProbe", "startupProbe", "lifecycle"] {
-        if has(container, field) && get::len(container, field) > 0 {
+    // In the order of upstream's type; of these only probes and hooks are there when they say nothing.
+    for (field, may_be_empty) in [
+        ("ports", true),
+        ("resources", true),
+        ("resizePolicy", true),
+        ("restartPolicy", false),
+        ("restartPolicyRules", true),
+        ("livenessProbe", false),
+        ("readinessProbe", false),
+        ("startupProbe", false),
+        ("lifecycle", false),
+    ] {
+        if has(container, field) && !(may_be_empty && get::len(container, field) == 0) {
             errors.push(Error::forbidden(&at.child(field), "cannot be set for an Ephemeral Container"));
         }
-    }
-    if get::len(container, "resources") > 0 {
-        errors.push(Error::forbidden(&at.child("resources"), "cannot be set for an Ephemeral Container"));
     }
     for (mount, at) in get::items(container, "volumeMounts", &at.child("volumeMounts")) {
         for field in ["subPath", "subPathExpr"] {
@@ -184,8 +197,7 @@ fn validate_common(container: &Value, around: &Around, at: &Path) -> Errors {
     errors.extend(validate_env_from(container, &at.child("envFrom")));
     errors.extend(validate_mounts(container, around, &at.child("volumeMounts")));
     errors.extend(validate_devices(container, around, &at.child("volumeDevices")));
-    let pull = text(container, "imagePullPolicy");
-    errors.extend(required_one_of(pull, &at.child("imagePullPolicy"), &["Always", "IfNotPresent", "Never"]));
+    errors.extend(validate_pull_policy(container, "imagePullPolicy", at));
     if let Some(resources) = container.get("resources") {
         errors.extend(quantities::requirements(resources, &at.child("resources")));
         errors.extend(validate_claims(resources, around, &at.child("resources").child("claims")));
@@ -195,6 +207,10 @@ fn validate_common(container: &Value, around: &Around, at: &Path) -> Errors {
         errors.extend(validate_security_context(context, around, &at.child("securityContext")));
     }
     errors
+}
+
+pub fn validate_pull_policy(object: &Value, field: &str, at: &Path) -> Errors {
+    required_one_of(text(object, field), &at.child(field), &["Always", "IfNotPresent", "Never"])
 }
 
 fn validate_claims(resources: &Value, around: &Around, at: &Path) -> Errors {
@@ -311,12 +327,18 @@ fn validate_value_from(source: &Value, has_value: bool, path: &Path) -> Errors {
             "fieldRef" => errors.extend(validate_field_ref(reference, ENV_FIELDS, &at_source)),
             "resourceFieldRef" => errors.extend(validate_resource_ref(reference, false, &at_source)),
             "fileKeyRef" => {
-                let key = text(reference, "key");
-                if key.is_empty() {
-                    errors.push(Error::required(&at_source.child("key"), ""));
-                }
-                if text(reference, "volumeName").is_empty() {
-                    errors.push(Error::required(&at_source.child("volumeName"), ""));
+                type Rule = fn(&str, &Path) -> Errors;
+                let rules: [(&str, Rule); 3] = [
+                    ("key", |key, at| each(names::env_var_name(key), at, key)),
+                    ("volumeName", dns_label),
+                    ("path", no_backsteps),
+                ];
+                for (field, rule) in rules {
+                    let at_field = at_source.child(field);
+                    match text(reference, field) {
+                        "" => errors.push(Error::required(&at_field, "")),
+                        value => errors.extend(rule(value, &at_field)),
+                    }
                 }
             }
             _ => {
@@ -577,18 +599,49 @@ pub fn validate_profiles(context: &Value, path: &Path) -> Errors {
         let at_profile = path.child(field);
         let kind = text(profile, "type");
         const TYPES: &[&str] = &["Localhost", "RuntimeDefault", "Unconfined"];
-        errors.extend(required_one_of(kind, &at_profile.child("type"), TYPES));
-        let localhost = at_profile.child("localhostProfile");
-        let value = text(profile, "localhostProfile");
-        if kind == "Localhost" && value.is_empty() {
-            let detail = format!("must be set when {name} type is Localhost");
-            errors.push(Error::required(&localhost, detail));
-        } else if kind == "Localhost" && name == "seccomp" {
-            errors.extend(validate_relative_path(value, &localhost));
-        } else if kind != "Localhost" && has(profile, "localhostProfile") {
-            let detail = format!("can only be set when {name} type is Localhost");
-            errors.push(Error::invalid(&localhost, value, detail));
+        if kind.is_empty() {
+            let detail = format!("type is required when {field} is set");
+            errors.push(Error::required(&at_profile.child("type"), detail));
+        } else {
+            errors.extend(one_of(kind, &at_profile.child("type"), TYPES));
         }
+        let localhost = at_profile.child("localhostProfile");
+        let value = at(profile, "localhostProfile").and_then(Value::as_str);
+        match (kind, value) {
+            ("Localhost", None) => {
+                let detail = format!("must be set when {name} type is Localhost");
+                errors.push(Error::required(&localhost, detail));
+            }
+            ("Localhost", Some(value)) if name == "seccomp" => {
+                errors.extend(validate_relative_path(value, &localhost));
+            }
+            ("Localhost", Some(value)) => errors.extend(validate_app_armor_name(value, &localhost)),
+            (_, Some(value)) if name == "seccomp" => {
+                // Upstream shows the profile with the names of its own type.
+                let shown = serde_json::json!({"Type": kind, "LocalhostProfile": value});
+                let detail = "can only be set when seccomp type is Localhost";
+                errors.push(Error::invalid(&localhost, shown, detail));
+            }
+            ("RuntimeDefault" | "Unconfined", Some(value)) => {
+                let detail = "can only be set when AppArmor type is Localhost";
+                errors.push(Error::invalid(&localhost, value, detail));
+            }
+            _ => {}
+        }
+    }
+    errors
+}
+
+fn validate_app_armor_name(name: &str, path: &Path) -> Errors {
+    const LONGEST: usize = 4095;
+    let mut errors = Errors::new();
+    if name.trim() != name {
+        errors.push(Error::invalid(path, name, "must not be padded with whitespace"));
+    } else if name.is_empty() {
+        errors.push(Error::required(path, "must be set when AppArmor type is Localhost"));
+    }
+    if name.len() > LONGEST {
+        errors.push(Error::too_long(path, LONGEST));
     }
     errors
 }

@@ -30,9 +30,6 @@ pub fn default_spec(spec: &mut Value) {
         list_mut(spec, field).for_each(default_container);
     }
     list_mut(spec, "volumes").for_each(default_volume);
-    for constraint in list_mut(spec, "topologySpreadConstraints") {
-        default(constraint, "whenUnsatisfiable", "DoNotSchedule");
-    }
 }
 
 /// `serviceAccount` is the old name of `serviceAccountName`; clients read either.

@@ -13,6 +13,7 @@ mod defaults;
 mod handlers;
 mod qos;
 mod scheduling;
+pub mod sources;
 mod validation;
 mod volumes;
 mod warnings;
@@ -22,7 +23,7 @@ pub use defaults::{default_pod_only, default_spec, default_template, mirror_serv
 pub use qos::class as qos_class;
 pub use scheduling::{validate_node_selector, validate_tolerations};
 pub use validation::{validate_pod, validate_spec};
-pub use warnings::{template_warnings, warnings};
+pub use warnings::{claim_fractions, node_term, plugin, template_warnings, template_warnings_at, warnings};
 
 /// The template of pods at a field.
 ///

@@ -163,6 +163,7 @@ fn validate_label_keys(term: &Value, path: &Path) -> Errors {
         if !keys.is_empty() && !has(term, "labelSelector") {
             let detail = "must not be specified when labelSelector is not set";
             errors.push(Error::forbidden(&path.child(field), detail));
+            continue;
         }
         for (key, at) in keys {
             let key = key.as_str().unwrap_or_default();

@@ -21,8 +21,13 @@ pub fn validate_spec(spec: &Value, path: &Path, resource_is: ResourceIs) -> Erro
     errors.extend(validate_claims(spec, &path.child("resourceClaims")));
     let around = Around { spec, volumes: &good_volumes };
     errors.extend(containers::validate_all(&around, path));
-    if let Some(resources) = spec.get("resources") {
-        errors.extend(quantities::requirements(resources, &path.child("resources")));
+    if let Some(resources) = get::at(spec, "resources") {
+        let at = path.child("resources");
+        if has(resources, "claims") {
+            let detail = "claims may not be set for Resources at pod-level";
+            errors.push(Error::forbidden(&at.child("claims"), detail));
+        }
+        errors.extend(quantities::pod_requirements(resources, &at));
     }
     errors.extend(validate_host_network(spec, path, resource_is));
     let policy = text(spec, "restartPolicy");
@@ -37,18 +42,31 @@ pub fn validate_spec(spec: &Value, path: &Path, resource_is: ResourceIs) -> Erro
     let spreading = path.child("topologySpreadConstraints");
     errors.extend(scheduling::validate_spreading(spec, &spreading));
     errors.extend(validate_host_users(spec, path));
+    errors.extend(validate_host_name(spec, path));
     errors.extend(validate_names(spec, path));
     errors.extend(scheduling::validate_tolerations(spec, &path.child("tolerations")));
     errors.extend(validate_host_aliases(spec, &path.child("hostAliases")));
+    let class = text(spec, "priorityClassName");
+    if !class.is_empty() {
+        errors.extend(each(names::dns1123_subdomain(class), &path.child("priorityClassName"), class));
+    }
+    if let Some(class) = get::at(spec, "runtimeClassName").and_then(Value::as_str) {
+        errors.extend(each(names::dns1123_subdomain(class), &path.child("runtimeClassName"), class));
+    }
     if has(spec, "preemptionPolicy") {
         let policy = text(spec, "preemptionPolicy");
         let at = path.child("preemptionPolicy");
         errors.extend(required_one_of(policy, &at, &["PreemptLowerPriority", "Never"]));
     }
-    errors.extend(quantities::list(spec, "overhead", &path.child("overhead")));
+    if let Some(overhead) = get::at(spec, "overhead") {
+        let limits = json!({"limits": overhead});
+        errors.extend(quantities::requirements(&limits, &path.child("overhead")));
+    }
     if has(spec, "os") {
-        let at = path.child("os").child("name");
-        errors.extend(required_one_of(text(spec, "os.name"), &at, &["linux", "windows"]));
+        match text(spec, "os.name") {
+            "" => errors.push(Error::required(&path.child("os").child("name"), "")),
+            name => errors.extend(one_of(name, &path.child("os"), &["linux", "windows"])),
+        }
     }
     errors.extend(volumes::validate_file_keys(spec, path));
     errors
@@ -79,6 +97,11 @@ fn validate_claims(spec: &Value, path: &Path) -> Errors {
             }
             _ => {}
         }
+        for field in ["resourceClaimName", "resourceClaimTemplateName"] {
+            if let Some(name) = crate::get::at(claim, field).and_then(Value::as_str) {
+                errors.extend(each(names::dns1123_subdomain(name), &at.child(field), name));
+            }
+        }
     }
     errors
 }
@@ -101,7 +124,6 @@ fn validate_host_network(spec: &Value, path: &Path, resource_is: ResourceIs) -> 
     errors
 }
 
-/// Upstream: pkg/apis/core/validation/validation.go validatePodSpecSecurityContext
 /// Upstream: pkg/apis/core/validation/validation.go IsValidSysctlName
 fn is_sysctl_name(name: &str) -> bool {
     let plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
@@ -114,6 +136,7 @@ fn is_sysctl_name(name: &str) -> bool {
     name.len() <= 253 && name.split(['.', '/']).all(is_segment)
 }
 
+/// Upstream: pkg/apis/core/validation/validation.go validatePodSpecSecurityContext
 fn validate_security_context(spec: &Value, path: &Path) -> Errors {
     let mut errors = Errors::new();
     let Some(context) = spec.get("securityContext") else { return errors };
@@ -143,16 +166,14 @@ fn validate_security_context(spec: &Value, path: &Path) -> Errors {
         }
         seen.push(name);
     }
-    for (field, supported) in [
-        ("fsGroupChangePolicy", &["Always", "OnRootMismatch"]),
-        ("supplementalGroupsPolicy", &["Merge", "Strict"]),
-        ("seLinuxChangePolicy", &["MountOption", "Recursive"]),
-    ] {
-        if has(context, field) {
-            errors.extend(one_of(text(context, field), &path.child(field), supported));
-        }
-    }
+    let policy = |field: &str, supported: &[&str]| match has(context, field) {
+        true => one_of(text(context, field), &path.child(field), supported),
+        false => Errors::new(),
+    };
+    errors.extend(policy("fsGroupChangePolicy", &["Always", "OnRootMismatch"]));
     errors.extend(validate_profiles(context, path));
+    errors.extend(policy("supplementalGroupsPolicy", &["Merge", "Strict"]));
+    errors.extend(policy("seLinuxChangePolicy", &["Recursive"]));
     errors
 }
 
@@ -192,13 +213,10 @@ fn validate_dns_config(spec: &Value, path: &Path) -> Errors {
     }
     for (index, search) in searches.iter().enumerate() {
         // The root alone is a search path, and underscores are fine in names that are only looked up.
-        let name = search.strip_suffix('.').unwrap_or(search).replace('_', "a");
+        let name = search.strip_suffix('.').unwrap_or(search);
         if *search != "." {
-            errors.extend(each(
-                names::dns1123_subdomain(&name),
-                &path.child("searches").index(index),
-                search,
-            ));
+            let messages = names::dns1123_subdomain_with_underscore(name);
+            errors.extend(each(messages, &path.child("searches").index(index), name));
         }
     }
     for (option, at) in get::items(spec, "dnsConfig.options", &path.child("options")) {
@@ -224,16 +242,10 @@ fn validate_host_users(spec: &Value, path: &Path) -> Errors {
 /// The names of other things that a pod mentions.
 fn validate_names(spec: &Value, path: &Path) -> Errors {
     let mut errors = Errors::new();
-    for field in ["serviceAccountName", "nodeName", "priorityClassName", "runtimeClassName"] {
+    for field in ["serviceAccountName", "nodeName"] {
         let name = text(spec, field);
         if !name.is_empty() {
             errors.extend(each(names::dns1123_subdomain(name), &path.child(field), name));
-        }
-    }
-    for field in ["hostname", "subdomain"] {
-        let name = text(spec, field);
-        if !name.is_empty() {
-            errors.extend(dns_label(name, &path.child(field)));
         }
     }
     if let Some(seconds) = int(spec, "activeDeadlineSeconds") {
@@ -241,6 +253,30 @@ fn validate_names(spec: &Value, path: &Path) -> Errors {
         let at = path.child("activeDeadlineSeconds");
         errors.extend(messages.into_iter().map(|m| Error::invalid(&at, seconds, m)));
     }
+    for field in ["hostname", "subdomain"] {
+        let name = text(spec, field);
+        if !name.is_empty() {
+            errors.extend(dns_label(name, &path.child(field)));
+        }
+    }
+    errors
+}
+
+/// Upstream: pkg/apis/core/validation/validation.go validatePodHostName
+fn validate_host_name(spec: &Value, path: &Path) -> Errors {
+    const LONGEST: usize = 64;
+    let at = path.child("hostnameOverride");
+    let Some(name) = get::at(spec, "hostnameOverride").and_then(Value::as_str) else { return Errors::new() };
+    let mut errors = Errors::new();
+    for field in ["setHostnameAsFQDN", "hostNetwork"] {
+        if is_true(spec, field) {
+            errors.push(Error::forbidden(&at, format!("may not be specified when {field} is true")));
+        }
+    }
+    if name.len() > LONGEST {
+        errors.push(Error::too_long(&at, LONGEST));
+    }
+    errors.extend(each(names::dns1123_subdomain(name), &at, name));
     errors
 }
 

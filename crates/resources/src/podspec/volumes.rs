@@ -3,41 +3,16 @@
 //! Upstream: pkg/apis/core/validation/validation.go ValidateVolumes, validateVolumeSource
 
 use apimachinery::field::{Error, Path};
-use apimachinery::names;
+use apimachinery::{names, objectmeta};
 use serde_json::Value;
 
-use super::containers::validate_resource_ref;
+use super::containers::{validate_pull_policy, validate_resource_ref};
+use super::sources;
+
 use crate::get::{self, Errors, at, has, int, list, number, text};
 use crate::validate::{dns_label, each, one_of, quantities};
 
 const FILE_MODE: &str = "must be a number between 0 and 0777 (octal), both inclusive";
-
-/// Where each source of volumes needs something to be said.
-const REQUIRED: &[(&str, &[&str])] = &[
-    ("gitRepo", &["repository"]),
-    ("gcePersistentDisk", &["pdName"]),
-    ("awsElasticBlockStore", &["volumeID"]),
-    ("secret", &["secretName"]),
-    ("nfs", &["server", "path"]),
-    ("iscsi", &["targetPortal", "iqn"]),
-    ("glusterfs", &["endpoints", "path"]),
-    ("persistentVolumeClaim", &["claimName"]),
-    ("rbd", &["monitors", "image"]),
-    ("cinder", &["volumeID"]),
-    ("cephfs", &["monitors"]),
-    ("quobyte", &["registry", "volume"]),
-    ("flexVolume", &["driver"]),
-    ("configMap", &["name"]),
-    ("azureFile", &["secretName", "shareName"]),
-    ("vsphereVolume", &["volumePath"]),
-    ("photonPersistentDisk", &["pdID"]),
-    ("portworxVolume", &["volumeID"]),
-    ("azureDisk", &["diskName", "diskURI"]),
-    ("storageos", &["volumeName"]),
-    ("csi", &["driver"]),
-    ("scaleIO", &["gateway", "system", "volumeName"]),
-    ("image", &["reference"]),
-];
 
 /// The volumes that are well-formed, and what is wrong with the others.
 pub fn validate<'a>(spec: &'a Value, path: &Path) -> (Vec<&'a Value>, Errors) {
@@ -45,7 +20,7 @@ pub fn validate<'a>(spec: &'a Value, path: &Path) -> (Vec<&'a Value>, Errors) {
     let mut good: Vec<&Value> = Vec::new();
     for (volume, at) in get::items(spec, "volumes", path) {
         let name = text(volume, "name");
-        let mut own = validate_source(volume, &at);
+        let mut own = sources::of_pod(volume, &at, validate_one);
         if name.is_empty() {
             own.push(Error::required(&at.child("name"), ""));
         } else {
@@ -62,35 +37,9 @@ pub fn validate<'a>(spec: &'a Value, path: &Path) -> (Vec<&'a Value>, Errors) {
     (good, errors)
 }
 
-fn validate_source(volume: &Value, path: &Path) -> Errors {
-    let fields = volume.as_object().into_iter().flatten();
-    let mut sources: Vec<&str> =
-        fields.filter(|(k, v)| *k != "name" && !v.is_null()).map(|(k, _)| k.as_str()).collect();
-    // Fields come sorted; emptyDir and hostPath are looked at first.
-    sources.sort_by_key(|s| match *s {
-        "emptyDir" => 0,
-        "hostPath" => 1,
-        _ => 2,
-    });
-    let Some((first, rest)) = sources.split_first() else {
-        return vec![Error::required(path, "must specify a volume type")];
-    };
-    let mut errors = validate_one(&volume[*first], first, &path.child(first));
-    for source in rest {
-        errors.push(Error::forbidden(&path.child(source), "may not specify more than 1 volume type"));
-    }
-    errors
-}
-
+/// The sources that only pods have, and those that they share with PersistentVolumes.
 fn validate_one(source: &Value, kind: &str, path: &Path) -> Errors {
     let mut errors = Errors::new();
-    let required = REQUIRED.iter().find(|(k, _)| *k == kind).map_or(&[][..], |(_, fields)| fields);
-    for field in required {
-        let missing = text(source, field).is_empty() && list(source, field).is_empty();
-        if missing {
-            errors.push(Error::required(&path.child(field), ""));
-        }
-    }
     match kind {
         "emptyDir" => {
             let limit = at(source, "sizeLimit").and_then(quantities::read);
@@ -99,14 +48,11 @@ fn validate_one(source: &Value, kind: &str, path: &Path) -> Errors {
                 errors.push(Error::forbidden(&path.child("sizeLimit"), detail));
             }
         }
-        "hostPath" => errors.extend(validate_host_path(source, path)),
-        "nfs" => {
-            let value = text(source, "path");
-            if !value.is_empty() && !value.starts_with('/') {
-                errors.push(Error::invalid(&path.child("path"), value, "must be an absolute path"));
-            }
-        }
         "secret" | "configMap" => {
+            let name = if kind == "secret" { "secretName" } else { "name" };
+            if text(source, name).is_empty() {
+                errors.push(Error::required(&path.child(name), ""));
+            }
             errors.extend(validate_mode(source, "defaultMode", path));
             for (item, at) in get::items(source, "items", &path.child("items")) {
                 errors.extend(validate_key_to_path(item, &at));
@@ -122,33 +68,21 @@ fn validate_one(source: &Value, kind: &str, path: &Path) -> Errors {
         "ephemeral" => match at(source, "volumeClaimTemplate") {
             None => errors.push(Error::required(&path.child("volumeClaimTemplate"), "")),
             Some(template) => {
-                let at_spec = path.child("volumeClaimTemplate").child("spec");
+                let at_template = path.child("volumeClaimTemplate");
+                let metadata = at(template, "metadata").unwrap_or(&Value::Null);
+                errors.extend(objectmeta::validate_template(metadata, &at_template.child("metadata")));
                 let claims = &crate::kinds::core::persistentvolumeclaims::validate_spec;
-                errors.extend(claims(template, &at_spec));
+                errors.extend(claims(template, &at_template.child("spec")));
             }
         },
-        _ => {}
+        "image" => {
+            if text(source, "reference").is_empty() {
+                errors.push(Error::required(&path.child("reference"), ""));
+            }
+            errors.extend(validate_pull_policy(source, "pullPolicy", path));
+        }
+        shared => return sources::validate(source, shared, path),
     }
-    errors
-}
-
-fn validate_host_path(source: &Value, path: &Path) -> Errors {
-    const TYPES: &[&str] = &[
-        "",
-        "BlockDevice",
-        "CharDevice",
-        "Directory",
-        "DirectoryOrCreate",
-        "File",
-        "FileOrCreate",
-        "Socket",
-    ];
-    let value = text(source, "path");
-    if value.is_empty() {
-        return vec![Error::required(&path.child("path"), "")];
-    }
-    let mut errors = no_backsteps(value, &path.child("path"));
-    errors.extend(one_of(text(source, "type"), &path.child("type"), TYPES));
     errors
 }
 
@@ -319,7 +253,7 @@ fn validate_token(token: &Value, path: &Path, at_token: &Path) -> Errors {
     errors
 }
 
-fn no_backsteps(value: &str, path: &Path) -> Errors {
+pub fn no_backsteps(value: &str, path: &Path) -> Errors {
     if value.split('/').any(|part| part == "..") {
         return vec![Error::invalid(path, value, "must not contain '..'")];
     }
@@ -352,13 +286,16 @@ pub fn validate_file_keys(spec: &Value, path: &Path) -> Errors {
         let volume = list(spec, "volumes").iter().find(|v| text(v, "name") == name);
         volume.map(|v| has(v, "emptyDir"))
     };
-    for field in ["containers", "initContainers"] {
+    for field in ["initContainers", "containers", "ephemeralContainers"] {
         for (container, at) in get::items(spec, field, &path.child(field)) {
             for (variable, at) in get::items(container, "env", &at.child("env")) {
+                if !has(variable, "valueFrom.fileKeyRef") {
+                    continue;
+                }
                 let name = text(variable, "valueFrom.fileKeyRef.volumeName");
                 let at = at.child("valueFrom").child("fileKeyRef").child("volumeName");
                 match (name, is_empty_dir(name)) {
-                    ("", _) | (_, Some(true)) => {}
+                    (_, Some(true)) => {}
                     (name, None) => errors.push(Error::not_found(&at, name)),
                     (name, Some(false)) => {
                         let detail = "referenced volume must be of type emptyDir";

@@ -67,7 +67,7 @@ pub fn non_negative_at(object: &Value, field: &str, at: &Path) -> Errors {
 }
 
 pub fn positive(value: i64, at: &Path) -> Errors {
-    if value > 0 { Errors::new() } else { vec![Error::invalid(at, value, "must be greater than 0")] }
+    if value > 0 { Errors::new() } else { vec![Error::invalid(at, value, "must be greater than zero")] }
 }
 
 /// A field that keeps the value it had.

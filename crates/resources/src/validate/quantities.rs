@@ -45,13 +45,17 @@ pub fn list(object: &Value, field: &str, path: &Path) -> Errors {
 /// Resources that can be given away more than once.
 ///
 /// Upstream: pkg/apis/core/helper/helpers.go IsOvercommitAllowed
-fn overcommit_allowed(name: &str) -> bool {
+pub fn overcommit_allowed(name: &str) -> bool {
     let native = !name.contains('/') || name.contains("kubernetes.io/");
     native && !is_huge_page(name)
 }
 
 fn is_huge_page(name: &str) -> bool {
     name.starts_with("hugepages-")
+}
+
+fn is_huge_page_of_quota(name: &str) -> bool {
+    is_huge_page(name) || name.starts_with("requests.hugepages-")
 }
 
 /// Upstream: pkg/apis/core/validation/validation.go validateResourceName
@@ -79,7 +83,7 @@ pub fn resource_name(name: &str, at: &Path) -> Errors {
         "services.loadbalancers",
     ];
     let errors = crate::validate::each(names::qualified_name(name), at, name);
-    if !errors.is_empty() || name.contains('/') || STANDARD.contains(&name) || is_huge_page(name) {
+    if !errors.is_empty() || name.contains('/') || STANDARD.contains(&name) || is_huge_page_of_quota(name) {
         return errors;
     }
     vec![Error::invalid(at, name, "must be a standard resource type or fully qualified")]
@@ -104,9 +108,20 @@ pub fn container_name(name: &str, at: &Path) -> Errors {
 }
 
 /// Upstream: pkg/apis/core/validation/validation.go ValidateResourceQuantityValue
-fn amount(name: &str, value: &Value, at: &Path) -> Errors {
+pub fn amount(name: &str, value: &Value, at: &Path) -> Errors {
+    const COUNTED: &[&str] = &[
+        "pods",
+        "resourcequotas",
+        "services",
+        "replicationcontrollers",
+        "secrets",
+        "configmaps",
+        "persistentvolumeclaims",
+        "services.nodeports",
+        "services.loadbalancers",
+    ];
     let mut errors = non_negative(value, at);
-    let whole = name.contains('/') && !name.contains("kubernetes.io/");
+    let whole = COUNTED.contains(&name) || (name.contains('/') && !name.contains("kubernetes.io/"));
     if let Some(quantity) = read(value)
         && whole
         && !quantity.is_whole()
@@ -120,14 +135,32 @@ fn amount(name: &str, value: &Value, at: &Path) -> Errors {
 ///
 /// Upstream: pkg/apis/core/validation/validation.go validateResourceRequirements
 pub fn requirements(resources: &Value, path: &Path) -> Errors {
+    requirements_of(resources, container_name, path)
+}
+
+/// The `resources` of a pod as a whole.
+pub fn pod_requirements(resources: &Value, path: &Path) -> Errors {
+    requirements_of(resources, pod_name, path)
+}
+
+/// Upstream: pkg/apis/core/validation/validation.go validatePodResourceName
+fn pod_name(name: &str, at: &Path) -> Errors {
+    let errors = resource_name(name, at);
+    if !errors.is_empty() || matches!(name, "cpu" | "memory") || is_huge_page(name) {
+        return errors;
+    }
+    vec![Error::not_supported(at, name, &["cpu", "hugepages-", "memory"])]
+}
+
+fn requirements_of(resources: &Value, known: fn(&str, &Path) -> Errors, path: &Path) -> Errors {
     let mut errors = Errors::new();
     let (limits, requests) = (path.child("limits"), path.child("requests"));
     for (name, value) in get::entries(resources, "limits") {
-        errors.extend(container_name(name, &limits.key(name)));
+        errors.extend(known(name, &limits.key(name)));
         errors.extend(amount(name, value, &limits.key(name)));
     }
     for (name, value) in get::entries(resources, "requests") {
-        errors.extend(container_name(name, &requests.key(name)));
+        errors.extend(known(name, &requests.key(name)));
         errors.extend(amount(name, value, &requests.key(name)));
         let limit = at(resources, "limits").and_then(|l| l.get(name)).and_then(read);
         match (read(value), limit) {

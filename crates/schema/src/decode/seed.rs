@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use api::tables::{self, Definition, Field, Type};
+use api::tables::{self, Definition, Field, Type, Wire};
 use serde::de::{DeserializeSeed, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Value};
 
@@ -27,7 +27,8 @@ pub struct Context {
 }
 
 enum Step {
-    Field(&'static str),
+    /// Of a definition.
+    Field(&'static Definition, &'static Field),
     Key(String),
     Index(usize),
 }
@@ -52,7 +53,7 @@ impl Context {
         for step in &self.path {
             match step {
                 Step::Index(at) => path.push_str(&format!("[{at}]")),
-                Step::Field(name) => join(&mut path, name),
+                Step::Field(_, field) => join(&mut path, field.name),
                 Step::Key(name) => join(&mut path, name),
             }
         }
@@ -68,14 +69,13 @@ impl Context {
         let message = match misfit {
             Misfit::Message(message) => message,
             Misfit::Found(found) => {
-                let fields: Vec<&str> = self
-                    .path
-                    .iter()
-                    .filter_map(|s| match s {
-                        Step::Field(name) => Some(*name),
-                        _ => None,
-                    })
-                    .collect();
+                let mut fields: Vec<&str> = Vec::new();
+                for step in &self.path {
+                    if let Step::Field(definition, field) = step {
+                        fields.extend(embedded(definition, field.name));
+                        fields.push(field.name);
+                    }
+                }
                 match self.structs.last() {
                     Some(name) if !fields.is_empty() => format!(
                         "json: cannot unmarshal {found} into Go struct field {name}.{} of type {ty}",
@@ -88,6 +88,22 @@ impl Context {
         self.type_error.get_or_insert(message);
         E::custom("wrong type")
     }
+}
+
+/// The structs inside the definition's own, outermost first, in which Go has the field.
+fn embedded(definition: &Definition, name: &str) -> Vec<&'static str> {
+    let number = |of: &Definition| {
+        of.fields.binary_search_by(|f| f.name.cmp(name)).ok().map(|at| of.fields[at].number)
+    };
+    if number(definition) != Some(0) {
+        return Vec::new();
+    }
+    let inlined = definition.wire.iter().filter_map(|wire| match wire {
+        Wire::Inline { definition, .. } => Some(definition.get()),
+        Wire::Field(_) => None,
+    });
+    let Some(inner) = inlined.into_iter().find(|inner| number(inner).is_some()) else { return Vec::new() };
+    [vec![inner.go_name()], embedded(inner, name)].concat()
 }
 
 fn join(path: &mut String, name: &str) {
@@ -278,7 +294,7 @@ fn object<'de, A: MapAccess<'de>>(
             context.problem("duplicate", field.name);
         }
         seen |= bit;
-        member(context, field, &mut object, &mut access)?;
+        member(context, definition, field, &mut object, &mut access)?;
     }
     context.structs.pop();
     Ok(Value::Object(object))
@@ -286,11 +302,12 @@ fn object<'de, A: MapAccess<'de>>(
 
 fn member<'de, A: MapAccess<'de>>(
     context: &mut Context,
+    definition: &'static Definition,
     field: &'static Field,
     object: &mut Map<String, Value>,
     access: &mut A,
 ) -> Result<(), A::Error> {
-    context.path.push(Step::Field(field.name));
+    context.path.push(Step::Field(definition, field));
     let seed = Seed { context, ty: field.ty, root: None, go_type: field.go_type };
     let value = access.next_value_seed(seed)?;
     context.path.pop();

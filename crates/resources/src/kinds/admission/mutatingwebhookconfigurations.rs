@@ -14,6 +14,6 @@ pub fn row() -> Arc<ResourceDef> {
 fn default(configuration: &mut Value) {
     super::webhooks::default(configuration);
     for webhook in get::list_mut(configuration, "webhooks") {
-        get::default(webhook, "reinvocationPolicy", "Never");
+        get::default_absent(webhook, "reinvocationPolicy", "Never");
     }
 }

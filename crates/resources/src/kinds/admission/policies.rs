@@ -14,7 +14,7 @@ const MAX_AUDIT_EXPRESSION_BYTES: usize = 5 * 1024;
 
 /// Upstream: pkg/apis/admissionregistration/v1/defaults.go
 pub(super) fn default_policy(policy: &mut Value) {
-    get::default(policy, "spec.failurePolicy", "Fail");
+    get::default_absent(policy, "spec.failurePolicy", "Fail");
     default_match(policy, "spec.matchConstraints");
 }
 
@@ -26,12 +26,12 @@ fn default_match(object: &mut Value, path: &str) {
     if !has(object, path) {
         return;
     }
-    get::default(object, &format!("{path}.matchPolicy"), "Equivalent");
+    get::default_absent(object, &format!("{path}.matchPolicy"), "Equivalent");
     get::default(object, &format!("{path}.namespaceSelector"), json!({}));
     get::default(object, &format!("{path}.objectSelector"), json!({}));
     for rules in ["resourceRules", "excludeResourceRules"] {
         for rule in get::list_mut(object, &format!("{path}.{rules}")) {
-            get::default(rule, "scope", "*");
+            get::default_absent(rule, "scope", "*");
         }
     }
 }

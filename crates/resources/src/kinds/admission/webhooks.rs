@@ -15,13 +15,13 @@ const MAX_CONDITIONS: usize = 64;
 /// Upstream: pkg/apis/admissionregistration/v1/defaults.go
 pub(super) fn default(configuration: &mut Value) {
     for webhook in get::list_mut(configuration, "webhooks") {
-        get::default(webhook, "failurePolicy", "Fail");
-        get::default(webhook, "matchPolicy", "Equivalent");
+        get::default_absent(webhook, "failurePolicy", "Fail");
+        get::default_absent(webhook, "matchPolicy", "Equivalent");
         get::default(webhook, "namespaceSelector", json!({}));
         get::default(webhook, "objectSelector", json!({}));
         get::default(webhook, "timeoutSeconds", 10);
         for rule in get::list_mut(webhook, "rules") {
-            get::default(rule, "scope", "*");
+            get::default_absent(rule, "scope", "*");
         }
         if has(webhook, "clientConfig.service") {
             get::default(webhook, "clientConfig.service.port", 443);

@@ -28,6 +28,8 @@ fn validate(revision: &Value) -> Errors {
     let mut errors = Errors::new();
     if !has(revision, "data") {
         errors.push(Error::required(&path("data"), "data is mandatory"));
+    } else if !revision["data"].is_object() {
+        errors.push(Error::required(&path("data"), "data must be a valid JSON object"));
     }
     errors.extend(crate::validate::non_negative(revision, "revision"));
     errors

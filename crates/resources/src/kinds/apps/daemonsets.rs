@@ -62,8 +62,8 @@ fn default(set: &mut Value) {
     podspec::default_template(set, "spec.template");
     get::default(set, "spec.updateStrategy.type", "RollingUpdate");
     if text(set, "spec.updateStrategy.type") == "RollingUpdate" {
-        get::default(set, "spec.updateStrategy.rollingUpdate.maxUnavailable", 1);
-        get::default(set, "spec.updateStrategy.rollingUpdate.maxSurge", 0);
+        get::default_absent(set, "spec.updateStrategy.rollingUpdate.maxUnavailable", 1);
+        get::default_absent(set, "spec.updateStrategy.rollingUpdate.maxSurge", 0);
     }
     get::default(set, "spec.revisionHistoryLimit", 10);
 }

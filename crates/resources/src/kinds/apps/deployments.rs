@@ -46,7 +46,7 @@ fn default(deployment: &mut Value) {
     get::default(deployment, "spec.strategy.type", "RollingUpdate");
     if text(deployment, "spec.strategy.type") == "RollingUpdate" {
         for field in ["maxUnavailable", "maxSurge"] {
-            get::default(deployment, &format!("spec.strategy.rollingUpdate.{field}"), "25%");
+            get::default_absent(deployment, &format!("spec.strategy.rollingUpdate.{field}"), "25%");
         }
     }
     get::default(deployment, "spec.revisionHistoryLimit", 10);

@@ -15,7 +15,6 @@ pub fn row() -> Arc<ResourceDef> {
             "Name,Desired:integer,Current:integer,Ready:integer,Age,+Containers,+Images,+Selector",
             |o, now| replica_cells(o, now, print::selector(o, "spec.selector")),
         )
-        .field("status.replicas", |o| number(o, "status.replicas").to_string())
         .strategy(Rules {
             default,
             validate,

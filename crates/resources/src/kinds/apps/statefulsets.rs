@@ -19,7 +19,7 @@ pub fn row() -> Arc<ResourceDef> {
             validate_status,
             name: names::dns1123_label,
             generation: true,
-            warnings: podspec::template_warnings,
+            warnings,
             ..Rules::PLAIN
         })
         .build()
@@ -29,6 +29,19 @@ fn cells(set: &Value, now: i64) -> Vec<Cell> {
     let (names, images) = print::containers(set, "spec.template.spec");
     let ready = format!("{}/{}", number(set, "status.readyReplicas"), number(set, "spec.replicas"));
     cells![get::name(set), ready, age(set, now), names, images]
+}
+
+/// Upstream: pkg/registry/apps/statefulset/strategy.go WarningsOnCreate
+fn warnings(set: &Value) -> Vec<String> {
+    let mut warnings = podspec::template_warnings(set);
+    for (index, claim) in list(set, "spec.volumeClaimTemplates").iter().enumerate() {
+        warnings.extend(podspec::claim_fractions(claim, &format!("spec.volumeClaimTemplates[{index}]")));
+    }
+    if number(set, "spec.revisionHistoryLimit") < 0 {
+        let why = "spec.revisionHistoryLimit: a negative value retains all historical revisions; a value >= 0 is recommended";
+        warnings.push(why.to_owned());
+    }
+    warnings
 }
 
 /// Upstream: pkg/apis/apps/v1/defaults.go SetDefaults_StatefulSet

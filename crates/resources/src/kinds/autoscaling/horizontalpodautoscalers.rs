@@ -24,8 +24,23 @@ pub fn row_v1() -> Arc<ResourceDef> {
             crate::convert::autoscaler_to_v2(&mut converted);
             cells(&converted, now)
         })
-        .strategy(Rules { default: |o| get::default(o, "spec.minReplicas", 1), validate, ..Rules::PLAIN })
+        .strategy(Rules { default: default_v1, validate: validate_v1, ..Rules::PLAIN })
         .build()
+}
+
+/// An autoscaler that names no metric goes by the processor, in either version.
+fn default_v1(autoscaler: &mut Value) {
+    get::default(autoscaler, "spec.minReplicas", 1);
+    let metrics = autoscaler.pointer("/metadata/annotations/autoscaling.alpha.kubernetes.io~1metrics");
+    if metrics.is_none() {
+        get::default(autoscaler, "spec.targetCPUUtilizationPercentage", 80);
+    }
+}
+
+fn validate_v1(autoscaler: &Value) -> Errors {
+    let mut converted = autoscaler.clone();
+    crate::convert::autoscaler_to_v2(&mut converted);
+    validate(&converted)
 }
 
 const COLUMNS: &str = "Name,Reference,Targets,MinPods,MaxPods,Replicas,Age";
@@ -110,7 +125,7 @@ pub fn default(autoscaler: &mut Value) {
     let down = "spec.behavior.scaleDown";
     get::default(autoscaler, &format!("{up}.stabilizationWindowSeconds"), 0);
     for rules in [up, down] {
-        get::default(autoscaler, &format!("{rules}.selectPolicy"), "Max");
+        get::default_absent(autoscaler, &format!("{rules}.selectPolicy"), "Max");
     }
     let up_policies = json!([
         {"type": "Pods", "value": 4, "periodSeconds": 15}, {"type": "Percent", "value": 100, "periodSeconds": 15}]);

@@ -26,7 +26,9 @@ pub fn validate(autoscaler: &Value) -> Errors {
         errors.push(Error::invalid(&at_max, max, "must be greater than or equal to `minReplicas`"));
     }
     let target = at(autoscaler, "spec.scaleTargetRef").unwrap_or(&Value::Null);
-    errors.extend(validate_reference(target, &spec.child("scaleTargetRef")));
+    // Of what can be scaled only one kind has no group.
+    let in_core = text(target, "kind") == "ReplicationController";
+    errors.extend(validate_reference(target, in_core, &spec.child("scaleTargetRef")));
     for (metric, at) in get::items(autoscaler, "spec.metrics", &spec.child("metrics")) {
         errors.extend(validate_metric(metric, &at));
     }
@@ -38,7 +40,8 @@ pub fn validate(autoscaler: &Value) -> Errors {
     errors
 }
 
-fn validate_reference(reference: &Value, path: &Path) -> Errors {
+/// Upstream: pkg/apis/autoscaling/validation/validation.go ValidateCrossVersionObjectReference, ValidateAPIVersion
+fn validate_reference(reference: &Value, in_core: bool, path: &Path) -> Errors {
     let mut errors = Errors::new();
     for field in ["kind", "name"] {
         let (value, at) = (text(reference, field), path.child(field));
@@ -49,10 +52,18 @@ fn validate_reference(reference: &Value, path: &Path) -> Errors {
         }
     }
     let version = text(reference, "apiVersion");
-    let grouped = version.is_empty() || version.contains('/') || version == "v1";
-    let core = version.is_empty() || (version == "v1" && text(reference, "kind") != "ReplicationController");
-    if !grouped || (core && version == "v1") {
-        errors.push(Error::invalid(&path.child("apiVersion"), version, "apiVersion must specify API group"));
+    let at = path.child("apiVersion");
+    match version.split('/').count() {
+        1 if in_core => {}
+        1 => errors.push(Error::invalid(&at, version, "apiVersion must specify API group")),
+        2 if version.starts_with('/') && !in_core => {
+            errors.push(Error::invalid(&at, version, "apiVersion must specify API group"));
+        }
+        2 => {}
+        _ => {
+            let detail = format!("unexpected GroupVersion string: {version}");
+            errors.push(Error::invalid(&at, version, detail));
+        }
     }
     errors
 }
@@ -104,7 +115,7 @@ fn validate_source(kind: &str, source: &Value, path: &Path) -> Errors {
     let mut errors = Errors::new();
     if kind == "object" {
         let described = source.get("describedObject").unwrap_or(&Value::Null);
-        errors.extend(validate_reference(described, &path.child("describedObject")));
+        errors.extend(validate_reference(described, true, &path.child("describedObject")));
     }
     let of_resource = matches!(kind, "resource" | "containerResource");
     if of_resource {

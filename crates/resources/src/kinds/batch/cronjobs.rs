@@ -16,7 +16,7 @@ pub fn row() -> Arc<ResourceDef> {
             "Name,Schedule,Timezone,Suspend:boolean,Active:integer,Last Schedule,Age,+Containers,+Images,+Selector",
             cells,
         )
-        .strategy(Rules { default, validate, name, generation: true, ..Rules::PLAIN })
+        .strategy(Rules { default, validate, name, warnings, generation: true, ..Rules::PLAIN })
         .build()
 }
 
@@ -53,6 +53,12 @@ fn default(cron_job: &mut Value) {
     get::default(cron_job, "spec.suspend", false);
     get::default(cron_job, "spec.successfulJobsHistoryLimit", 3);
     get::default(cron_job, "spec.failedJobsHistoryLimit", 1);
+}
+
+fn warnings(cron_job: &Value) -> Vec<String> {
+    let mut warnings = jobs::name_warning(cron_job);
+    warnings.extend(crate::podspec::template_warnings_at(cron_job, "spec.jobTemplate.spec.template"));
+    warnings
 }
 
 fn name(name: &str) -> Vec<String> {

@@ -1,5 +1,7 @@
 //! Job: pods that are to finish.
 
+use apimachinery::selector::LabelSelector;
+
 use crate::podspec;
 use crate::prelude::*;
 use crate::strategy::{Context, Strategy};
@@ -69,10 +71,10 @@ pub fn default_spec(object: &mut Value, spec: &str) {
     get::default(object, &field("parallelism"), 1);
     let backoff = if has(object, &field("backoffLimitPerIndex")) { i64::from(i32::MAX) } else { 6 };
     get::default(object, &field("backoffLimit"), backoff);
-    get::default(object, &field("completionMode"), "NonIndexed");
+    get::default_absent(object, &field("completionMode"), "NonIndexed");
     get::default(object, &field("suspend"), false);
     let replacement = if has(object, &field("podFailurePolicy")) { "Failed" } else { "TerminatingOrFailed" };
-    get::default(object, &field("podReplacementPolicy"), replacement);
+    get::default_absent(object, &field("podReplacementPolicy"), replacement);
     get::default(object, &field("manualSelector"), false);
     for rule in get::list_mut(object, &field("podFailurePolicy.rules")) {
         for pattern in get::list_mut(rule, "onPodConditions") {
@@ -96,20 +98,21 @@ impl Strategy for Jobs {
     }
 
     fn validate(&self, job: &Value) -> Errors {
-        let spec = path("spec");
-        let mut errors = validate_spec(job, "spec", &spec);
-        match at(job, "spec.selector") {
-            None => errors.push(Error::required(&spec.child("selector"), "")),
-            Some(value) => {
-                errors.extend(selector(value, &spec.child("selector")));
-                errors.extend(podspec::validate_selected(job, "spec.template", &spec.child("template")));
+        let mut errors = validate_generated(job);
+        errors.extend(validate_job(job));
+        let last = number(job, "spec.completions") - 1;
+        if text(job, "spec.completionMode") == "Indexed" && last >= 0 {
+            let host = format!("{}-{last}", get::name(job));
+            if !names::dns1123_label(&host).is_empty() {
+                let detail = format!("will not able to create pod with invalid DNS label: {host}");
+                errors.push(Error::invalid(&path("metadata.name"), get::name(job), detail));
             }
         }
         errors
     }
 
     fn validate_update(&self, job: &Value, old: &Value) -> Errors {
-        let mut errors = self.validate(job);
+        let mut errors = validate_job(job);
         for field in ["selector", "completionMode", "podFailurePolicy", "backoffLimitPerIndex", "managedBy"] {
             errors.extend(immutable(job, old, &format!("spec.{field}")));
         }
@@ -142,13 +145,69 @@ impl Strategy for Jobs {
     }
 
     fn warnings(&self, job: &Value, old: Option<&Value>) -> Vec<String> {
-        if old.is_some() { Vec::new() } else { podspec::template_warnings(job) }
+        if old.is_some() {
+            return Vec::new();
+        }
+        let mut warnings = name_warning(job);
+        warnings.extend(podspec::template_warnings(job));
+        warnings
     }
 
     /// Dependents of jobs were always orphaned by clients that say nothing.
     fn orphans_by_default(&self) -> bool {
         true
     }
+}
+
+/// The name is also part of the hostnames of pods.
+pub fn name_warning(object: &Value) -> Vec<String> {
+    let messages = names::dns1123_label(get::name(object));
+    if messages.is_empty() {
+        return Vec::new();
+    }
+    vec![format!(
+        "metadata.name: this is used in Pod names and hostnames, which can result in surprising behavior; a DNS label is \
+         recommended: [{}]",
+        messages.join(" ")
+    )]
+}
+
+/// What holds for a job at any time.
+///
+/// Upstream: pkg/apis/batch/validation/validation.go ValidateJobSpec
+fn validate_job(job: &Value) -> Errors {
+    let spec = path("spec");
+    let mut errors = validate_spec(job, "spec", &spec);
+    match at(job, "spec.selector") {
+        None => errors.push(Error::required(&spec.child("selector"), "")),
+        Some(value) => {
+            errors.extend(selector(value, &spec.child("selector")));
+            errors.extend(podspec::validate_selected(job, "spec.template", &spec.child("template")));
+        }
+    }
+    errors
+}
+
+/// The selector and labels that the server made are those of the job.
+///
+/// Upstream: pkg/apis/batch/validation/validation.go validateGeneratedSelector
+fn validate_generated(job: &Value) -> Errors {
+    let mut errors = Errors::new();
+    if is_true(job, "spec.manualSelector") || !has(job, "spec.selector") {
+        return errors;
+    }
+    let selected = at(job, "spec.selector").unwrap_or(&Value::Null);
+    let own = json!({"metadata": {"labels": {
+        "batch.kubernetes.io/controller-uid": text(job, "metadata.uid"),
+        "batch.kubernetes.io/job-name": get::name(job),
+        "controller-uid": text(job, "metadata.uid"),
+        "job-name": get::name(job),
+    }}});
+    if LabelSelector::from_object(selected).is_ok_and(|selector| !selector.matches_object(&own)) {
+        let detail = "`selector` not auto-generated";
+        errors.push(Error::invalid(&path("spec.selector"), selected.clone(), detail));
+    }
+    errors
 }
 
 /// A job without a selector of its own selects the pods that carry its uid.
@@ -159,6 +218,8 @@ fn generate_selector(job: &mut Value) {
         return;
     }
     let (name, uid) = (get::name(job).to_owned(), text(job, "metadata.uid").to_owned());
+    // A job that was made without labels shares those of its template, in upstream's memory too.
+    let shares = at(job, "metadata.labels") == at(job, "spec.template.metadata.labels");
     if let Some(labels) = get::fields_mut(job, "spec.template.metadata.labels") {
         for (key, value) in [
             ("job-name", &name),
@@ -172,9 +233,7 @@ fn generate_selector(job: &mut Value) {
     if let Some(labels) = get::fields_mut(job, "spec.selector.matchLabels") {
         labels.entry("batch.kubernetes.io/controller-uid").or_insert_with(|| uid.into());
     }
-    if get::len(job, "metadata.labels") == 0
-        && let Some(labels) = at(job, "spec.template.metadata.labels").cloned()
-    {
+    if shares && let Some(labels) = at(job, "spec.template.metadata.labels").cloned() {
         set(job, "metadata.labels", labels);
     }
 }

@@ -159,10 +159,8 @@ fn validate_conditions(request: &Value, old: &Value, path: &Path) -> Errors {
 struct Requests;
 
 impl Strategy for Requests {
-    fn default(&self, request: &mut Value) {
-        if list(request, "spec.usages").is_empty() && has(request, "spec") {
-            set(request, "spec.usages", json!(["digital signature", "key encipherment"]));
-        }
+    fn validate_name(&self, name: &str) -> Vec<String> {
+        names::path_segment(name)
     }
 
     /// The requester is who asked, whatever the object says.
@@ -178,6 +176,10 @@ impl Strategy for Requests {
             get::remove(request, "spec.uid");
         } else {
             set(request, "spec.uid", context.uid);
+        }
+        get::remove(request, "spec.extra");
+        if !context.extra.is_empty() {
+            set(request, "spec.extra", json!(context.extra));
         }
     }
 

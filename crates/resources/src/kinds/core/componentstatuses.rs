@@ -5,6 +5,7 @@ use crate::prelude::*;
 pub fn row() -> Arc<ResourceDef> {
     Row::cluster("v1", "ComponentStatus", "componentstatuses")
         .short(&["cs"])
+        .deprecated("v1 ComponentStatus is deprecated in v1.19+")
         .verbs(&[Verb::Get, Verb::List])
         .columns("Name,Status,Message,Error", cells)
         .build()

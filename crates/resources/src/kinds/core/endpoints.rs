@@ -6,14 +6,11 @@ use crate::validate::{PROTOCOLS, dns_label, each, endpoint_ip, ip, port_number, 
 pub fn row() -> Arc<ResourceDef> {
     Row::namespaced("v1", "Endpoints", "endpoints")
         .short(&["ep"])
+        .deprecated("v1 Endpoints is deprecated in v1.33+; use discovery.k8s.io/v1 EndpointSlice")
         .prefix("services/endpoints")
         .columns("Name,Endpoints,Age", |o, now| cells![get::name(o), shown(o), age(o, now)])
-        .strategy(Rules { default, validate, create_on_update: true, warnings, ..Rules::PLAIN })
+        .strategy(Rules { default, validate, create_on_update: true, ..Rules::PLAIN })
         .build()
-}
-
-fn warnings(_endpoints: &Value) -> Vec<String> {
-    vec!["v1 Endpoints is deprecated in v1.33+; use discovery.k8s.io/v1 EndpointSlice".to_owned()]
 }
 
 /// The first few addresses with their ports.

@@ -26,6 +26,7 @@ pub fn row() -> Arc<ResourceDef> {
         })
         .fields(&["type"])
         .strategy(Rules {
+            name: names::path_segment,
             validate: |o| validate(o, "reportingComponent"),
             create_on_update: true,
             ..Rules::PLAIN

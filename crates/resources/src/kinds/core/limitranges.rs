@@ -1,13 +1,27 @@
 //! LimitRange: bounds and defaults for the resources of a namespace's pods.
 
+use std::collections::BTreeSet;
+
+use apimachinery::quantity::Quantity;
+
 use crate::prelude::*;
 use crate::validate::quantities;
 
 pub fn row() -> Arc<ResourceDef> {
     Row::namespaced("v1", "LimitRange", "limitranges")
         .short(&["limits"])
-        .strategy(Rules { default, validate, create_on_update: true, ..Rules::PLAIN })
+        .strategy(Rules { default, prepare_create, validate, create_on_update: true, ..Rules::PLAIN })
         .build()
+}
+
+/// One without a name has its uid for one.
+///
+/// Upstream: pkg/registry/core/limitrange/strategy.go PrepareForCreate
+fn prepare_create(_context: &crate::Context, limit_range: &mut Value) {
+    if get::name(limit_range).is_empty() {
+        let uid = text(limit_range, "metadata.uid").to_owned();
+        set(limit_range, "metadata.name", uid);
+    }
 }
 
 /// Fills the defaults of containers from the bounds.
@@ -40,35 +54,36 @@ fn validate(limit_range: &Value) -> Errors {
             errors.push(Error::duplicate(&at.child("type"), kind));
         }
         seen.push(kind);
-        for field in ["min", "max", "default", "defaultRequest", "maxLimitRequestRatio"] {
-            errors.extend(quantities::list(limit, field, &at.child(field)));
-            if kind == "Pod" && field.starts_with("default") {
-                continue;
-            }
-            for (name, _) in get::entries(limit, field) {
-                let at = at.child(field).key(name);
-                errors.extend(match kind {
-                    "Pod" | "Container" => quantities::container_name(name, &at),
-                    _ => quantities::resource_name(name, &at),
-                });
+        let names_of = |field: &str| -> Errors {
+            let at = at.child(field);
+            let names = get::entries(limit, field).map(|(name, _)| name);
+            names.flat_map(|name| resource_name(kind, name, &at.key(name))).collect()
+        };
+        errors.extend(names_of("max"));
+        errors.extend(names_of("min"));
+        for field in ["default", "defaultRequest"] {
+            if kind != "Pod" {
+                errors.extend(names_of(field));
+            } else if get::len(limit, field) > 0 {
+                let detail = "may not be specified when `type` is 'Pod'";
+                errors.push(Error::forbidden(&at.child(field), detail));
             }
         }
         if kind == "PersistentVolumeClaim" && !has(limit, "min.storage") && !has(limit, "max.storage") {
             let detail = "either minimum or maximum storage value is required, but neither was provided";
             errors.push(Error::required(&at.child("limits"), detail));
         }
-        errors.extend(ratios(limit, &at.child("maxLimitRequestRatio")));
-        if kind == "Pod" {
-            for field in ["default", "defaultRequest"] {
-                if get::len(limit, field) > 0 {
-                    let detail = "may not be specified when `type` is 'Pod'";
-                    errors.push(Error::forbidden(&at.child(field), detail));
-                }
-            }
-        }
-        errors.extend(ordered(limit, &at));
+        errors.extend(names_of("maxLimitRequestRatio"));
+        errors.extend(consistent(limit, kind, &at));
     }
     errors
+}
+
+fn resource_name(kind: &str, name: &str, at: &Path) -> Errors {
+    match kind {
+        "Pod" | "Container" => quantities::container_name(name, at),
+        _ => quantities::resource_name(name, at),
+    }
 }
 
 /// Upstream: pkg/apis/core/validation/validation.go validateLimitRangeTypeName
@@ -81,59 +96,82 @@ fn limit_type(kind: &str, at: &Path) -> Errors {
     vec![Error::invalid(at, kind, "must be a standard limit type or fully qualified")]
 }
 
-/// A limit may be so many times the request: at least once, and no more than the bounds allow.
-fn ratios(limit: &Value, path: &Path) -> Errors {
-    let mut errors = Errors::new();
-    for (name, value) in get::entries(limit, "maxLimitRequestRatio") {
-        let Some(ratio) = quantities::read(value) else { continue };
-        let at = path.key(name);
-        if ratio < apimachinery::quantity::Quantity::from_value_i64(1) {
-            let detail = format!("ratio {ratio} is less than 1");
-            errors.push(Error::invalid(&at, ratio.to_string(), detail));
-        }
-        let bound = |field: &str| at_key(limit, field, name).and_then(quantities::read);
-        if let (Some(min), Some(max)) = (bound("min"), bound("max")) {
-            let most = max.as_f64() / min.as_f64();
-            if ratio.as_f64() > most {
-                let detail = format!("ratio {ratio} is greater than max/min = {most:.6}");
-                errors.push(Error::invalid(&at, ratio.to_string(), detail));
-            }
-        }
-    }
-    errors
-}
-
-/// The bounds and defaults of one resource must not contradict each other.
-fn ordered(limit: &Value, at: &Path) -> Errors {
-    const ORDER: &[(&str, &str, &str, &str)] = &[
-        ("min", "max", "min", "min value {} is greater than max value {}"),
-        ("min", "defaultRequest", "defaultRequest", "min value {} is greater than default request value {}"),
-        ("min", "default", "default", "min value {} is greater than default value {}"),
-        ("defaultRequest", "max", "defaultRequest", "default request value {} is greater than max value {}"),
+/// The bounds and defaults of each resource must not contradict each other.
+fn consistent(limit: &Value, kind: &str, at: &Path) -> Errors {
+    /// What must not be greater than what, the field that is wrong, the value that is shown, and the words.
+    const ORDER: &[(&str, &str, &str, &str, &str)] = &[
+        ("min", "max", "min", "min", "min value {} is greater than max value {}"),
+        (
+            "min",
+            "defaultRequest",
+            "defaultRequest",
+            "defaultRequest",
+            "min value {} is greater than default request value {}",
+        ),
+        (
+            "defaultRequest",
+            "max",
+            "defaultRequest",
+            "defaultRequest",
+            "default request value {} is greater than max value {}",
+        ),
         (
             "defaultRequest",
             "default",
             "defaultRequest",
+            "defaultRequest",
             "default request value {} is greater than default limit value {}",
         ),
-        ("default", "max", "default", "default value {} is greater than max value {}"),
+        ("min", "default", "default", "min", "min value {} is greater than default value {}"),
+        ("default", "max", "default", "max", "default value {} is greater than max value {}"),
     ];
+    const FIELDS: &[&str] = &["max", "min", "default", "defaultRequest", "maxLimitRequestRatio"];
+    let of_pods = |field: &str| kind == "Pod" && field.starts_with("default");
+    let fields = || FIELDS.iter().filter(|field| !of_pods(field));
+    let names: BTreeSet<&str> =
+        fields().flat_map(|field| get::entries(limit, field)).map(|(n, _)| n).collect();
     let mut errors = Errors::new();
-    for (low, high, field, words) in ORDER {
-        for (name, value) in get::entries(limit, low) {
-            let Some(other) = at_key(limit, high, name) else { continue };
-            let (Some(low), Some(high)) = (quantities::read(value), quantities::read(other)) else {
+    for name in names {
+        let quantity = |field: &str| match of_pods(field) {
+            true => None,
+            false => limit.get(field)?.get(name).and_then(quantities::read),
+        };
+        for (low, high, field, shown, words) in ORDER {
+            let (Some(low), Some(high), Some(shown)) = (quantity(low), quantity(high), quantity(shown))
+            else {
                 continue;
             };
             if low > high {
                 let detail = words.replacen("{}", &low.to_string(), 1).replacen("{}", &high.to_string(), 1);
-                errors.push(Error::invalid(&at.child(field).key(name), low.to_string(), detail));
+                errors.push(Error::invalid(&at.child(field).key(name), shown.to_string(), detail));
             }
+        }
+        errors.extend(ratio(&quantity, &at.child("maxLimitRequestRatio").key(name)));
+        if let (Some(limit), Some(request)) = (quantity("default"), quantity("defaultRequest"))
+            && limit != request
+            && !quantities::overcommit_allowed(name)
+        {
+            let detail =
+                format!("default value {limit} must equal to defaultRequest value {request} in {name}");
+            errors.push(Error::invalid(&at.child("defaultRequest").key(name), request.to_string(), detail));
         }
     }
     errors
 }
 
-fn at_key<'a>(limit: &'a Value, field: &str, name: &str) -> Option<&'a Value> {
-    limit.get(field)?.get(name)
+/// A limit may be so many times the request: at least once, and no more than the bounds allow.
+fn ratio(quantity: &dyn Fn(&str) -> Option<Quantity>, at: &Path) -> Errors {
+    let mut errors = Errors::new();
+    let Some(ratio) = quantity("maxLimitRequestRatio") else { return errors };
+    if ratio < Quantity::from_value_i64(1) {
+        errors.push(Error::invalid(at, ratio.to_string(), format!("ratio {ratio} is less than 1")));
+    }
+    if let (Some(min), Some(max)) = (quantity("min"), quantity("max")) {
+        let most = max.as_f64() / min.as_f64();
+        if ratio.as_f64() > most {
+            let detail = format!("ratio {ratio} is greater than max/min = {most:.6}");
+            errors.push(Error::invalid(at, ratio.to_string(), detail));
+        }
+    }
+    errors
 }

@@ -71,6 +71,12 @@ fn roles(node: &Value) -> String {
 struct Nodes;
 
 impl Strategy for Nodes {
+    fn warnings(&self, node: &Value, _old: Option<&Value>) -> Vec<String> {
+        let named = !text(node, "spec.externalID").is_empty();
+        let why = "spec.externalID: this field is deprecated, and is unused by Kubernetes";
+        named.then(|| why.to_owned()).into_iter().collect()
+    }
+
     fn default(&self, node: &mut Value) {
         if let Some(capacity) = at(node, "status.capacity").cloned() {
             get::default(node, "status.allocatable", capacity);

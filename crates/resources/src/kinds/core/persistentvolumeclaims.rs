@@ -18,10 +18,12 @@ pub fn row() -> Arc<ResourceDef> {
             },
             prepare_create: |_, o| {
                 set(o, "status.phase", "Pending");
+                drop_sources(o);
                 mirror_source(o);
             },
             validate: |o| validate_spec(o, &path("spec")),
             validate_update,
+            warnings,
             ..Rules::PLAIN
         })
         .build()
@@ -46,9 +48,21 @@ fn cells(claim: &Value, now: i64) -> Vec<Cell> {
     ]
 }
 
+const OLD_CLASS: &str = "volume.beta.kubernetes.io/storage-class";
+const OLD_CLASS_WHY: &str = "deprecated since v1.8; use \"storageClassName\" attribute instead";
+
+/// Upstream: pkg/api/persistentvolumeclaim/util.go GetWarningsForPersistentVolumeClaim
+fn warnings(claim: &Value) -> Vec<String> {
+    let old = get::entries(claim, "metadata.annotations").any(|(key, _)| key == OLD_CLASS);
+    let mut warnings: Vec<String> =
+        old.then(|| format!("metadata.annotations[{OLD_CLASS}]: {OLD_CLASS_WHY}")).into_iter().collect();
+    warnings.extend(crate::podspec::claim_fractions(claim, "spec"));
+    warnings
+}
+
 /// The defaults of a claim's spec, in a claim or a template of claims.
 pub fn default_spec(object: &mut Value, spec: &str) {
-    get::default(object, &format!("{spec}.volumeMode"), "Filesystem");
+    get::default_absent(object, &format!("{spec}.volumeMode"), "Filesystem");
 }
 
 /// Upstream: pkg/apis/core/validation/validation.go ValidatePersistentVolumeClaimSpec
@@ -61,10 +75,7 @@ pub fn validate_spec(object: &Value, spec: &Path) -> Errors {
     );
     let selector_value = at(object, "spec.selector");
     errors.extend(selector_value.map_or_else(Errors::new, |s| selector(s, &spec.child("selector"))));
-    const MODES: &[&str] = &["ReadOnlyMany", "ReadWriteMany", "ReadWriteOnce", "ReadWriteOncePod"];
-    for mode in get::texts(object, "spec.accessModes") {
-        errors.extend(one_of(mode, &spec.child("accessModes"), MODES));
-    }
+    errors.extend(validate_modes(object, spec));
     let storage = spec.child("resources").key("storage");
     match at(object, "spec.resources.requests.storage") {
         None => errors.push(Error::required(&storage, "")),
@@ -77,11 +88,40 @@ pub fn validate_spec(object: &Value, spec: &Path) -> Errors {
         }
     }
     errors.extend(validate_sources(object, spec));
-    errors.extend(one_of(
-        text(object, "spec.volumeMode"),
-        &spec.child("volumeMode"),
-        &["Block", "Filesystem"],
-    ));
+    if let Some(mode) = at(object, "spec.volumeMode").and_then(Value::as_str) {
+        errors.extend(one_of(mode, &spec.child("volumeMode"), &["Block", "Filesystem"]));
+    }
+    errors
+}
+
+/// Sources that cannot be honoured are not kept: of other kinds than claims and snapshots in the old field, and of
+/// other namespaces in the new one.
+///
+/// Upstream: pkg/api/persistentvolumeclaim/util.go DropDisabledFields, EnforceDataSourceBackwardsCompatibility
+fn drop_sources(claim: &mut Value) {
+    if !text(claim, "spec.dataSourceRef.namespace").is_empty() {
+        get::remove(claim, "spec.dataSourceRef");
+    }
+    let part = |field: &str| text(claim, &format!("spec.dataSource.{field}"));
+    let known = matches!(
+        (part("apiGroup"), part("kind")),
+        ("", "PersistentVolumeClaim") | ("snapshot.storage.k8s.io", "VolumeSnapshot")
+    );
+    if !known && !has(claim, "spec.dataSourceRef") {
+        get::remove(claim, "spec.dataSource");
+    }
+}
+
+/// The ways in which a volume or claim is reached.
+pub fn validate_modes(object: &Value, spec: &Path) -> Errors {
+    const MODES: &[&str] = &["ReadOnlyMany", "ReadWriteMany", "ReadWriteOnce", "ReadWriteOncePod"];
+    let at = spec.child("accessModes");
+    let modes = get::texts(object, "spec.accessModes");
+    let mut errors: Errors = modes.iter().flat_map(|mode| one_of(mode, &at, MODES)).collect();
+    let alone = |mode: &&str| *mode == "ReadWriteOncePod";
+    if modes.iter().any(alone) && modes.iter().any(|mode| MODES.contains(mode) && !alone(mode)) {
+        errors.push(Error::forbidden(&at, "may not use ReadWriteOncePod with other access modes"));
+    }
     errors
 }
 

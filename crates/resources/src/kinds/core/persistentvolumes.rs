@@ -1,7 +1,8 @@
 //! PersistentVolume: storage that the cluster has.
 
+use crate::podspec;
 use crate::prelude::*;
-use crate::validate::{immutable, one_of, quantities, required};
+use crate::validate::{each, immutable, one_of, quantities, required};
 
 pub fn row() -> Arc<ResourceDef> {
     Row::cluster("v1", "PersistentVolume", "persistentvolumes")
@@ -12,7 +13,14 @@ pub fn row() -> Arc<ResourceDef> {
              +VolumeMode",
             cells,
         )
-        .strategy(Rules { default, prepare_create, validate, validate_update, ..Rules::PLAIN })
+        .strategy(Rules {
+            default,
+            prepare_create,
+            validate,
+            validate_update,
+            warnings,
+            ..Rules::PLAIN
+        })
         .build()
 }
 
@@ -41,10 +49,47 @@ fn cells(volume: &Value, now: i64) -> Vec<Cell> {
 fn default(volume: &mut Value) {
     get::default(volume, "status.phase", "Pending");
     get::default(volume, "spec.persistentVolumeReclaimPolicy", "Retain");
-    get::default(volume, "spec.volumeMode", "Filesystem");
+    get::default_absent(volume, "spec.volumeMode", "Filesystem");
     if has(volume, "spec.hostPath") {
         get::default(volume, "spec.hostPath.type", "");
     }
+}
+
+/// Upstream: pkg/api/persistentvolume/util.go warningsForPersistentVolumeSpecAndMeta
+fn warnings(volume: &Value) -> Vec<String> {
+    const ANNOTATIONS: &[(&str, &str)] = &[
+        (
+            "volume.beta.kubernetes.io/storage-class",
+            "deprecated since v1.8; use \"storageClassName\" attribute instead",
+        ),
+        (
+            "volume.beta.kubernetes.io/mount-options",
+            "deprecated since v1.31; use \"mountOptions\" attribute instead",
+        ),
+    ];
+    const PLUGINS: &[&str] = &["cephfs", "photonPersistentDisk", "scaleIO", "storageos", "glusterfs", "rbd"];
+    let mut warnings = Vec::new();
+    for (key, why) in ANNOTATIONS {
+        if get::entries(volume, "metadata.annotations").any(|(given, _)| given == *key) {
+            warnings.push(format!("metadata.annotations[{key}]: {why}"));
+        }
+    }
+    if text(volume, "spec.persistentVolumeReclaimPolicy") == "Recycle" {
+        warnings.push(
+            "spec.persistentVolumeReclaimPolicy: The Recycle reclaim policy is deprecated. Instead, the recommended \
+             approach is to use dynamic provisioning."
+                .to_owned(),
+        );
+    }
+    for (index, term) in list(volume, "spec.nodeAffinity.required.nodeSelectorTerms").iter().enumerate() {
+        let at = format!("spec.nodeAffinity.required.nodeSelectorTerms[{index}]");
+        warnings.extend(podspec::node_term(term, false, &at));
+    }
+    let used = PLUGINS.iter().filter(|field| has(volume, &format!("spec.{field}")));
+    warnings.extend(
+        used.filter_map(|field| podspec::plugin(field)).map(|(shown, why)| format!("spec.{shown}: {why}")),
+    );
+    warnings
 }
 
 fn prepare_create(context: &crate::Context, volume: &mut Value) {
@@ -54,80 +99,56 @@ fn prepare_create(context: &crate::Context, volume: &mut Value) {
 
 /// Upstream: pkg/apis/core/validation/validation.go ValidatePersistentVolumeSpec
 fn validate(volume: &Value) -> Errors {
-    let mut errors = Errors::new();
     let spec = path("spec");
-    const MODES: &[&str] = &["ReadOnlyMany", "ReadWriteMany", "ReadWriteOnce", "ReadWriteOncePod"];
-    errors.extend(required(volume, "spec.accessModes"));
-    for mode in get::texts(volume, "spec.accessModes") {
-        errors.extend(one_of(mode, &spec.child("accessModes"), MODES));
-    }
-    errors.extend(required(volume, "spec.capacity"));
-    if get::len(volume, "spec.capacity") > 0 && !has(volume, "spec.capacity.storage") {
-        let value = at(volume, "spec.capacity").cloned().unwrap_or_default();
-        errors.push(Error::not_supported(&spec.child("capacity"), value, &["storage"]));
-    }
-    for (name, value) in get::entries(volume, "spec.capacity") {
-        errors.extend(quantities::positive(value, &spec.child("capacity").key(name)));
-    }
-    const SOURCES: &[&str] = &[
-        "hostPath",
-        "gcePersistentDisk",
-        "awsElasticBlockStore",
-        "glusterfs",
-        "flocker",
-        "nfs",
-        "rbd",
-        "quobyte",
-        "cephfs",
-        "iscsi",
-        "cinder",
-        "fc",
-        "azureFile",
-        "vsphereVolume",
-        "photonPersistentDisk",
-        "azureDisk",
-        "portworxVolume",
-        "scaleIO",
-        "local",
-        "storageos",
-        "csi",
-        "flexVolume",
-    ];
-    let sources: Vec<&&str> = SOURCES.iter().filter(|s| has(volume, &format!("spec.{s}"))).collect();
-    for source in sources.iter().skip(1) {
-        // Upstream's own spelling.
-        let shown = if **source == "cephfs" { "cephFS" } else { source };
-        errors.push(Error::forbidden(&spec.child(shown), "may not specify more than 1 volume type"));
-    }
-    if sources.is_empty() {
-        errors.push(Error::required(&spec, "must specify a volume type"));
-    }
+    let mut errors = validate_modes_and_size(volume, &spec);
     let policy = text(volume, "spec.persistentVolumeReclaimPolicy");
-    errors.extend(one_of(
-        policy,
-        &spec.child("persistentVolumeReclaimPolicy"),
-        &["Delete", "Recycle", "Retain"],
-    ));
-    errors.extend(one_of(
-        text(volume, "spec.volumeMode"),
-        &spec.child("volumeMode"),
-        &["Block", "Filesystem"],
-    ));
-    for field in ["storageClassName", "volumeAttributesClassName"] {
-        let value = text(volume, &format!("spec.{field}"));
-        if !value.is_empty() {
-            errors.extend(crate::validate::each(names::dns1123_subdomain(value), &spec.child(field), value));
-        }
-    }
+    let at_policy = spec.child("persistentVolumeReclaimPolicy");
+    errors.extend(one_of(policy, &at_policy, &["Delete", "Recycle", "Retain"]));
     if let Some(affinity) = at(volume, "spec.nodeAffinity") {
         let at_required = spec.child("nodeAffinity").child("required");
         match at(affinity, "required") {
-            Some(required) => errors.extend(crate::podspec::validate_node_selector(required, &at_required)),
+            Some(required) => errors.extend(podspec::validate_node_selector(required, &at_required)),
             None => errors.push(Error::required(&at_required, "must specify required node constraints")),
         }
     }
-    if has(volume, "spec.local") && !has(volume, "spec.nodeAffinity") {
-        errors.push(Error::required(&path("metadata.annotations"), "Local volume requires node affinity"));
+    let source = at(volume, "spec").unwrap_or(&Value::Null);
+    errors.extend(podspec::sources::of_volume(source, get::name(volume), &spec));
+    if text(volume, "spec.hostPath.path") == "/" && policy == "Recycle" {
+        errors.push(Error::forbidden(&at_policy, "may not be 'recycle' for a hostPath mount of '/'"));
+    }
+    let class = text(volume, "spec.storageClassName");
+    if !class.is_empty() {
+        errors.extend(each(names::dns1123_subdomain(class), &spec.child("storageClassName"), class));
+    }
+    if let Some(mode) = at(volume, "spec.volumeMode").and_then(Value::as_str) {
+        errors.extend(one_of(mode, &spec.child("volumeMode"), &["Block", "Filesystem"]));
+    }
+    if let Some(class) = at(volume, "spec.volumeAttributesClassName").and_then(Value::as_str) {
+        let at_class = spec.child("volumeAttributesClassName");
+        match class {
+            "" => errors.push(Error::required(&at_class, "an empty string is disallowed")),
+            class => errors.extend(each(names::dns1123_subdomain(class), &at_class, class)),
+        }
+        if !has(volume, "spec.csi") {
+            let detail = "has to be specified when using volumeAttributesClassName";
+            errors.push(Error::required(&spec.child("csi"), detail));
+        }
+    }
+    errors
+}
+
+fn validate_modes_and_size(volume: &Value, spec: &Path) -> Errors {
+    let mut errors = required(volume, "spec.accessModes");
+    errors.extend(super::persistentvolumeclaims::validate_modes(volume, spec));
+    errors.extend(required(volume, "spec.capacity"));
+    let at_capacity = spec.child("capacity");
+    if !has(volume, "spec.capacity.storage") || get::len(volume, "spec.capacity") > 1 {
+        let value = at(volume, "spec.capacity").cloned().unwrap_or_default();
+        errors.push(Error::not_supported(&at_capacity, value, &["storage"]));
+    }
+    for (name, value) in get::entries(volume, "spec.capacity") {
+        errors.extend(quantities::non_negative(value, &at_capacity.key(name)));
+        errors.extend(quantities::positive(value, &at_capacity.key(name)));
     }
     errors
 }

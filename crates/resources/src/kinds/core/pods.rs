@@ -347,7 +347,8 @@ mod tests {
 
     #[test]
     fn a_new_pod_is_pending() {
-        let context = Context { now: 0, random: [0; 16], user: "u", uid: "", groups: &[] };
+        let context =
+            Context { now: 0, random: [0; 16], user: "u", uid: "", groups: &[], extra: &Default::default() };
         let mut new = pod(json!({"containers": [container(json!({}))], "schedulingGates": [{"name": "g"}]}));
         new["status"] = json!({"phase": "Running"});
         Pods.prepare_create(&context, &mut new);

@@ -12,6 +12,7 @@ pub fn row() -> Arc<ResourceDef> {
         .strategy(Rules {
             default: |o| podspec::default_template(o, "template"),
             validate: |o| podspec::validate_template(o, "template", &path("template")),
+            warnings: |o| podspec::template_warnings_at(o, "template"),
             generation: true,
             ..Rules::PLAIN
         })

@@ -26,28 +26,136 @@ fn cells(quota: &Value, now: i64) -> Vec<Cell> {
 /// Upstream: pkg/apis/core/validation/validation.go ValidateResourceQuotaSpec
 fn validate(quota: &Value) -> Errors {
     let mut errors = Errors::new();
-    let at = path("spec.hard");
+    let at_hard = path("spec.hard");
     for (name, value) in get::entries(quota, "spec.hard") {
-        for message in names::qualified_name(name) {
-            errors.push(Error::invalid(&at.key(name), name, message));
+        let at = at_hard.key(name);
+        errors.extend(quantities::resource_name(name, &at));
+        if !name.contains('/') && !is_standard(name) {
+            errors.push(Error::invalid(&at, name, "must be a standard resource for quota"));
         }
-        errors.extend(quantities::non_negative(value, &at.key(name)));
+        errors.extend(quantities::amount(name, value, &at));
     }
-    for scope in list(quota, "spec.scopes") {
-        const SCOPES: &[&str] = &[
-            "BestEffort",
-            "CrossNamespacePodAffinity",
-            "NotBestEffort",
-            "NotTerminating",
-            "PriorityClass",
-            "Terminating",
-            "VolumeAttributesClass",
-        ];
-        if !scope.as_str().is_some_and(|s| SCOPES.contains(&s)) {
-            let all = get::at(quota, "spec.scopes").cloned().unwrap_or_default();
-            errors.push(Error::invalid(&path("spec.scopes"), all, "unsupported scope"));
+    let hard: Vec<&str> = get::entries(quota, "spec.hard").map(|(name, _)| name).collect();
+    let scopes = get::texts(quota, "spec.scopes");
+    let shown = at(quota, "spec.scopes").cloned().unwrap_or_default();
+    let at_scopes = path("spec.scopes");
+    for scope in &scopes {
+        if !SCOPES.contains(scope) {
+            errors.push(Error::invalid(&at_scopes, shown.clone(), "unsupported scope"));
         }
+        let misfits = hard.iter().filter(|name| is_standard(name) && !is_scoped(scope, name));
+        errors.extend(misfits.map(|_| Error::invalid(&at_scopes, shown.clone(), MISFIT)));
     }
+    errors.extend(conflicts(&scopes, &shown, &at_scopes));
+    if let Some(selector) = at(quota, "spec.scopeSelector") {
+        errors.extend(validate_selector(selector, &hard, &shown));
+    }
+    errors
+}
+
+const SCOPES: &[&str] = &[
+    "BestEffort",
+    "CrossNamespacePodAffinity",
+    "NotBestEffort",
+    "NotTerminating",
+    "PriorityClass",
+    "Terminating",
+    "VolumeAttributesClass",
+];
+const MISFIT: &str = "unsupported scope applied to resource";
+
+/// Whether quotas know the resource.
+///
+/// Upstream: pkg/apis/core/helper/helpers.go IsStandardQuotaResourceName
+fn is_standard(name: &str) -> bool {
+    const NAMES: &[&str] = &[
+        "cpu",
+        "memory",
+        "ephemeral-storage",
+        "requests.cpu",
+        "requests.memory",
+        "requests.storage",
+        "requests.ephemeral-storage",
+        "limits.cpu",
+        "limits.memory",
+        "limits.ephemeral-storage",
+        "pods",
+        "resourcequotas",
+        "services",
+        "replicationcontrollers",
+        "secrets",
+        "persistentvolumeclaims",
+        "configmaps",
+        "services.nodeports",
+        "services.loadbalancers",
+    ];
+    NAMES.contains(&name) || name.starts_with("hugepages-") || name.starts_with("requests.hugepages-")
+}
+
+/// Whether what a scope selects uses the resource.
+///
+/// Upstream: pkg/apis/core/helper/helpers.go IsResourceQuotaScopeValidForResource
+fn is_scoped(scope: &str, name: &str) -> bool {
+    const COMPUTE: &[&str] =
+        &["cpu", "memory", "limits.cpu", "limits.memory", "requests.cpu", "requests.memory"];
+    match scope {
+        "Terminating"
+        | "NotTerminating"
+        | "NotBestEffort"
+        | "PriorityClass"
+        | "CrossNamespacePodAffinity" => name == "pods" || COMPUTE.contains(&name),
+        "BestEffort" => name == "pods",
+        "VolumeAttributesClass" => matches!(name, "persistentvolumeclaims" | "requests.storage"),
+        _ => true,
+    }
+}
+
+fn conflicts(scopes: &[&str], shown: &Value, at: &Path) -> Errors {
+    let pairs = [("BestEffort", "NotBestEffort"), ("Terminating", "NotTerminating")];
+    let both = pairs.iter().filter(|(a, b)| scopes.contains(a) && scopes.contains(b));
+    both.map(|_| Error::invalid(at, shown.clone(), "conflicting scopes")).collect()
+}
+
+/// Upstream: pkg/apis/core/validation/validation.go validateScopedResourceSelectorRequirement
+fn validate_selector(selector: &Value, hard: &[&str], shown: &Value) -> Errors {
+    let path = path("spec.scopeSelector.matchExpressions");
+    let mut errors = Errors::new();
+    let mut scopes = Vec::new();
+    for requirement in list(selector, "matchExpressions") {
+        let (scope, operator) = (text(requirement, "scopeName"), text(requirement, "operator"));
+        if !SCOPES.contains(&scope) {
+            errors.push(Error::invalid(&path.child("scopeName"), scope, "unsupported scope"));
+        }
+        let misfits = hard.iter().filter(|name| is_standard(name) && !is_scoped(scope, name));
+        errors.extend(misfits.map(|_| Error::invalid(&path, selector.clone(), MISFIT)));
+        let only_exists =
+            SCOPES.contains(&scope) && !matches!(scope, "PriorityClass" | "VolumeAttributesClass");
+        if only_exists && operator != "Exists" {
+            let detail = "must be 'Exists' when scope is any of ResourceQuotaScopeTerminating, \
+                          ResourceQuotaScopeNotTerminating, ResourceQuotaScopeBestEffort, \
+                          ResourceQuotaScopeNotBestEffort or ResourceQuotaScopeCrossNamespacePodAffinity";
+            errors.push(Error::invalid(&path.child("operator"), operator, detail));
+        }
+        let values = list(requirement, "values");
+        match operator {
+            "In" | "NotIn" if values.is_empty() => {
+                let detail =
+                    "must be at least one value when `operator` is 'In' or 'NotIn' for scope selector";
+                errors.push(Error::required(&path.child("values"), detail));
+            }
+            "Exists" | "DoesNotExist" if !values.is_empty() => {
+                let detail =
+                    "must be no value when `operator` is 'Exist' or 'DoesNotExist' for scope selector";
+                errors.push(Error::invalid(&path.child("values"), Value::from(values), detail));
+            }
+            "In" | "NotIn" | "Exists" | "DoesNotExist" => {}
+            other => {
+                errors.push(Error::invalid(&path.child("operator"), other, "not a valid selector operator"));
+            }
+        }
+        scopes.push(scope);
+    }
+    errors.extend(conflicts(&scopes, shown, &path));
     errors
 }
 

@@ -102,7 +102,7 @@ fn default(service: &mut Value) {
         get::default(service, "spec.externalTrafficPolicy", "Cluster");
     }
     if matches!(text(service, "spec.type"), "NodePort" | "LoadBalancer" | "ClusterIP") {
-        get::default(service, "spec.internalTrafficPolicy", "Cluster");
+        get::default_absent(service, "spec.internalTrafficPolicy", "Cluster");
     }
     if text(service, "spec.type") == "LoadBalancer" {
         get::default(service, "spec.allocateLoadBalancerNodePorts", true);
@@ -116,7 +116,47 @@ fn default(service: &mut Value) {
 
 struct Services;
 
+/// Upstream: pkg/api/service/warnings.go GetWarningsForService
+fn warnings(service: &Value) -> Vec<String> {
+    let mut warnings = Vec::new();
+    let mut warn = |when: bool, what: &str| {
+        if when {
+            warnings.push(what.to_owned());
+        }
+    };
+    let annotated = get::entries(service, "metadata.annotations")
+        .any(|(key, _)| key == "service.kubernetes.io/topology-aware-hints");
+    warn(
+        annotated,
+        "annotation service.kubernetes.io/topology-aware-hints is deprecated, please use \
+         service.kubernetes.io/topology-mode instead",
+    );
+    let kind = text(service, "spec.type");
+    let headless = kind == "ClusterIP" && text(service, "spec.clusterIP") == "None";
+    let external = !list(service, "spec.externalIPs").is_empty();
+    let by_name = kind == "ExternalName";
+    let balanced = !text(service, "spec.loadBalancerIP").is_empty();
+    warn(headless && balanced, "spec.loadBalancerIP is ignored for headless services");
+    warn(headless && external, "spec.externalIPs is ignored for headless services");
+    let affine = text(service, "spec.sessionAffinity") != "None";
+    warn(headless && affine, "spec.SessionAffinity is ignored for headless services");
+    let deprecated = "spec.externalIPs is deprecated and may no longer be implemented in some clusters";
+    warn(external && !headless && !by_name, deprecated);
+    warn(by_name && external, "spec.externalIPs is ignored when spec.type is \"ExternalName\"");
+    let named = !text(service, "spec.externalName").is_empty();
+    warn(named && !by_name, "spec.externalName is ignored when spec.type is not \"ExternalName\"");
+    warn(
+        text(service, "spec.trafficDistribution") == "PreferClose",
+        "spec.trafficDistribution: \"PreferClose\" is deprecated; use \"PreferSameZone\"",
+    );
+    warnings
+}
+
 impl Strategy for Services {
+    fn warnings(&self, service: &Value, _old: Option<&Value>) -> Vec<String> {
+        warnings(service)
+    }
+
     fn default(&self, service: &mut Value) {
         default(service);
     }

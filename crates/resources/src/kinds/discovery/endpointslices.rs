@@ -1,7 +1,7 @@
 //! EndpointSlice: some of the addresses behind a Service.
 
 use crate::prelude::*;
-use crate::validate::{PROTOCOLS, dns_label, each, endpoint_ip, immutable, ip, required_one_of};
+use crate::validate::{PROTOCOLS, dns_label, each, endpoint_ip, immutable, ip, one_of, required_one_of};
 
 const MAX_ENDPOINTS: usize = 1000;
 const MAX_ADDRESSES: usize = 100;
@@ -44,8 +44,8 @@ fn addresses(slice: &Value) -> String {
 
 fn default(slice: &mut Value) {
     for port in get::list_mut(slice, "ports") {
-        get::default(port, "name", "");
-        get::default(port, "protocol", "TCP");
+        get::default_absent(port, "name", "");
+        get::default_absent(port, "protocol", "TCP");
     }
 }
 
@@ -81,7 +81,7 @@ fn validate_ports(slice: &Value) -> Errors {
             errors.push(Error::duplicate(&at.child("name"), name));
         }
         seen.push(name);
-        errors.extend(required_one_of(text(port, "protocol"), &at.child("protocol"), PROTOCOLS));
+        errors.extend(one_of(text(port, "protocol"), &at.child("protocol"), PROTOCOLS));
         if has(port, "appProtocol") {
             let protocol = text(port, "appProtocol");
             errors.extend(each(names::qualified_name(protocol), &at.child("appProtocol"), protocol));
@@ -114,6 +114,18 @@ fn validate_endpoint(endpoint: &Value, kind: &str, at: &Path) -> Errors {
         let hints = get::items(endpoint, &format!("hints.{field}"), &at);
         if hints.len() > MAX_HINTS {
             errors.push(Error::too_many(&at, hints.len(), MAX_HINTS));
+            continue;
+        }
+        let rule = if field == "forNodes" { names::dns1123_subdomain } else { names::label_value };
+        let mut seen = Vec::new();
+        for (hint, at) in hints {
+            let (name, at) = (text(hint, "name"), at.child("name"));
+            if seen.contains(&name) {
+                errors.push(Error::duplicate(&at, name));
+            } else {
+                errors.extend(each(rule(name), &at, name));
+            }
+            seen.push(name);
         }
     }
     errors

@@ -32,7 +32,7 @@ fn cells(class: &Value, now: i64) -> Vec<Cell> {
 
 fn default(class: &mut Value) {
     if has(class, "spec.parameters") {
-        get::default(class, "spec.parameters.scope", "Cluster");
+        get::default_absent(class, "spec.parameters.scope", "Cluster");
     }
 }
 

@@ -17,8 +17,17 @@ pub fn row() -> Arc<ResourceDef> {
                 age(o, now),
             ]
         })
-        .strategy(Rules { validate, generation: true, ..Rules::PLAIN })
+        .strategy(Rules { validate, warnings, generation: true, ..Rules::PLAIN })
         .build()
+}
+
+fn warnings(ingress: &Value) -> Vec<String> {
+    const OLD_CLASS: &str = "kubernetes.io/ingress.class";
+    let old = get::entries(ingress, "metadata.annotations").any(|(key, _)| key == OLD_CLASS);
+    if !old || has(ingress, "spec.ingressClassName") {
+        return Vec::new();
+    }
+    vec![format!("annotation {OLD_CLASS:?} is deprecated, please use 'spec.ingressClassName' instead")]
 }
 
 fn hosts(ingress: &Value) -> String {
@@ -79,8 +88,7 @@ fn validate(ingress: &Value) -> Errors {
             errors.extend(messages.into_iter().map(|m| Error::invalid(&at.child("secretName"), secret, m)));
         }
     }
-    let class = text(ingress, "spec.ingressClassName");
-    if !class.is_empty() {
+    if let Some(class) = at(ingress, "spec.ingressClassName").and_then(Value::as_str) {
         let messages = names::dns1123_subdomain(class);
         let at = spec.child("ingressClassName");
         errors.extend(messages.into_iter().map(|m| Error::invalid(&at, class, m)));
@@ -154,7 +162,29 @@ fn validate_backend(backend: &Value, at: &Path) -> Errors {
                 }
             }
         }
-        (true, false) => {}
+        (true, false) => errors.extend(validate_resource(&backend["resource"], &at.child("resource"))),
+    }
+    errors
+}
+
+/// An object of the namespace that serves.
+///
+/// Upstream: pkg/apis/networking/validation/validation.go validateIngressTypedLocalObjectReference
+fn validate_resource(reference: &Value, at: &Path) -> Errors {
+    let mut errors = Errors::new();
+    if let Some(group) = get::at(reference, "apiGroup").and_then(Value::as_str) {
+        let messages = names::dns1123_subdomain(group);
+        errors.extend(messages.into_iter().map(|m| Error::invalid(&at.child("apiGroup"), group, m)));
+    }
+    for field in ["kind", "name"] {
+        let at = at.child(field);
+        match text(reference, field) {
+            "" => errors.push(Error::required(&at, "")),
+            value => {
+                let messages = names::path_segment(value);
+                errors.extend(messages.into_iter().map(|m| Error::invalid(&at, value, m)));
+            }
+        }
     }
     errors
 }

@@ -34,14 +34,25 @@ fn name(name: &str) -> Vec<String> {
     }
 }
 
+/// Upstream: pkg/apis/networking/validation/validation.go validateIPAddressParentReference
 fn validate(address: &Value) -> Errors {
     let mut errors = Errors::new();
     if !has(address, "spec.parentRef") {
         return vec![Error::required(&path("spec.parentRef"), "")];
     }
-    for field in ["resource", "name"] {
-        if text(address, &format!("spec.parentRef.{field}")).is_empty() {
-            errors.push(Error::required(&path("spec.parentRef").child(field), ""));
+    type Rule = fn(&str) -> Vec<String>;
+    let fields: [(&str, bool, Rule); 4] = [
+        ("group", false, names::dns1123_subdomain),
+        ("resource", true, names::path_segment),
+        ("name", true, names::path_segment),
+        ("namespace", false, names::path_segment),
+    ];
+    for (field, required, rule) in fields {
+        let at = path("spec.parentRef").child(field);
+        match text(address, &format!("spec.parentRef.{field}")) {
+            "" if required => errors.push(Error::required(&at, "")),
+            "" => {}
+            value => errors.extend(crate::validate::each(rule(value), &at, value)),
         }
     }
     errors

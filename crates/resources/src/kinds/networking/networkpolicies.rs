@@ -22,7 +22,7 @@ fn default(policy: &mut Value) {
     }
     for direction in ["spec.ingress", "spec.egress"] {
         for rule in get::list_mut(policy, direction) {
-            get::list_mut(rule, "ports").for_each(|port| get::default(port, "protocol", "TCP"));
+            get::list_mut(rule, "ports").for_each(|port| get::default_absent(port, "protocol", "TCP"));
         }
     }
 }

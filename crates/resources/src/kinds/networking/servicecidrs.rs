@@ -17,6 +17,13 @@ fn validate(range: &Value) -> Errors {
     if cidrs.is_empty() {
         return vec![Error::required(&path("spec.cidrs"), "at least one CIDR required")];
     }
+    let families: Vec<bool> = get::texts(range, "spec.cidrs").iter().map(|cidr| cidr.contains(':')).collect();
+    if cidrs.len() > 2 || (cidrs.len() == 2 && families[0] == families[1]) {
+        let value = at(range, "spec.cidrs").cloned().unwrap_or_default();
+        let detail =
+            "may specify no more than one IP for each IP family, i.e 192.168.0.0/24 and 2001:db8::/64";
+        return vec![Error::invalid(&path("spec.cidrs"), value, detail)];
+    }
     cidrs.iter().flat_map(|(c, at)| crate::validate::cidr(c.as_str().unwrap_or_default(), at)).collect()
 }
 

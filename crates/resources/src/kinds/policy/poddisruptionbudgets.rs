@@ -16,7 +16,13 @@ pub fn row() -> Arc<ResourceDef> {
                 age(o, now),
             ]
         })
-        .strategy(Rules { validate, generation: true, unconditional_update: false, ..Rules::PLAIN })
+        .strategy(Rules {
+            name: names::path_segment,
+            validate,
+            generation: true,
+            unconditional_update: false,
+            ..Rules::PLAIN
+        })
         .build()
 }
 
@@ -36,8 +42,7 @@ fn validate(budget: &Value) -> Errors {
     if let Some(value) = at(budget, "spec.selector") {
         errors.extend(selector(value, &spec.child("selector")));
     }
-    let policy = text(budget, "spec.unhealthyPodEvictionPolicy");
-    if !policy.is_empty() {
+    if let Some(policy) = at(budget, "spec.unhealthyPodEvictionPolicy").and_then(Value::as_str) {
         let at = spec.child("unhealthyPodEvictionPolicy");
         errors.extend(crate::validate::one_of(policy, &at, &["AlwaysAllow", "IfHealthyBudget"]));
     }

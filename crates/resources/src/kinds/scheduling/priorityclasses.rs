@@ -19,7 +19,7 @@ pub fn row() -> Arc<ResourceDef> {
             ]
         })
         .strategy(Rules {
-            default: |o| get::default(o, "preemptionPolicy", "PreemptLowerPriority"),
+            default: |o| get::default_absent(o, "preemptionPolicy", "PreemptLowerPriority"),
             validate,
             validate_update,
             generation: true,
@@ -46,10 +46,9 @@ fn validate(class: &Value) -> Errors {
         let detail = format!("maximum allowed value of a user defined priority is {HIGHEST_OF_USERS}");
         errors.push(Error::forbidden(&path("value"), detail));
     }
-    let policy = text(class, "preemptionPolicy");
-    if !policy.is_empty() {
+    if let Some(policy) = at(class, "preemptionPolicy").and_then(Value::as_str) {
         let at = path("preemptionPolicy");
-        errors.extend(crate::validate::one_of(policy, &at, &["PreemptLowerPriority", "Never"]));
+        errors.extend(crate::validate::required_one_of(policy, &at, &["PreemptLowerPriority", "Never"]));
     }
     errors
 }

@@ -10,7 +10,14 @@ pub fn row() -> Arc<ResourceDef> {
              RequiresRepublish:boolean,Modes,Age",
             cells,
         )
-        .strategy(Rules { default, validate, validate_update, unconditional_update: false, ..Rules::PLAIN })
+        .strategy(Rules {
+            default,
+            validate,
+            warnings,
+            validate_update,
+            unconditional_update: false,
+            ..Rules::PLAIN
+        })
         .build()
 }
 
@@ -31,13 +38,21 @@ fn cells(driver: &Value, now: i64) -> Vec<Cell> {
     ]
 }
 
+fn warnings(driver: &Value) -> Vec<String> {
+    let asks = !list(driver, "spec.tokenRequests").is_empty();
+    let why = "spec.serviceAccountTokenInSecrets is unset; if supported by this CSI driver, set to true to prevent \
+               possible logging of tokens in volume attributes";
+    let silent = !has(driver, "spec.serviceAccountTokenInSecrets");
+    (asks && silent).then(|| why.to_owned()).into_iter().collect()
+}
+
 /// Upstream: pkg/apis/storage/v1/defaults.go SetDefaults_CSIDriver
 fn default(driver: &mut Value) {
     get::default(driver, "spec.attachRequired", true);
     for field in ["podInfoOnMount", "storageCapacity", "requiresRepublish", "seLinuxMount"] {
         get::default(driver, &format!("spec.{field}"), false);
     }
-    get::default(driver, "spec.fsGroupPolicy", "ReadWriteOnceWithFSType");
+    get::default_absent(driver, "spec.fsGroupPolicy", "ReadWriteOnceWithFSType");
     if list(driver, "spec.volumeLifecycleModes").is_empty() {
         set(driver, "spec.volumeLifecycleModes", json!(["Persistent"]));
     }
@@ -58,11 +73,9 @@ fn validate(driver: &Value) -> Errors {
             errors.push(Error::required(&spec.child(field), ""));
         }
     }
-    let policy = text(driver, "spec.fsGroupPolicy");
-    if policy.is_empty() {
-        errors.push(Error::required(&spec.child("fsGroupPolicy"), ""));
-    } else {
-        errors.extend(one_of(policy, &spec.child("fsGroupPolicy"), POLICIES));
+    match at(driver, "spec.fsGroupPolicy").and_then(Value::as_str) {
+        None => errors.push(Error::required(&spec.child("fsGroupPolicy"), "")),
+        Some(policy) => errors.extend(one_of(policy, &spec.child("fsGroupPolicy"), POLICIES)),
     }
     let mut audiences = Vec::new();
     for (token, at) in get::items(driver, "spec.tokenRequests", &spec.child("tokenRequests")) {

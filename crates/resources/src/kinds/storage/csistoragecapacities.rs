@@ -16,10 +16,8 @@ fn validate(capacity: &Value) -> Errors {
     let messages = names::dns1123_subdomain(class);
     let mut errors: Errors =
         messages.into_iter().map(|m| Error::invalid(&path("storageClassName"), class, m)).collect();
-    for field in ["capacity", "maximumVolumeSize"] {
-        if let Some(value) = at(capacity, field) {
-            errors.extend(crate::validate::quantities::non_negative(value, &path(field)));
-        }
+    if let Some(value) = at(capacity, "capacity") {
+        errors.extend(crate::validate::quantities::non_negative(value, &path("capacity")));
     }
     if let Some(topology) = at(capacity, "nodeTopology") {
         errors.extend(crate::validate::selector(topology, &path("nodeTopology")));

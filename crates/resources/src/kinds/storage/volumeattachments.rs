@@ -20,10 +20,8 @@ pub fn row() -> Arc<ResourceDef> {
 }
 
 fn validate(attachment: &Value) -> Errors {
-    let mut errors = crate::validate::required(attachment, "spec.attacher");
-    let node = text(attachment, "spec.nodeName");
-    let messages = names::dns1123_subdomain(node);
-    errors.extend(messages.into_iter().map(|m| Error::invalid(&path("spec.nodeName"), node, m)));
+    let attacher = text(attachment, "spec.attacher");
+    let mut errors = crate::validate::csi_driver_name(attacher, &path("spec.attacher"));
     let inline = has(attachment, "spec.source.inlineVolumeSpec");
     let name = text(attachment, "spec.source.persistentVolumeName");
     let detail = "must specify exactly one of inlineVolumeSpec and persistentVolumeName";
@@ -39,6 +37,9 @@ fn validate(attachment: &Value) -> Errors {
         }
         (false, true) => {}
     }
+    let node = text(attachment, "spec.nodeName");
+    let messages = names::dns1123_subdomain(node);
+    errors.extend(messages.into_iter().map(|m| Error::invalid(&path("spec.nodeName"), node, m)));
     if !name.is_empty() {
         let messages = names::dns1123_subdomain(name);
         let at = path("spec.source.persistentVolumeName");
