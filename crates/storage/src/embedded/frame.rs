@@ -212,8 +212,8 @@ impl<'m> Reader<'m> {
     fn lacks_sector(&self) -> bool {
         let first = (SECTOR_BYTES - self.at % SECTOR_BYTES) as usize;
         let (head, rest) = self.buffer.split_at(first.min(self.buffer.len()));
-        let sectors = std::iter::once(head).chain(rest.chunks(SECTOR_BYTES as usize));
-        sectors.into_iter().any(|sector| sector.iter().all(|byte| *byte == 0))
+        let mut sectors = std::iter::once(head).chain(rest.chunks(SECTOR_BYTES as usize));
+        sectors.any(|sector| sector.iter().all(|byte| *byte == 0))
     }
 
     /// Behind the last frame there is nothing, and no frame behind one of unknown length: else one is missing, and not
