@@ -169,6 +169,7 @@ objects! {
     crate::rbac::v1::ClusterRoleBinding, false;
     crate::rbac::v1::Role, true;
     crate::rbac::v1::RoleBinding, true;
+    crate::resource::v1::DeviceClass, false;
     crate::resource::v1::ResourceClaim, true;
     crate::resource::v1::ResourceClaimTemplate, true;
     crate::resource::v1::ResourceSlice, false;

@@ -17,7 +17,7 @@ mod work;
 use std::path::PathBuf;
 
 use clap::{Parser, ValueEnum};
-use target::Target;
+use target::{Parts, Target};
 
 /// Measure an API server: create, get, list, list pages, patch status, update, watch, delete
 ///
@@ -125,7 +125,8 @@ async fn run(options: Options) -> anyhow::Result<()> {
     if targets.is_empty() {
         let binary =
             options.binary.as_ref().ok_or_else(|| anyhow::anyhow!("give --binary or --kubeconfig"))?;
-        targets.push(Target::start(binary, options.data.as_deref(), options.control_plane).await?);
+        let parts = if options.control_plane { Parts::ControlPlane } else { Parts::ApiServer };
+        targets.push(Target::start(binary, options.data.as_deref(), parts).await?);
     }
     if options.scale {
         let report = scale::run(&mut targets[0], options.work).await?;

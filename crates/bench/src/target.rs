@@ -27,11 +27,32 @@ pub struct Target {
     numbers: std::cell::Cell<usize>,
 }
 
+/// What of the control plane a server of our own is.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Parts {
+    ApiServer,
+    /// All of it, in one process.
+    ControlPlane,
+    /// The same for nodes without kubelets, which nobody is to take for lost.
+    WithoutKubelets,
+}
+
+impl Parts {
+    fn arguments(self) -> &'static [&'static str] {
+        match self {
+            Parts::ApiServer => &["apiserver", "--advertise-address=127.0.0.1"],
+            Parts::ControlPlane => &["server", "--no-node", "--node-ip=127.0.0.1"],
+            Parts::WithoutKubelets => {
+                &["server", "--no-node", "--node-ip=127.0.0.1", "--controllers=*,-node-lifecycle-controller"]
+            }
+        }
+    }
+}
+
 /// A server of our own.
 pub struct Started {
     binary: PathBuf,
-    /// The whole control plane, rather than the API server alone.
-    control_plane: bool,
+    parts: Parts,
     folder: TempDir,
     port: u16,
     child: Option<Child>,
@@ -51,7 +72,7 @@ impl Target {
         self.pids.extend(pids);
     }
 
-    pub async fn start(binary: &Path, data: Option<&Path>, control_plane: bool) -> anyhow::Result<Self> {
+    pub async fn start(binary: &Path, data: Option<&Path>, parts: Parts) -> anyhow::Result<Self> {
         let mut builder = tempfile::Builder::new();
         builder.prefix("trierarch-bench-");
         let folder = match data {
@@ -62,8 +83,7 @@ impl Target {
         // Free now, and nobody else on this machine is likely to take it in the next moment.
         let port = std::net::TcpListener::bind(("127.0.0.1", 0))?.local_addr()?.port();
         let binary = binary.to_owned();
-        let mut started =
-            Started { binary, control_plane, folder, port, child: None, time_to_ready: Duration::ZERO };
+        let mut started = Started { binary, parts, folder, port, child: None, time_to_ready: Duration::ZERO };
         let pid = started.run()?;
         let config = client::kubeconfig::Kubeconfig::read(&started.folder.path().join("admin.kubeconfig"))?
             .config(None)?;
@@ -134,10 +154,7 @@ impl Started {
     fn run(&mut self) -> anyhow::Result<u32> {
         let begun = Instant::now();
         let mut command = Command::new(&self.binary);
-        command.args(match self.control_plane {
-            true => ["server", "--no-node", "--node-ip=127.0.0.1"].as_slice(),
-            false => &["apiserver", "--advertise-address=127.0.0.1"],
-        });
+        command.args(self.parts.arguments());
         command.arg("--bind-address=127.0.0.1");
         command.arg(format!("--secure-port={}", self.port)).arg("--data-dir").arg(self.folder.path());
         command.stdout(Stdio::null()).stderr(Stdio::piped());

@@ -11,7 +11,7 @@ use http::{Method, Request, Response, header};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::watch::WatchStream;
+use crate::watch::{Decode, WatchStream};
 use crate::{Body, Client, Error, Resource, Transport};
 
 /// What to list or watch.
@@ -259,10 +259,11 @@ impl Client {
         namespace: Option<&str>,
         options: &ListOptions,
     ) -> Result<WatchStream<T>, Error> {
-        let path = path(&Resource::of::<T>(), namespace, None, None) + &options.query(true).0;
-        let response = self.exchange(Method::GET, path, None).await?;
-        let decode = |object| T::from_value(object).map_err(|e| Error::Decode(e.into()));
-        Ok(WatchStream::new(response.into_body(), decode))
+        let decode = Decode {
+            text: Box::new(|text| T::from_slice(text).ok()),
+            tree: Box::new(|object| T::from_value(object).map_err(|e| Error::Decode(e.into()))),
+        };
+        self.watch_read(&Resource::of::<T>(), namespace, options, decode).await
     }
 }
 
@@ -379,8 +380,20 @@ impl Client {
         namespace: Option<&str>,
         options: &ListOptions,
     ) -> Result<WatchStream<Value>, Error> {
+        let decode = Decode { text: Box::new(|text| serde_json::from_slice(text).ok()), tree: Box::new(Ok) };
+        self.watch_read(resource, namespace, options, decode).await
+    }
+
+    /// Watches objects that the caller reads itself.
+    pub async fn watch_read<T>(
+        &self,
+        resource: &Resource,
+        namespace: Option<&str>,
+        options: &ListOptions,
+        decode: Decode<T>,
+    ) -> Result<WatchStream<T>, Error> {
         let path = path(resource, namespace, None, None) + &options.query(true).0;
-        Ok(WatchStream::new(self.exchange(Method::GET, path, None).await?.into_body(), Ok))
+        Ok(WatchStream::new(self.exchange(Method::GET, path, None).await?.into_body(), decode))
     }
 
     /// Any other path: discovery, health, logs. The whole body.

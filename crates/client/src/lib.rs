@@ -22,7 +22,7 @@ use bytes::Bytes;
 use futures::Stream;
 
 pub use call::{DeleteOptions, List, ListOptions, PatchType, Preconditions, Propagation};
-pub use watch::{WatchEvent, WatchStream};
+pub use watch::{Decode, WatchEvent, WatchStream};
 
 /// What answers requests.
 #[async_trait]

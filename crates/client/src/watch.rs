@@ -31,8 +31,13 @@ pub struct WatchStream<T> {
     decode: Decode<T>,
 }
 
-/// How the object of an event is read: typed, or kept as a tree.
-type Decode<T> = fn(Value) -> Result<T, Error>;
+/// How the object of an event is read. Mostly it is read from its text at once; the tree is for what does not have
+/// the usual shape.
+pub struct Decode<T> {
+    /// None when the text cannot be read so.
+    pub text: Box<dyn Fn(&[u8]) -> Option<T> + Send + Sync>,
+    pub tree: Box<dyn Fn(Value) -> Result<T, Error> + Send + Sync>,
+}
 
 #[derive(Deserialize)]
 struct Wire {
@@ -50,11 +55,11 @@ impl<T> WatchStream<T> {
     pub async fn next(&mut self) -> Option<Result<WatchEvent<T>, Error>> {
         let mut searched = 0;
         loop {
-            if let Some(at) = self.buffer[searched..].iter().position(|b| *b == b'\n') {
+            if let Some(at) = memchr::memchr(b'\n', &self.buffer[searched..]) {
                 let line = self.buffer.split_to(searched + at + 1);
                 searched = 0;
                 if line.len() > 1 {
-                    return Some(event(&line, self.decode));
+                    return Some(event(&line, &self.decode));
                 }
                 continue;
             }
@@ -75,12 +80,35 @@ impl<T> WatchStream<T> {
     }
 }
 
-fn event<T>(line: &[u8], decode: Decode<T>) -> Result<WatchEvent<T>, Error> {
+/// The kind and the object's text of an event that is written as servers write it: nothing else is in it, and the
+/// object comes last.
+fn usual(line: &[u8]) -> Option<(&[u8], &[u8])> {
+    let line = line.trim_ascii_end().strip_prefix(br#"{"type":""#)?;
+    let end = memchr::memchr(b'"', line)?;
+    let object = line[end..].strip_prefix(br#"","object":"#)?.strip_suffix(b"}")?;
+    Some((&line[..end], object))
+}
+
+fn event<T>(line: &[u8], decode: &Decode<T>) -> Result<WatchEvent<T>, Error> {
+    // Were there something behind the object after all, its text could not be read.
+    if let Some((kind, object)) = usual(line) {
+        let make: Option<fn(T) -> WatchEvent<T>> = match kind {
+            b"ADDED" => Some(WatchEvent::Added),
+            b"MODIFIED" => Some(WatchEvent::Modified),
+            b"DELETED" => Some(WatchEvent::Deleted),
+            _ => None,
+        };
+        if let Some(make) = make
+            && let Some(object) = (decode.text)(object)
+        {
+            return Ok(make(object));
+        }
+    }
     let wire: Wire = serde_json::from_slice(line).map_err(|e| Error::Decode(e.into()))?;
     match wire.kind.as_str() {
-        "ADDED" => decode(wire.object).map(WatchEvent::Added),
-        "MODIFIED" => decode(wire.object).map(WatchEvent::Modified),
-        "DELETED" => decode(wire.object).map(WatchEvent::Deleted),
+        "ADDED" => (decode.tree)(wire.object).map(WatchEvent::Added),
+        "MODIFIED" => (decode.tree)(wire.object).map(WatchEvent::Modified),
+        "DELETED" => (decode.tree)(wire.object).map(WatchEvent::Deleted),
         "BOOKMARK" => {
             let metadata = &wire.object["metadata"];
             Ok(WatchEvent::Bookmark {
@@ -93,5 +121,34 @@ fn event<T>(line: &[u8], decode: Decode<T>) -> Result<WatchEvent<T>, Error> {
             Err(Error::Api(status))
         }
         other => Err(Error::Decode(format!("unknown watch event type {other:?}").into())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(line: &str) -> String {
+        let decode = Decode {
+            text: Box::new(|text| serde_json::from_slice(text).ok().map(|object: Value| ("text", object))),
+            tree: Box::new(|object| Ok(("tree", object))),
+        };
+        match event(line.as_bytes(), &decode) {
+            Ok(WatchEvent::Added((how, object))) => format!("added by {how}: {object}"),
+            Ok(WatchEvent::Modified((how, object))) => format!("modified by {how}: {object}"),
+            Ok(WatchEvent::Deleted((how, object))) => format!("deleted by {how}: {object}"),
+            Ok(WatchEvent::Bookmark { resource_version, .. }) => format!("bookmark {resource_version}"),
+            Err(error) => error.to_string(),
+        }
+    }
+
+    #[test]
+    fn events_are_read_in_whatever_order_they_are_written() {
+        assert_eq!(read("{\"type\":\"ADDED\",\"object\":{\"a\":1}}\n"), "added by text: {\"a\":1}");
+        assert_eq!(read("{\"object\":{\"a\":1},\"type\":\"DELETED\"}\n"), "deleted by tree: {\"a\":1}");
+        let more = "{\"type\":\"MODIFIED\",\"object\":{\"a\":1},\"more\":{}}\n";
+        assert_eq!(read(more), "modified by tree: {\"a\":1}");
+        let bookmark = "{\"type\":\"BOOKMARK\",\"object\":{\"metadata\":{\"resourceVersion\":\"7\"}}}\n";
+        assert_eq!(read(bookmark), "bookmark 7");
     }
 }

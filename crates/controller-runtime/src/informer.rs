@@ -5,13 +5,14 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use api::Object;
-use client::{Client, Error, ListOptions, PatchType, Resource};
+use client::{Client, Decode, Error, ListOptions, PatchType, Resource, WatchStream};
 use serde_json::Value;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::metadata::Metadata;
+use crate::reading::Reading;
 use crate::reflector;
 use crate::store::{Cached, Event, Store};
 
@@ -37,6 +38,20 @@ impl Filter {
     }
 }
 
+/// An object of a watch; `None` when it does not have the shape of its kind.
+pub(crate) struct Shown<T> {
+    pub resource_version: String,
+    pub object: Option<T>,
+}
+
+fn read<T>(reading: Reading<T>, resource: &Resource, object: Value) -> Option<T> {
+    let read = reading.from_tree(object);
+    if let Err(error) = &read {
+        tracing::warn!(resource = %resource.gvr.resource, %error, "an object is left out of the cache");
+    }
+    read.ok()
+}
+
 type Handler<T> = Box<dyn Fn(&Event<T>) + Send + Sync>;
 
 /// What an informer's handles and its reflector share.
@@ -48,7 +63,7 @@ pub(crate) struct Shared<T> {
     pub resource: Resource,
     pub filter: Filter,
     pub stop: CancellationToken,
-    decode: fn(Value) -> Result<T, api::DecodeError>,
+    reading: Reading<T>,
     store: RwLock<Store<T>>,
     handlers: Mutex<Vec<Handler<T>>>,
     synced: watch::Sender<bool>,
@@ -64,16 +79,24 @@ impl<T: Cached> Shared<T> {
     }
 
     /// `None` for an object that does not have the shape of its kind: it must not blind us for the others.
-    pub fn decode(&self, mut object: Value) -> Option<T> {
-        if let Some(metadata) = object.get_mut("metadata").and_then(Value::as_object_mut) {
-            // Nobody reads them, and an update without them keeps the server's.
-            metadata.remove("managedFields");
-        }
-        let decoded = (self.decode)(object);
-        if let Err(error) = &decoded {
-            tracing::warn!(resource = %self.resource.gvr.resource, %error, "an object is left out of the cache");
-        }
-        decoded.ok()
+    pub fn decode(&self, object: Value) -> Option<T> {
+        read(self.reading, &self.resource, object)
+    }
+
+    /// What the server shows, and from then on what changes.
+    pub async fn watch(&self, options: &ListOptions) -> Result<WatchStream<Shown<T>>, Error> {
+        let (reading, resource) = (self.reading, self.resource.clone());
+        let decode = Decode {
+            text: Box::new(move |text| {
+                let object = reading.from_text(text).ok()?;
+                Some(Shown { resource_version: object.resource_version().to_owned(), object: Some(object) })
+            }),
+            tree: Box::new(move |object: Value| {
+                let version = object["metadata"]["resourceVersion"].as_str().unwrap_or_default().to_owned();
+                Ok(Shown { resource_version: version, object: read(reading, &resource, object) })
+            }),
+        };
+        self.client.watch_read(&self.resource, self.filter.namespace.as_deref(), options, decode).await
     }
 
     pub fn observe(&self, object: T) {
@@ -120,18 +143,13 @@ impl<T> Clone for Informer<T> {
 }
 
 impl<T: Cached> Informer<T> {
-    fn new(
-        factory: &FactoryInner,
-        resource: Resource,
-        filter: Filter,
-        decode: fn(Value) -> Result<T, api::DecodeError>,
-    ) -> Self {
+    fn new(factory: &FactoryInner, resource: Resource, filter: Filter, reading: Reading<T>) -> Self {
         let shared = Shared {
             client: factory.client.clone(),
             resource,
             filter,
             stop: factory.shutdown.child_token(),
-            decode,
+            reading,
             store: RwLock::default(),
             handlers: Mutex::default(),
             synced: watch::Sender::new(false),
@@ -315,17 +333,22 @@ impl InformerFactory {
 
     /// The informer of those objects of a kind that pass the filter.
     pub fn filtered<T: Object>(&self, filter: Filter) -> Informer<T> {
-        self.get_or_make(Resource::of::<T>(), filter, T::from_value)
+        self.get_or_make(Resource::of::<T>(), filter, Reading::whole())
     }
 
     /// The informer of all objects of a kind, of which only a part is kept.
     pub fn reduced<K: Object, T: Cached + From<K>>(&self, filter: Filter) -> Informer<T> {
-        self.get_or_make(Resource::of::<K>(), filter, |object| K::from_value(object).map(T::from))
+        let reading = Reading::new(
+            |text| K::from_slice(text).map(T::from),
+            |object| K::from_value(object).map(T::from),
+        );
+        self.get_or_make(Resource::of::<K>(), filter, reading)
     }
 
     /// The informer of the metadata of any kind, built-in or custom.
     pub fn metadata(&self, resource: Resource) -> Informer<Metadata> {
-        self.get_or_make(resource, Filter::default(), Metadata::from_value)
+        let reading = Reading::new(Metadata::from_slice, Metadata::from_value);
+        self.get_or_make(resource, Filter::default(), reading)
     }
 
     /// Stops the metadata informer of a kind that is no longer served.
@@ -336,17 +359,12 @@ impl InformerFactory {
         }
     }
 
-    fn get_or_make<T: Cached>(
-        &self,
-        resource: Resource,
-        filter: Filter,
-        decode: fn(Value) -> Result<T, api::DecodeError>,
-    ) -> Informer<T> {
+    fn get_or_make<T: Cached>(&self, resource: Resource, filter: Filter, reading: Reading<T>) -> Informer<T> {
         let key = (TypeId::of::<T>(), resource.clone(), filter.clone());
         let mut informers = self.lock();
         let known = informers.all.get(&key).and_then(|i| i.as_any().downcast_ref::<Informer<T>>()).cloned();
         let informer = known.unwrap_or_else(|| {
-            let informer = Informer::new(&self.inner, resource, filter, decode);
+            let informer = Informer::new(&self.inner, resource, filter, reading);
             if informers.started {
                 informer.start(&self.inner.tasks);
             }

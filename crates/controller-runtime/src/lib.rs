@@ -22,6 +22,7 @@ mod leader;
 mod metadata;
 mod metrics;
 mod queue;
+mod reading;
 mod reflector;
 mod store;
 mod worker;

@@ -4,10 +4,9 @@
 use std::time::Duration;
 
 use client::{Error, ListOptions, WatchEvent, WatchStream};
-use serde_json::Value;
 use tokio::time::Instant;
 
-use crate::informer::Shared;
+use crate::informer::{Shared, Shown};
 use crate::store::Cached;
 
 /// Objects a page of a list that is not streamed.
@@ -97,11 +96,11 @@ async fn round<T: Cached>(shared: &Shared<T>, position: &mut Position) -> Result
     let mut watch = match &position.resource_version {
         Some(resource_version) => {
             options.resource_version = Some(resource_version.clone());
-            open(shared, &options).await?
+            shared.watch(&options).await?
         }
         None if position.streaming => {
             options.send_initial_events = true;
-            let mut watch = open(shared, &options).await?;
+            let mut watch = shared.watch(&options).await?;
             let resource_version = initial_events(shared, &mut watch).await?;
             position.resource_version = Some(resource_version);
             watch
@@ -110,22 +109,21 @@ async fn round<T: Cached>(shared: &Shared<T>, position: &mut Position) -> Result
             let resource_version = list(shared).await?;
             options.resource_version = Some(resource_version.clone());
             position.resource_version = Some(resource_version);
-            open(shared, &options).await?
+            shared.watch(&options).await?
         }
     };
     while let Some(event) = watch.next().await {
         let event = event?;
         position.moved = true;
         let at = match event {
-            WatchEvent::Added(object) | WatchEvent::Modified(object) => {
-                let at = version_of(&object);
-                shared.decode(object).into_iter().for_each(|object| shared.observe(object));
-                at
+            WatchEvent::Added(Shown { resource_version, object })
+            | WatchEvent::Modified(Shown { resource_version, object }) => {
+                object.into_iter().for_each(|object| shared.observe(object));
+                resource_version
             }
-            WatchEvent::Deleted(object) => {
-                let at = version_of(&object);
-                shared.decode(object).into_iter().for_each(|object| shared.observe_deleted(object));
-                at
+            WatchEvent::Deleted(Shown { resource_version, object }) => {
+                object.into_iter().for_each(|object| shared.observe_deleted(object));
+                resource_version
             }
             WatchEvent::Bookmark { resource_version, .. } => {
                 shared.observe_bookmark(&resource_version);
@@ -139,29 +137,21 @@ async fn round<T: Cached>(shared: &Shared<T>, position: &mut Position) -> Result
     Ok(())
 }
 
-async fn open<T: Cached>(shared: &Shared<T>, options: &ListOptions) -> Result<WatchStream<Value>, Error> {
-    shared.client.watch_values(&shared.resource, shared.filter.namespace.as_deref(), options).await
-}
-
-fn version_of(object: &Value) -> String {
-    object["metadata"]["resourceVersion"].as_str().unwrap_or_default().to_owned()
-}
-
 /// The objects of a streaming list, up to the bookmark that ends it.
 async fn initial_events<T: Cached>(
     shared: &Shared<T>,
-    watch: &mut WatchStream<Value>,
+    watch: &mut WatchStream<Shown<T>>,
 ) -> Result<String, Error> {
     let mut objects = std::collections::BTreeMap::new();
     while let Some(event) = watch.next().await {
         match event? {
-            WatchEvent::Added(object) | WatchEvent::Modified(object) => {
-                if let Some(object) = shared.decode(object) {
+            WatchEvent::Added(Shown { object, .. }) | WatchEvent::Modified(Shown { object, .. }) => {
+                if let Some(object) = object {
                     objects.insert(object.key(), object);
                 }
             }
-            WatchEvent::Deleted(object) => {
-                if let Some(object) = shared.decode(object) {
+            WatchEvent::Deleted(Shown { object, .. }) => {
+                if let Some(object) = object {
                     objects.remove(&object.key());
                 }
             }

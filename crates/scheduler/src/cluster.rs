@@ -110,9 +110,14 @@ struct Placed {
 
 #[derive(Default)]
 pub struct Cluster {
-    /// In a fixed order, so that all nodes get their turn.
     nodes: Vec<NodeInfo>,
     index: HashMap<String, usize>,
+    /// How many nodes ever came.
+    arrivals: u64,
+    /// The nodes by index, as they get their turn; empty when it has to be found out again.
+    turns: Vec<usize>,
+    /// How many nodes have each image.
+    images: HashMap<String, usize>,
     placed: HashMap<String, Placed>,
     /// Pods that were placed and are not confirmed by the API yet.
     assumed: HashSet<String>,
@@ -141,6 +146,26 @@ impl Cluster {
         &self.nodes[index]
     }
 
+    /// Puts the nodes in the order in which they get their turn: one of each zone after the other, so that a part of
+    /// them is of all zones.
+    ///
+    /// Upstream: pkg/scheduler/backend/cache/node_tree.go list
+    pub fn take_turns(&mut self) {
+        if self.turns.len() != self.nodes.len() {
+            self.turns = take_turns(&self.nodes);
+        }
+    }
+
+    /// Whose turn is the `nth`, after [`Cluster::take_turns`].
+    pub fn turn(&self, nth: usize) -> usize {
+        self.turns[nth]
+    }
+
+    /// How many nodes have the image.
+    pub fn nodes_with_image(&self, name: &str) -> usize {
+        self.images.get(name).copied().unwrap_or(0)
+    }
+
     /// For [`Cluster::node_at`].
     pub fn index_of(&self, name: &str) -> Option<usize> {
         self.index.get(name).copied()
@@ -152,9 +177,6 @@ impl Cluster {
 
     /// The pods that wait for the room of a node.
     pub fn nominated(&self, node: &str) -> &[Arc<PodInfo>] {
-        if self.nominated.is_empty() {
-            return &[];
-        }
         self.nominated.get(node).map(Vec::as_slice).unwrap_or_default()
     }
 
@@ -218,8 +240,13 @@ impl Cluster {
             self.index.insert(node.name().to_owned(), at);
             let mut info = NodeInfo::new(node.clone());
             info.index = at;
+            info.awaited = self.nominated.contains_key(node.name());
+            info.arrival = self.arrivals;
+            self.arrivals += 1;
             self.tallies.join(at, &info);
+            count_images(&mut self.images, &info, true);
             self.nodes.push(info);
+            self.turns.clear();
             return Some(Change::NodeAdded(node));
         };
         let old = self.nodes[at].node.clone()?;
@@ -232,8 +259,11 @@ impl Cluster {
         let moves = choices(&old) != choices(&node);
         if moves {
             self.leave(at);
+            self.turns.clear();
         }
+        count_images(&mut self.images, &self.nodes[at], false);
         self.nodes[at].set_node(Some(node.clone()));
+        count_images(&mut self.images, &self.nodes[at], true);
         if moves {
             self.tallies.join(at, &self.nodes[at]);
             let Cluster { nodes, tallies, namespaces, .. } = self;
@@ -254,6 +284,8 @@ impl Cluster {
         self.leave(at);
         self.tallies.swap_remove(at, self.nodes.len());
         let info = self.nodes.swap_remove(at);
+        self.turns.clear();
+        count_images(&mut self.images, &info, false);
         for pod in &info.pods {
             self.placed.remove(&pod.key);
             self.assumed.remove(&pod.key);
@@ -334,6 +366,9 @@ impl Cluster {
 
     pub fn nominate(&mut self, pod: Arc<PodInfo>, node: &str) {
         self.withdraw(&pod.key);
+        if let Some(at) = self.index.get(node) {
+            self.nodes[*at].awaited = true;
+        }
         self.nominated_to.insert(pod.key.clone(), node.to_owned());
         self.nominated.entry(node.to_owned()).or_default().push(pod);
     }
@@ -345,6 +380,9 @@ impl Cluster {
             pods.retain(|pod| pod.key != key);
             if pods.is_empty() {
                 self.nominated.remove(&node);
+                if let Some(at) = self.index.get(&node) {
+                    self.nodes[*at].awaited = false;
+                }
             }
         }
         true
@@ -373,6 +411,35 @@ impl Cluster {
     }
 }
 
+/// One node of each zone after the other; zones, and the nodes of each, in the order in which they came.
+fn take_turns(nodes: &[NodeInfo]) -> Vec<usize> {
+    let mut by_arrival: Vec<usize> = (0..nodes.len()).collect();
+    by_arrival.sort_unstable_by_key(|at| nodes[*at].arrival);
+    let mut numbers: HashMap<(&str, &str), usize> = HashMap::new();
+    let mut zones: Vec<Vec<usize>> = Vec::new();
+    for at in by_arrival {
+        let zone = *numbers.entry(nodes[at].zone()).or_insert_with(|| {
+            zones.push(Vec::new());
+            zones.len() - 1
+        });
+        zones[zone].push(at);
+    }
+    let longest = zones.iter().map(Vec::len).max().unwrap_or(0);
+    (0..longest).flat_map(|nth| zones.iter().filter_map(move |zone| zone.get(nth).copied())).collect()
+}
+
+fn count_images(images: &mut HashMap<String, usize>, info: &NodeInfo, comes: bool) {
+    for name in info.images.keys() {
+        match images.get_mut(name) {
+            Some(nodes) if comes => *nodes += 1,
+            Some(nodes) if *nodes > 1 => *nodes -= 1,
+            Some(_) => drop(images.remove(name)),
+            None if comes => drop(images.insert(name.clone(), 1)),
+            None => {}
+        }
+    }
+}
+
 /// Succeeded or failed: takes no room any more.
 pub fn is_terminal(pod: &Pod) -> bool {
     let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
@@ -386,7 +453,9 @@ pub fn node_differs(old: &Node, new: &Node) -> bool {
         (
             node.metadata.labels.clone(),
             node.spec.as_ref().map(|spec| (spec.taints.clone(), spec.unschedulable)),
-            status.map(|status| (status.allocatable.clone(), status.images.clone())),
+            status.map(|status| {
+                (status.allocatable.clone(), status.images.clone(), status.declared_features.clone())
+            }),
         )
     };
     read(old) != read(new)

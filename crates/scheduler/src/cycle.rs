@@ -2,7 +2,8 @@
 //!
 //! Upstream: pkg/scheduler/schedule_one.go
 
-use std::collections::{BTreeMap, HashMap};
+use std::borrow::Cow;
+use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
 
@@ -20,7 +21,7 @@ const MIN_NODES_TO_FIND: usize = 100;
 pub struct Unschedulable {
     pub nodes: usize,
     /// How many nodes each reason speaks of.
-    pub reasons: BTreeMap<String, usize>,
+    pub reasons: Vec<(Cow<'static, str>, usize)>,
     /// The plugins that refused.
     pub refused_by: Vec<&'static str>,
     /// Nodes, by index, on which evicting pods may help.
@@ -39,36 +40,41 @@ impl Unschedulable {
             nodes,
             refused_by: vec![plugin],
             resolvable: if refusal.unresolvable { Vec::new() } else { (0..nodes).collect() },
-            everywhere: Some(refusal.reasons.join(", ")),
+            everywhere: Some(refusal.words()),
             ..Unschedulable::default()
         }
     }
 
-    fn count(&mut self, node: usize, plugin: &'static str, refusal: Refusal) {
+    pub fn count(&mut self, node: usize, plugin: &'static str, refusal: &Refusal) {
         if !refusal.unresolvable {
             self.resolvable.push(node);
         }
         if !self.refused_by.contains(&plugin) {
             self.refused_by.push(plugin);
         }
-        for reason in refusal.reasons {
-            match self.reasons.get_mut(&*reason) {
-                Some(count) => *count += 1,
-                None => drop(self.reasons.insert(reason.into_owned(), 1)),
-            }
+        refusal.reasons().for_each(|reason| self.add(reason, 1));
+    }
+
+    /// There are few reasons, and thousands of nodes for each.
+    pub fn add(&mut self, reason: &Cow<'static, str>, nodes: usize) {
+        let same = |known: &str| std::ptr::eq(known, &**reason) || known == &**reason;
+        match self.reasons.iter_mut().find(|(known, _)| same(known)) {
+            Some((_, count)) => *count += nodes,
+            None => self.reasons.push((reason.clone(), nodes)),
         }
     }
 }
 
 impl fmt::Display for Unschedulable {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // Upstream: pkg/scheduler/scheduler.go ErrNoNodesAvailable
+        if self.nodes == 0 {
+            return f.write_str("no nodes available to schedule pods");
+        }
         write!(f, "0/{} nodes are available:", self.nodes)?;
         let mut reasons: Vec<String> =
             self.reasons.iter().map(|(reason, count)| format!("{count} {reason}")).collect();
         reasons.sort();
-        if self.nodes == 0 {
-            reasons.push("no nodes available to schedule pods".into());
-        }
         reasons.extend(self.everywhere.clone());
         write!(f, " {}.", reasons.join(", "))?;
         match &self.preemption {
@@ -104,12 +110,11 @@ impl<'a> Filters<'a> {
         cluster: &Cluster,
         node: &NodeInfo,
     ) -> Result<(), (&'static str, Refusal)> {
-        let expected = cluster.nominated(node.name());
-        if expected.is_empty() {
+        if !node.awaited {
             return self.check(node);
         }
-        let expected: Vec<_> =
-            expected.iter().filter(|o| o.priority >= pod.priority && o.key != pod.key).collect();
+        let expected = cluster.nominated(node.name()).iter();
+        let expected: Vec<_> = expected.filter(|o| o.priority >= pod.priority && o.key != pod.key).collect();
         if !expected.is_empty() {
             let mut fuller = node.clone();
             for other in &expected {
@@ -145,6 +150,7 @@ impl Scheduler {
         cluster: &mut Cluster,
     ) -> Result<String, Box<Unschedulable>> {
         profile.ask(pod, cluster);
+        cluster.take_turns();
         let cluster = &*cluster;
         let feasible = self.feasible(profile, pod, cluster)?;
         Ok(self.choose(profile, pod, cluster, &feasible, &HashMap::new()))
@@ -159,6 +165,7 @@ impl Scheduler {
         cluster: &mut Cluster,
     ) -> Result<Result<String, Box<Unschedulable>>, String> {
         profile.ask(pod, cluster);
+        cluster.take_turns();
         let cluster = &*cluster;
         let mut feasible = match self.feasible(profile, pod, cluster) {
             Ok(feasible) => feasible,
@@ -172,7 +179,9 @@ impl Scheduler {
                     feasible.retain(|node| filtered.nodes.iter().any(|name| name == node.name()));
                     for (name, (reason, unresolvable)) in filtered.failed {
                         let Some(at) = cluster.index_of(&name) else { continue };
-                        against.count(at, "", Refusal { reasons: vec![reason.into()], unresolvable });
+                        let mut refusal = Refusal::new(reason);
+                        refusal.unresolvable = unresolvable;
+                        against.count(at, "", &refusal);
                     }
                 }
                 Err(error) if extender.is_ignorable() => {
@@ -254,12 +263,12 @@ impl Scheduler {
         let mut against = Unschedulable { nodes, ..Default::default() };
         let mut looked_at = 0;
         while looked_at < nodes && feasible.len() < enough {
-            let at = (self.start + looked_at) % nodes;
+            let at = cluster.turn((self.start + looked_at) % nodes);
             looked_at += 1;
             let node = cluster.node_at(at);
             match filters.check_with_nominated(pod, cluster, node) {
                 Ok(()) => feasible.push(node),
-                Err((plugin, refusal)) => against.count(at, plugin, refusal),
+                Err((plugin, refusal)) => against.count(at, plugin, &refusal),
             }
         }
         if nodes > 0 {
@@ -303,7 +312,7 @@ fn search_among<'a>(
         let node = cluster.node_at(*at);
         match filters.check_with_nominated(pod, cluster, node) {
             Ok(()) => feasible.push(node),
-            Err((plugin, refusal)) => against.count(*at, plugin, refusal),
+            Err((plugin, refusal)) => against.count(*at, plugin, &refusal),
         }
     }
     if !feasible.is_empty() {
@@ -311,7 +320,7 @@ fn search_among<'a>(
     }
     if nodes > known.len() {
         let reason = format!("node(s) didn't satisfy plugin(s) [{}]", plugins.join(" "));
-        against.reasons.insert(reason, nodes - known.len());
+        against.add(&reason.into(), nodes - known.len());
     }
     Err(Box::new(against))
 }
@@ -376,7 +385,7 @@ mod tests {
         );
         assert_eq!(
             place(&mut Cluster::default(), &pod("p", json!({}), json!({}))),
-            "0/0 nodes are available: no nodes available to schedule pods."
+            "no nodes available to schedule pods"
         );
     }
 
@@ -463,6 +472,11 @@ mod tests {
             place(&mut cluster, &on("d")),
             "0/3 nodes are available: 3 node(s) didn't satisfy plugin(s) [NodeAffinity]."
         );
+        let name = |name: &str| json!({"key": "metadata.name", "operator": "In", "values": [name]});
+        let terms = json!({"nodeSelectorTerms": [{"matchFields": [name("a"), name("c")]}]});
+        let both = json!({"requiredDuringSchedulingIgnoredDuringExecution": terms});
+        let both = pod("p", json!({}), json!({"affinity": {"nodeAffinity": both}}));
+        assert_eq!(place(&mut cluster, &both), "0/3 nodes are available: pod affinity terms conflict.");
     }
 
     #[test]
@@ -475,6 +489,28 @@ mod tests {
         assert_eq!(place(&mut cluster, &important), "a");
         assert!(cluster.withdraw("default/important"));
         assert_eq!(place(&mut cluster, &other), "a");
+    }
+
+    #[test]
+    fn nodes_of_all_zones_take_turns() {
+        let zone = |zone: &str| json!({"topology.kubernetes.io/zone": zone});
+        let mut cluster = cluster(&[
+            node("a1", "4", zone("a"), json!([])),
+            node("a2", "4", zone("a"), json!([])),
+            node("a3", "4", zone("a"), json!([])),
+            node("b1", "4", zone("b"), json!([])),
+            node("none", "4", json!({}), json!([])),
+        ]);
+        let turns = |cluster: &mut Cluster| {
+            cluster.take_turns();
+            let names = (0..cluster.nodes().len()).map(|nth| cluster.node_at(cluster.turn(nth)).name());
+            names.collect::<Vec<_>>().join(" ")
+        };
+        assert_eq!(turns(&mut cluster), "a1 b1 none a2 a3");
+        cluster.remove_node("a1");
+        assert_eq!(turns(&mut cluster), "a2 b1 none a3");
+        cluster.set_node(node("a3", "4", zone("c"), json!([])));
+        assert_eq!(turns(&mut cluster), "a2 a3 b1 none");
     }
 
     #[test]

@@ -9,6 +9,7 @@
 use std::borrow::Cow;
 use std::time::Duration;
 
+use api::Object;
 use client::{PatchType, Resource};
 use serde_json::Value;
 
@@ -20,18 +21,40 @@ pub const MAX_SCORE: i64 = 100;
 /// Why a node, or every node, will not do.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Refusal {
-    pub reasons: Vec<Cow<'static, str>>,
+    /// Beside the others, since there is mostly one, and thousands of nodes may refuse one pod.
+    first: Cow<'static, str>,
+    others: Vec<Cow<'static, str>>,
     /// Evicting pods of the node cannot help.
     pub unresolvable: bool,
 }
 
 impl Refusal {
     pub fn new(reason: impl Into<Cow<'static, str>>) -> Self {
-        Refusal { reasons: vec![reason.into()], unresolvable: false }
+        Refusal { first: reason.into(), others: Vec::new(), unresolvable: false }
     }
 
     pub fn unresolvable(reason: impl Into<Cow<'static, str>>) -> Self {
-        Refusal { reasons: vec![reason.into()], unresolvable: true }
+        Refusal { unresolvable: true, ..Refusal::new(reason) }
+    }
+
+    /// Adds a reason to those that there may be.
+    pub fn add(refusal: &mut Option<Self>, reason: impl Into<Cow<'static, str>>) -> &mut Self {
+        match refusal {
+            Some(refusal) => {
+                refusal.others.push(reason.into());
+                refusal
+            }
+            None => refusal.insert(Refusal::new(reason)),
+        }
+    }
+
+    pub fn reasons(&self) -> impl Iterator<Item = &Cow<'static, str>> {
+        std::iter::once(&self.first).chain(&self.others)
+    }
+
+    /// All reasons, as they are told.
+    pub fn words(&self) -> String {
+        self.reasons().map(|reason| &**reason).collect::<Vec<_>>().join(", ")
     }
 }
 
@@ -44,18 +67,55 @@ pub enum Prepared {
     Failed(String),
 }
 
-/// Something to be written before a pod can be bound. The object's resource version goes with the patch, so that
+/// Whether a placed pod may go on to its binding.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Permit {
+    Allowed,
+    /// Not yet: it is asked again when something changed, for so long.
+    Wait(Duration),
+    /// The pod is to be placed anew, once that may be different.
+    Rejected(String),
+}
+
+/// What a write does to an object.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Verb {
+    Create,
+    Patch(PatchType),
+    Delete,
+}
+
+/// Something to be written before a pod can be bound. The object's resource version goes with a patch, so that
 /// a plan over what is history fails; of several writes to one object each has the version that the one before made.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Write {
+    pub verb: Verb,
     pub resource: Resource,
     pub namespace: String,
+    /// Empty for the object that a write before made, which the API server named.
     pub name: String,
     pub subresource: Option<&'static str>,
-    pub patch_type: PatchType,
-    pub patch: Value,
-    /// Where in the patch the time of the write belongs: an object, and a key.
+    /// The object to create, or the patch.
+    pub body: Value,
+    /// Where in the body the time of the write belongs: an object, and a key.
     pub stamp: Option<(&'static str, &'static str)>,
+    /// Where the name of the object belongs that a write before made.
+    pub made: Option<(&'static str, &'static str)>,
+}
+
+impl Write {
+    pub fn patch<T: Object>(of: &T, subresource: Option<&'static str>, kind: PatchType, body: Value) -> Self {
+        Write {
+            verb: Verb::Patch(kind),
+            resource: Resource::of::<T>(),
+            namespace: of.namespace().to_owned(),
+            name: of.name().to_owned(),
+            subresource,
+            body,
+            stamp: None,
+            made: None,
+        }
+    }
 }
 
 pub trait Plugin: Send + Sync {
@@ -119,6 +179,15 @@ pub trait Plugin: Send + Sync {
     fn prepared(&self, _pod: &PodInfo, _node: &str, _cluster: &Cluster) -> Prepared {
         Prepared::Ready
     }
+
+    /// Whether a pod may go on to its binding, whose place is taken and who has what it needs. The last word before
+    /// anything is written.
+    fn permit(&self, _pod: &PodInfo, _node: &str, _cluster: &Cluster) -> Permit {
+        Permit::Allowed
+    }
+
+    /// The pod is bound.
+    fn bound(&self, _pod: &PodInfo, _node: &str) {}
 
     /// The kinds of changes that may ever make a pod fit that this plugin refused.
     fn events(&self) -> &'static [Kind] {

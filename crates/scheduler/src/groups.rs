@@ -35,10 +35,18 @@ pub struct Groups {
     /// The selectors of Services, by namespace and name.
     services: HashMap<String, BTreeMap<String, Labels>>,
     owners: HashMap<(Owner, String), LabelSelector>,
+    /// Another one after each change.
+    version: u64,
 }
 
 impl Groups {
+    /// Equal as long as nothing changed.
+    pub fn version(&self) -> u64 {
+        self.version
+    }
+
     pub fn set_service(&mut self, key: &str, selector: Option<Labels>) {
+        self.version += 1;
         let (namespace, name) = key.split_once('/').unwrap_or(("", key));
         match selector.filter(|selector| !selector.is_empty()) {
             Some(selector) => {
@@ -56,6 +64,11 @@ impl Groups {
     }
 
     pub fn set_owner(&mut self, owner: Owner, key: &str, selector: Option<LabelSelector>) {
+        let known = self.owners.get(&(owner, key.to_owned()));
+        if known == selector.as_ref() {
+            return;
+        }
+        self.version += 1;
         match selector {
             Some(selector) => drop(self.owners.insert((owner, key.to_owned()), selector)),
             None => drop(self.owners.remove(&(owner, key.to_owned()))),

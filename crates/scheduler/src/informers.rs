@@ -9,13 +9,12 @@ use api::core::v1::{
     Namespace, Node, PersistentVolume, PersistentVolumeClaim, Pod, ReplicationController, Service,
 };
 use api::policy::v1::PodDisruptionBudget;
-use api::resource::v1::{ResourceClaim, ResourceSlice};
+use api::resource::v1::{DeviceClass, ResourceClaim, ResourceSlice};
 use api::storage::v1::{CSIDriver, CSINode, CSIStorageCapacity, StorageClass, VolumeAttachment};
 use apimachinery::selector::LabelSelector;
 use controller_runtime::{Informer, InformerFactory, WorkQueue};
 
 use crate::cluster::{Change, Cluster};
-use crate::devices::DeviceClass;
 use crate::groups::Owner;
 use crate::pod;
 

@@ -61,10 +61,17 @@ struct Inner {
     victims: Histogram,
     preemptions: Counter,
     pending: Family<[Label; 1], Gauge>,
+    /// Those that are set at every step: active, backoff, unschedulable, gated.
+    depths: [Gauge; 4],
     incoming: Family<ByResult, Counter>,
     since_queued: Family<[Label; 1], Histogram, Doubling>,
     tries: Histogram,
     cache: Family<[Label; 1], Gauge>,
+    /// The same: nodes, pods, assumed pods.
+    sizes: [Gauge; 3],
+    under_way: Family<[Label; 1], Gauge>,
+    binding: Gauge,
+    unschedulable: Family<[Label; 2], Gauge>,
 }
 
 /// A handle; clones share what is counted.
@@ -73,17 +80,30 @@ pub struct Metrics(Arc<Inner>);
 
 impl Default for Metrics {
     fn default() -> Self {
+        let pending = Family::<[Label; 1], Gauge>::default();
+        let depth = |queue: &str| pending.get_or_create(&[("queue", queue.to_owned())]).clone();
+        let depths = ["active", "backoff", "unschedulable", "gated"].map(depth);
+        let cache = Family::<[Label; 1], Gauge>::default();
+        let size = |kind: &str| cache.get_or_create(&[("type", kind.to_owned())]).clone();
+        let sizes = ["nodes", "pods", "assumed_pods"].map(size);
+        let under_way = Family::<[Label; 1], Gauge>::default();
+        let binding = under_way.get_or_create(&[("operation", "binding".to_owned())]).clone();
         Metrics(Arc::new(Inner {
             attempts: Family::default(),
             attempt_seconds: Family::new_with_constructor(ATTEMPT),
             algorithm_seconds: ATTEMPT.new_metric(),
             victims: VICTIMS.new_metric(),
             preemptions: Counter::default(),
-            pending: Family::default(),
+            pending,
+            depths,
             incoming: Family::default(),
             since_queued: Family::new_with_constructor(SINCE_QUEUED),
             tries: ATTEMPTS.new_metric(),
-            cache: Family::default(),
+            cache,
+            sizes,
+            under_way,
+            binding,
+            unschedulable: Family::default(),
         }))
     }
 }
@@ -91,16 +111,18 @@ impl Default for Metrics {
 impl Metrics {
     /// Everything, for one scrape.
     pub fn text(&self) -> String {
-        let mut registry = Registry::with_prefix("scheduler");
+        let mut registry = Registry::default();
         self.register(&mut registry);
         let mut text = String::new();
         encode(&mut text, &registry).expect("writing to a String cannot fail");
         text
     }
 
-    fn register(&self, registry: &mut Registry) {
+    /// Adds everything to what one scrape tells of the process.
+    pub fn register(&self, registry: &mut Registry) {
+        let registry = registry.sub_registry_with_prefix("scheduler");
         let Inner { attempts, attempt_seconds, algorithm_seconds, victims, preemptions, .. } = &*self.0;
-        let Inner { pending, incoming, since_queued, tries, cache, .. } = &*self.0;
+        let Inner { pending, incoming, since_queued, tries, cache, under_way, unschedulable, .. } = &*self.0;
         registry.register(
             "schedule_attempts",
             "Attempts to schedule pods, by how they ended",
@@ -130,6 +152,9 @@ impl Metrics {
             "Nodes, pods and assumed pods that the scheduler knows",
             cache.clone(),
         );
+        registry.register("goroutines", "What is under way in the background", under_way.clone());
+        let help = "Pods that fit nowhere, by the plugins that refuse them";
+        registry.register("unschedulable_pods", help, unschedulable.clone());
     }
 
     pub fn attempt(&self, outcome: Outcome, profile: &str, took: Duration) {
@@ -142,10 +167,21 @@ impl Metrics {
         self.0.algorithm_seconds.observe(took.as_secs_f64());
     }
 
-    pub fn preemption(&self, victims: usize) {
+    /// An attempt to make room for a pod.
+    pub fn preemption(&self) {
         self.0.preemptions.inc();
-        if victims > 0 {
-            self.0.victims.observe(victims as f64);
+    }
+
+    /// So many pods are evicted for another.
+    pub fn victims(&self, victims: usize) {
+        self.0.victims.observe(victims as f64);
+    }
+
+    /// A pod is refused by these plugins, or is no more.
+    pub fn unschedulable(&self, profile: &str, plugins: &[&'static str], refused: bool) {
+        for plugin in plugins {
+            let labels = [("plugin", (*plugin).to_owned()), ("profile", profile.to_owned())];
+            self.0.unschedulable.get_or_create(&labels).inc_by(if refused { 1 } else { -1 });
         }
     }
 
@@ -168,17 +204,20 @@ impl Metrics {
     /// Says once how many pods wait where.
     pub fn waiting(&self, depth: Depth) {
         let Depth { active, backoff, unschedulable, gated } = depth;
-        let waiting =
-            [("active", active), ("backoff", backoff), ("unschedulable", unschedulable), ("gated", gated)];
-        for (queue, count) in waiting {
-            self.0.pending.get_or_create(&[("queue", queue.to_owned())]).set(count as i64);
+        for (gauge, count) in self.0.depths.iter().zip([active, backoff, unschedulable, gated]) {
+            gauge.set(count as i64);
         }
     }
 
     pub fn known(&self, nodes: usize, pods: usize, assumed: usize) {
-        for (kind, count) in [("nodes", nodes), ("pods", pods), ("assumed_pods", assumed)] {
-            self.0.cache.get_or_create(&[("type", kind.to_owned())]).set(count as i64);
+        for (gauge, count) in self.0.sizes.iter().zip([nodes, pods, assumed]) {
+            gauge.set(count as i64);
         }
+    }
+
+    /// So many bindings and other writes are under way.
+    pub fn under_way(&self, writes: usize) {
+        self.0.binding.set(writes as i64);
     }
 }
 
@@ -192,7 +231,10 @@ mod tests {
         metrics.attempt(Outcome::Scheduled, "default-scheduler", Duration::from_millis(3));
         metrics.scheduled(1, Duration::from_millis(3));
         metrics.waiting(Depth { active: 2, ..Depth::default() });
-        metrics.preemption(2);
+        metrics.preemption();
+        metrics.victims(2);
+        metrics.unschedulable("default-scheduler", &["NodeAffinity", "NodePorts"], true);
+        metrics.unschedulable("default-scheduler", &["NodePorts"], false);
         let text = metrics.text();
         for line in [
             r#"scheduler_schedule_attempts_total{result="scheduled",profile="default-scheduler"} 1"#,
@@ -200,6 +242,8 @@ mod tests {
             r#"scheduler_pod_scheduling_sli_duration_seconds_count{attempts="1"} 1"#,
             "scheduler_preemption_attempts_total 1",
             "scheduler_preemption_victims_sum 2.0",
+            r#"scheduler_unschedulable_pods{plugin="NodeAffinity",profile="default-scheduler"} 1"#,
+            r#"scheduler_unschedulable_pods{plugin="NodePorts",profile="default-scheduler"} 0"#,
         ] {
             assert!(text.lines().any(|l| l == line), "{line} is not in\n{text}");
         }

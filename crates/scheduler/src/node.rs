@@ -15,6 +15,10 @@ pub struct NodeInfo {
     pub node: Option<Arc<Node>>,
     /// Its place in the cluster.
     pub index: usize,
+    /// The how many-eth of the nodes that ever came it is.
+    pub arrival: u64,
+    /// Whether pods wait for its room.
+    pub awaited: bool,
     pub pods: Vec<Arc<PodInfo>>,
     pub allocatable: Resources,
     pub requested: Resources,
@@ -23,6 +27,9 @@ pub struct NodeInfo {
     pub host_ports: Vec<HostPort>,
     /// Sizes by name of the images that the node has.
     pub images: Arc<HashMap<String, i64>>,
+    /// Beside the node itself, since they are looked at for every pod.
+    taints: Vec<Taint>,
+    unschedulable: bool,
 }
 
 static NO_LABELS: Labels = Labels::new();
@@ -47,6 +54,9 @@ impl NodeInfo {
             })
             .collect();
         self.images = Arc::new(images);
+        let spec = node.as_ref().and_then(|node| node.spec.as_ref());
+        self.taints = spec.and_then(|spec| spec.taints.clone()).unwrap_or_default();
+        self.unschedulable = spec.and_then(|spec| spec.unschedulable).unwrap_or(false);
         self.node = node;
     }
 
@@ -59,13 +69,25 @@ impl NodeInfo {
     }
 
     pub fn taints(&self) -> &[Taint] {
-        let spec = self.node.as_ref().and_then(|node| node.spec.as_ref());
-        spec.and_then(|spec| spec.taints.as_deref()).unwrap_or_default()
+        &self.taints
     }
 
     pub fn is_unschedulable(&self) -> bool {
-        let spec = self.node.as_ref().and_then(|node| node.spec.as_ref());
-        spec.and_then(|spec| spec.unschedulable).unwrap_or(false)
+        self.unschedulable
+    }
+
+    /// The zone that the node is in; equal for two nodes without any.
+    ///
+    /// Upstream: staging/src/k8s.io/component-helpers/node/topology/helpers.go GetZoneKey
+    pub fn zone(&self) -> (&str, &str) {
+        let label = |new: &str, old: &str| {
+            let labels = self.labels();
+            labels.get(old).or_else(|| labels.get(new)).map_or("", String::as_str)
+        };
+        (
+            label("topology.kubernetes.io/region", "failure-domain.beta.kubernetes.io/region"),
+            label("topology.kubernetes.io/zone", "failure-domain.beta.kubernetes.io/zone"),
+        )
     }
 
     pub fn add_pod(&mut self, pod: Arc<PodInfo>) {
@@ -73,11 +95,6 @@ impl NodeInfo {
         self.scoring_requested.add(&pod.scoring_requests);
         self.host_ports.extend(pod.host_ports.iter().cloned());
         self.pods.push(pod);
-    }
-
-    pub fn remove_pod(&mut self, key: &str) -> Option<Arc<PodInfo>> {
-        let at = self.pods.iter().position(|pod| pod.key == key)?;
-        Some(self.remove_pod_at(at))
     }
 
     /// Removes the pod at this place; the last one takes it.

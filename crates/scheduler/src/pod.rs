@@ -1,7 +1,7 @@
 //! [`PodInfo`]: a pod and what the scheduler works out of it once.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use api::Object;
 use api::core::v1::{Affinity, NodeAffinity, Pod, PodAffinityTerm, PodSpec, TopologySpreadConstraint};
@@ -26,6 +26,8 @@ pub struct PodInfo {
     pub preferred_affinity: Vec<(i64, Wanted)>,
     /// Its own constraints of spreading.
     pub spread: Vec<SpreadConstraint>,
+    /// Those that it has for belonging to others, with the version of the groups by which they were found.
+    pub spread_by_group: Mutex<Option<(u64, Arc<[SpreadConstraint]>)>>,
 }
 
 /// A term, and what it asks of the cluster.
@@ -150,6 +152,7 @@ impl PodInfo {
             .map(one_of)
             .collect(),
             spread: spread(&pod),
+            spread_by_group: Mutex::default(),
             preferred_affinity: preferred(affinity, &pod),
             pod,
         }

@@ -2,13 +2,17 @@
 //!
 //! Upstream: pkg/scheduler/framework/preemption/preemption.go, plugins/defaultpreemption/default_preemption.go
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use api::Object;
+use api::meta::Time;
 use api::policy::v1::PodDisruptionBudget;
+use apimachinery::selector::LabelSelector;
 
 use crate::cluster::Cluster;
 use crate::cycle::{Filters, Unschedulable};
+use crate::framework::Refusal;
 use crate::profile::{Preemption, Profile};
 use crate::{NodeInfo, PodInfo, pod};
 
@@ -71,37 +75,35 @@ pub fn candidates(
         let words = "not eligible due to a terminating pod on the nominated node.";
         return Err(Hopeless::NotEligible(words));
     }
-    let enough = min_candidates.max(cluster.nodes().len() * min_candidate_percentage / 100);
+    let potential = &against.resolvable;
+    let enough = min_candidates.max(potential.len() * min_candidate_percentage / 100);
     profile.ask(pod, cluster);
     let cluster = &*cluster;
+    let budgets: Vec<Budget> = budgets.iter().filter_map(Budget::new).collect();
     let mut filters = Filters::new(profile, pod, cluster);
     let mut candidates: Vec<Candidate> = Vec::new();
-    let mut no_victims = 0;
-    let (before, after) = against.resolvable.split_at(start % against.resolvable.len().max(1));
+    let mut harmless = false;
+    let mut why = Unschedulable { nodes: against.nodes, ..Unschedulable::default() };
+    let (before, after) = potential.split_at(start % potential.len().max(1));
     for at in after.iter().chain(before) {
-        let node = cluster.node_at(*at);
-        if !node.pods.iter().any(|other| other.priority < pod.priority) {
-            no_victims += 1;
-        } else if let Some(candidate) = victims_on(&mut filters, pod, cluster, node, budgets) {
-            candidates.push(candidate);
-            if candidates.len() >= enough {
-                break;
+        match victims_on(&mut filters, pod, cluster, cluster.node_at(*at), &budgets) {
+            Ok(candidate) => {
+                harmless |= candidate.budget_violations == 0;
+                candidates.push(candidate);
+                if harmless && candidates.len() >= enough {
+                    break;
+                }
             }
+            Err(refusal) => why.count(*at, "", &refusal),
         }
     }
-    let helpless = against.nodes - against.resolvable.len();
-    let mut reasons = Vec::new();
-    if no_victims > 0 {
-        reasons.push(format!("{no_victims} No preemption victims found for incoming pod"));
+    if !candidates.is_empty() {
+        return Ok(candidates);
     }
-    if helpless > 0 {
-        reasons.push(format!("{helpless} Preemption is not helpful for scheduling"));
+    if against.nodes > potential.len() {
+        why.add(&"Preemption is not helpful for scheduling".into(), against.nodes - potential.len());
     }
-    if candidates.is_empty() {
-        let words = format!("0/{} nodes are available: {}.", against.nodes, reasons.join(", "));
-        return Err(Hopeless::NoCandidate(words));
-    }
-    Ok(candidates)
+    Err(Hopeless::NoCandidate(why.to_string()))
 }
 
 /// The one that does the least harm.
@@ -109,92 +111,144 @@ pub fn best(candidates: Vec<Candidate>) -> Option<Candidate> {
     candidates.into_iter().min_by(|a, b| rank(a).cmp(&rank(b)))
 }
 
+/// A node as it would be without some of its pods.
+struct Trial<'t, 'a> {
+    filters: &'t mut Filters<'a>,
+    node: &'t NodeInfo,
+    cleared: NodeInfo,
+}
+
+impl Trial<'_, '_> {
+    fn leave(&mut self, pod: &Arc<PodInfo>) {
+        if let Some(at) = self.cleared.pods.iter().position(|other| Arc::ptr_eq(other, pod)) {
+            self.cleared.remove_pod_at(at);
+        }
+        self.filters.assume(pod, self.node, -1);
+    }
+
+    fn come_back(&mut self, pod: &Arc<PodInfo>) {
+        self.cleared.add_pod(Arc::clone(pod));
+        self.filters.assume(pod, self.node, 1);
+    }
+
+    fn fits(&mut self, pod: &PodInfo, cluster: &Cluster) -> Result<(), Refusal> {
+        self.filters.check_with_nominated(pod, cluster, &self.cleared).map_err(|(_, refusal)| refusal)
+    }
+}
+
 /// Whom to evict from one node: as few as will do, the least important, and none whose budget forbids it if others
-/// will do.
+/// will do. Or why that does not help.
+///
+/// Upstream: plugins/defaultpreemption/default_preemption.go SelectVictimsOnNode
 fn victims_on(
     filters: &mut Filters,
     pod: &PodInfo,
     cluster: &Cluster,
     node: &NodeInfo,
-    budgets: &[Arc<PodDisruptionBudget>],
-) -> Option<Candidate> {
-    let mut cleared = node.clone();
+    budgets: &[Budget],
+) -> Result<Candidate, Refusal> {
     let mut lower: Vec<Arc<PodInfo>> =
-        node.pods.iter().filter(|o| o.priority < pod.priority).cloned().collect();
-    for other in &lower {
-        cleared.remove_pod(&other.key);
-        filters.assume(other, node, -1);
+        node.pods.iter().filter(|other| other.priority < pod.priority).cloned().collect();
+    if lower.is_empty() {
+        return Err(Refusal::unresolvable("No preemption victims found for incoming pod"));
     }
-    let mut gone: Vec<Arc<PodInfo>> = lower.clone();
-    let mut candidate = None;
-    if filters.check_with_nominated(pod, cluster, &cleared).is_ok() {
-        // The more important are kept first, and of those the ones that budgets protect.
-        lower.sort_by(|a, b| more_important(a, b));
-        let violating = violations(&lower, budgets);
-        let (protected, free): (Vec<_>, Vec<_>) = lower.iter().partition(|p| violating.contains(&p.key));
-        let mut victims = Vec::new();
-        let mut budget_violations = 0;
-        for (others, violates) in [(protected, true), (free, false)] {
-            for other in others {
-                cleared.add_pod(other.clone());
-                filters.assume(other, node, 1);
-                if filters.check_with_nominated(pod, cluster, &cleared).is_ok() {
-                    gone.retain(|g| g.key != other.key);
-                } else {
-                    cleared.remove_pod(&other.key);
-                    filters.assume(other, node, -1);
-                    victims.push(other.clone());
-                    budget_violations += usize::from(violates);
-                }
+    let mut trial = Trial { filters, node, cleared: node.clone() };
+    lower.iter().for_each(|other| trial.leave(other));
+    if let Err(refusal) = trial.fits(pod, cluster) {
+        lower.iter().for_each(|other| trial.come_back(other));
+        return Err(refusal);
+    }
+    // The more important are kept first, and of those the ones that budgets protect.
+    lower.sort_by(|a, b| more_important(a, b));
+    let violating = violations(&lower, budgets);
+    let mut candidate = Candidate { node: node.name().to_owned(), victims: Vec::new(), budget_violations: 0 };
+    for protected in [true, false] {
+        for (other, violates) in lower.iter().zip(&violating).filter(|(_, violates)| **violates == protected)
+        {
+            trial.come_back(other);
+            if trial.fits(pod, cluster).is_err() {
+                trial.leave(other);
+                candidate.victims.push(Arc::clone(other));
+                candidate.budget_violations += usize::from(*violates);
             }
         }
-        victims.sort_by(|a, b| more_important(a, b));
-        candidate = Some(Candidate { node: node.name().to_owned(), victims, budget_violations });
     }
-    gone.iter().for_each(|other| filters.assume(other, node, 1));
-    candidate.filter(|c| !c.victims.is_empty())
+    candidate.victims.iter().for_each(|victim| trial.filters.assume(victim, node, 1));
+    if candidate.victims.is_empty() {
+        return Err(Refusal::new(format!("expected at least one victim pod on node {:?}", node.name())));
+    }
+    candidate.victims.sort_by(|a, b| more_important(a, b));
+    Ok(candidate)
 }
 
-fn started(pod: &PodInfo) -> Option<jiff::Timestamp> {
-    Some(pod.pod.status.as_ref()?.start_time.as_ref()?.0)
+/// When the pod began to run; one that did not yet is the youngest.
+fn start(pod: &PodInfo) -> jiff::Timestamp {
+    let started = pod.pod.status.as_ref().and_then(|status| status.start_time.as_ref());
+    started.map_or(jiff::Timestamp::MAX, |time| time.0)
 }
 
 /// Higher priority first, then the one that runs longer.
 fn more_important(a: &PodInfo, b: &PodInfo) -> std::cmp::Ordering {
-    let start = |pod: &PodInfo| started(pod).unwrap_or(jiff::Timestamp::MAX);
     b.priority.cmp(&a.priority).then_with(|| start(a).cmp(&start(b)))
 }
 
-/// The pods whose eviction, one after the other, some budget does not allow.
-fn violations(pods: &[Arc<PodInfo>], budgets: &[Arc<PodDisruptionBudget>]) -> Vec<String> {
-    let mut left: Vec<i32> = budgets
-        .iter()
-        .map(|b| b.status.as_ref().and_then(|status| status.disruptions_allowed).unwrap_or(0))
-        .collect();
-    let mut violating = Vec::new();
-    for pod in pods {
+/// A budget as evictions are judged by it.
+struct Budget<'a> {
+    namespace: &'a str,
+    selector: LabelSelector,
+    allowed: i32,
+    /// Pods by name whose eviction was counted already.
+    disrupted: Option<&'a BTreeMap<String, Time>>,
+}
+
+impl<'a> Budget<'a> {
+    /// None for one that protects nothing.
+    fn new(budget: &'a Arc<PodDisruptionBudget>) -> Option<Self> {
+        let selector = pod::selector(budget.spec.as_ref()?.selector.as_ref());
+        let status = budget.status.as_ref();
+        (!selector.is_empty() && !selector.is_nothing()).then(|| Budget {
+            namespace: budget.namespace(),
+            selector,
+            allowed: status.and_then(|status| status.disruptions_allowed).unwrap_or(0),
+            disrupted: status.and_then(|status| status.disrupted_pods.as_ref()),
+        })
+    }
+
+    fn protects(&self, pod: &PodInfo) -> bool {
+        let labels = pod::labels(&pod.pod);
+        self.namespace == pod.pod.namespace()
+            && !labels.is_empty()
+            && self.selector.matches_map(labels)
+            && self.disrupted.is_none_or(|disrupted| !disrupted.contains_key(pod.pod.name()))
+    }
+}
+
+/// Of which pods the eviction, one after the other, is against some budget.
+///
+/// Upstream: plugins/defaultpreemption/default_preemption.go filterPodsWithPDBViolation
+fn violations(pods: &[Arc<PodInfo>], budgets: &[Budget]) -> Vec<bool> {
+    let mut left: Vec<i32> = budgets.iter().map(|budget| budget.allowed).collect();
+    let violates = |pod: &Arc<PodInfo>| {
+        let mut violates = false;
         for (budget, left) in budgets.iter().zip(&mut left) {
-            let selector = budget.spec.as_ref().and_then(|spec| spec.selector.as_ref());
-            if budget.namespace() != pod.pod.namespace()
-                || !pod::selector(selector).matches_map(pod::labels(&pod.pod))
-            {
-                continue;
-            }
-            *left -= 1;
-            if *left < 0 && !violating.contains(&pod.key) {
-                violating.push(pod.key.clone());
+            if budget.protects(pod) {
+                *left -= 1;
+                violates |= *left < 0;
             }
         }
-    }
-    violating
+        violates
+    };
+    pods.iter().map(violates).collect()
 }
 
 /// Fewest broken budgets, then the least important victims, then the least of them, then the youngest.
+///
+/// Upstream: pkg/scheduler/framework/preemption/preemption.go pickOneNodeForPreemption
 fn rank(candidate: &Candidate) -> impl Ord {
     let highest = candidate.victims.first().map_or(i32::MIN, |victim| victim.priority);
     let sum: i64 = candidate.victims.iter().map(|v| i64::from(v.priority) + (1 << 31)).sum();
-    let earliest =
-        candidate.victims.iter().filter(|v| v.priority == highest).filter_map(|v| started(v)).min();
+    let important = candidate.victims.iter().filter(|victim| victim.priority == highest);
+    let earliest = important.map(|victim| start(victim)).min();
     (candidate.budget_violations, highest, sum, candidate.victims.len(), std::cmp::Reverse(earliest))
 }
 
@@ -245,14 +299,26 @@ mod tests {
             &[],
             "0/2 nodes are available: 2 No preemption victims found for incoming pod.",
         );
+        check(
+            &[("a", "x", 200, "1"), ("a", "w", 5, "1"), ("b", "y", 100, "2")],
+            &[],
+            "0/2 nodes are available: 1 Insufficient cpu, 1 No preemption victims found for incoming pod.",
+        );
     }
 
     #[test]
     fn budgets_protect_when_there_is_a_choice() {
-        let budget = json!({"metadata": {"name": "b", "namespace": "default"},
-            "spec": {"selector": {"matchLabels": {"app": "y"}}},
-            "status": {"disruptionsAllowed": 0, "currentHealthy": 1, "desiredHealthy": 1, "expectedPods": 1}});
-        let budget = Arc::new(PodDisruptionBudget::from_value(budget).unwrap());
-        check(&[("a", "x", 10, "1"), ("b", "y", 5, "1")], &[budget], "a: x");
+        let budget = |selector: serde_json::Value, disrupted: serde_json::Value| {
+            let budget = json!({"metadata": {"name": "b", "namespace": "default"}, "spec": {"selector": selector},
+                "status": {"disruptionsAllowed": 0, "currentHealthy": 1, "desiredHealthy": 1, "expectedPods": 1,
+                    "disruptedPods": disrupted}});
+            Arc::new(PodDisruptionBudget::from_value(budget).unwrap())
+        };
+        let on = [("a", "x", 10, "1"), ("b", "y", 5, "1")];
+        let of_y = json!({"matchLabels": {"app": "y"}});
+        check(&on, &[budget(of_y.clone(), json!({}))], "a: x");
+        check(&on, &[budget(json!({}), json!({}))], "b: y");
+        // Its eviction was counted already.
+        check(&on, &[budget(of_y, json!({"y": "2026-01-01T00:00:00Z"}))], "b: y");
     }
 }

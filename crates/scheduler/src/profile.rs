@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::cluster::{Change, Cluster, Kind};
-use crate::framework::{Plugin, Prepared, Refusal, Write};
+use crate::framework::{Permit, Plugin, Prepared, Refusal, Write};
 use crate::plugins::TABLE;
 use crate::{NodeInfo, PodInfo};
 
@@ -17,6 +17,17 @@ pub struct Configured {
     pub holds_back: bool,
     pub filters: bool,
     pub reserves: bool,
+    pub permits: bool,
+    /// It is told of bindings.
+    pub hears: bool,
+}
+
+impl Configured {
+    /// The plugin with all that it does.
+    pub fn whole(plugin: Arc<dyn Plugin>, weight: i64) -> Self {
+        let (holds_back, filters, reserves, permits, hears) = (true, true, true, true, true);
+        Configured { plugin, weight, holds_back, filters, reserves, permits, hears }
+    }
 }
 
 /// How widely preemption looks.
@@ -48,7 +59,7 @@ impl Default for Profile {
     fn default() -> Self {
         let plugins = TABLE.iter().filter_map(|row| {
             let plugin = (row.make?)(None).expect("every plugin can be made without arguments");
-            Some(Configured { plugin, weight: row.weight, holds_back: true, filters: true, reserves: true })
+            Some(Configured::whole(plugin, row.weight))
         });
         Profile {
             scheduler_name: "default-scheduler".into(),
@@ -146,6 +157,29 @@ impl Profile {
         asked.flat_map(|c| c.plugin.relieve(pod, cluster)).collect()
     }
 
+    /// The first plugin that does not allow the binding, or allowance by none.
+    ///
+    /// Upstream: pkg/scheduler/framework/runtime/framework.go RunPermitPlugins
+    pub fn permit(&self, pod: &PodInfo, node: &str, cluster: &Cluster) -> (&'static str, Permit) {
+        let mut all = ("", Permit::Allowed);
+        for configured in self.plugins.iter().filter(|c| c.permits) {
+            match configured.plugin.permit(pod, node, cluster) {
+                Permit::Allowed => {}
+                Permit::Wait(patience) => match &mut all.1 {
+                    Permit::Wait(least) => *least = patience.min(*least),
+                    _ => all = (configured.plugin.name(), Permit::Wait(patience)),
+                },
+                rejected => return (configured.plugin.name(), rejected),
+            }
+        }
+        all
+    }
+
+    /// Tells the plugins that the pod is bound.
+    pub fn bound(&self, pod: &PodInfo, node: &str) {
+        self.plugins.iter().filter(|c| c.hears).for_each(|c| c.plugin.bound(pod, node));
+    }
+
     /// How long what was reserved may take to be there.
     pub fn preparation_timeout(&self) -> Duration {
         self.plugins.iter().filter_map(|c| c.plugin.preparation_timeout()).max().unwrap_or_default()
@@ -167,5 +201,43 @@ impl Profile {
             }
         }
         all
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::testing::pod_info;
+
+    struct Says(&'static str, Permit);
+
+    impl Plugin for Says {
+        fn name(&self) -> &'static str {
+            self.0
+        }
+
+        fn permit(&self, _pod: &PodInfo, _node: &str, _cluster: &Cluster) -> Permit {
+            self.1.clone()
+        }
+    }
+
+    #[test]
+    fn one_plugin_is_enough_to_keep_a_pod_from_its_binding() {
+        let wait = |seconds| Permit::Wait(Duration::from_secs(seconds));
+        let no = || Permit::Rejected("no".into());
+        let pod = pod_info(json!({"metadata": {"name": "p"}, "spec": {"containers": []}}));
+        let check = |said: Vec<Permit>, plugin: &str, expected: Permit| {
+            let names = ["A", "B", "C"].into_iter();
+            let plugins =
+                names.zip(said).map(|(name, permit)| Configured::whole(Arc::new(Says(name, permit)), 0));
+            let profile = Profile { plugins: plugins.collect(), ..Profile::default() };
+            assert_eq!(profile.permit(&pod, "n", &Cluster::default()), (plugin, expected));
+        };
+        check(vec![Permit::Allowed, Permit::Allowed], "", Permit::Allowed);
+        check(vec![Permit::Allowed, wait(5)], "B", wait(5));
+        check(vec![wait(9), Permit::Allowed, wait(5)], "A", wait(5));
+        check(vec![wait(9), no(), wait(5)], "B", no());
     }
 }

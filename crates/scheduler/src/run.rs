@@ -4,6 +4,8 @@
 //! itself, so that it never works through events that are history. Bindings and status writes run in the
 //! background, so many at most, and report back to the loop.
 
+mod binding;
+
 use std::collections::HashMap;
 use std::sync::Arc;
 
@@ -20,14 +22,15 @@ use crate::cluster::{Change, Cluster, is_terminal, is_waiting, node_differs};
 use crate::configuration::Configuration;
 use crate::cycle::{Scheduler, Unschedulable};
 use crate::extender::Extender;
-use crate::framework::{Prepared, Write};
 use crate::informers::{BY_NODE, Informers, Key};
 use crate::metrics::{Metrics, Outcome};
 use crate::preemption::{self, Candidate, Hopeless};
 use crate::profile::Profile;
 use crate::queue::{Backoff, Queue};
 use crate::resources;
-use crate::writes::{Nomination, Written, bind, evict, prepare, release, report, unscheduled_status};
+use crate::writes::{Eviction, Nomination, Written, evict, report, unscheduled_status};
+
+use self::binding::Pending;
 
 /// How many bindings and other writes may be under way.
 const MAX_WRITES: usize = 128;
@@ -61,15 +64,6 @@ pub async fn run(
     Ok(())
 }
 
-/// A pod that has a node and is not bound yet: something else must be there first.
-struct Pending {
-    pod: Arc<PodInfo>,
-    node: String,
-    /// What it needs was asked for.
-    written: bool,
-    deadline: Instant,
-}
-
 struct Loop {
     /// By the name that pods give.
     profiles: HashMap<String, Arc<Profile>>,
@@ -87,6 +81,8 @@ struct Loop {
     metrics: Metrics,
     /// The attempts that have not ended: their pods are not bound yet.
     attempts: HashMap<String, Attempt>,
+    /// The pods that were refused last time, with the profile's name and the plugins that did.
+    refusals: HashMap<String, (String, Vec<&'static str>)>,
 }
 
 struct Attempt {
@@ -126,6 +122,7 @@ impl Loop {
             writes: JoinSet::new(),
             metrics: config.metrics,
             attempts: HashMap::new(),
+            refusals: HashMap::new(),
         };
         let work = async {
             if factory.synced().await {
@@ -150,6 +147,7 @@ impl Loop {
             self.metrics.waiting(self.queue.depth());
             let (nodes, pods, assumed) = self.cluster.size();
             self.metrics.known(nodes, pods, assumed);
+            self.metrics.under_way(self.writes.len());
             let room = self.writes.len() < MAX_WRITES;
             if room && let Some(pod) = self.queue.pop(Instant::now()) {
                 self.schedule(pod).await;
@@ -157,7 +155,7 @@ impl Loop {
                 continue;
             }
             let moment = self.queue.next_moment().filter(|_| room);
-            let deadline = self.pending.values().filter(|p| p.written).map(|p| p.deadline).min();
+            let deadline = self.pending.values().filter_map(Pending::deadline).min();
             let moment = moment.into_iter().chain(deadline).min();
             let ring = async {
                 match moment {
@@ -204,7 +202,9 @@ impl Loop {
             Key::Storage(kind, key) => Some(self.informers.observe_storage(*kind, key, &mut self.cluster)),
         };
         if let Some(change) = change {
-            if matches!(change, Change::Claim { .. } | Change::Volumes | Change::Devices) {
+            if matches!(change, Change::Claim { .. } | Change::Volumes | Change::Devices)
+                || self.pending.values().any(Pending::waits_for_permit)
+            {
                 self.advance();
             }
             self.wake(&change);
@@ -226,6 +226,7 @@ impl Loop {
 
     fn observe_pod(&mut self, key: &str) -> Option<Change> {
         let Some(pod) = self.informers.pods.get(key) else {
+            self.forgive(key);
             let waited = self.queue.get(key).cloned();
             self.queue.remove(key);
             let withdrawn = self.cluster.withdraw(key);
@@ -289,6 +290,7 @@ impl Loop {
 
     async fn schedule(&mut self, pod: Arc<PodInfo>) {
         let Some(profile) = self.profiles.get(pod.scheduler_name()).cloned() else { return };
+        self.forgive(&pod.key);
         let begun = Instant::now();
         let (number, since) = self.queue.attempts(&pod.key).unwrap_or((1, begun));
         self.attempts.insert(pod.key.clone(), Attempt { begun, number, since });
@@ -309,75 +311,7 @@ impl Loop {
             Err(why) => return self.give_up(&profile, &pod, &why),
         };
         self.cluster.assume(pod.clone(), &node);
-        if writes.is_empty() && profile.prepared(&pod, &node, &self.cluster) == Prepared::Ready {
-            self.bind(pod, node);
-            return;
-        }
-        let key = pod.key.clone();
-        let deadline = Instant::now() + profile.preparation_timeout();
-        self.pending.insert(key.clone(), Pending { pod, node, written: false, deadline });
-        self.writes.spawn(prepare(self.client.clone(), key, writes, self.clock.clone()));
-    }
-
-    fn bind(&mut self, pod: Arc<PodInfo>, node: String) {
-        let binder = |extender: &usize| {
-            let extender = &self.extenders[*extender];
-            extender.binds() && extender.is_interested(&pod.pod)
-        };
-        let binder = (0..self.extenders.len()).find(binder);
-        let extenders = binder.map(|at| (self.extenders.clone(), at));
-        self.writes.spawn(bind(self.client.clone(), extenders, pod, node));
-    }
-
-    /// Binds the pods whose volumes and devices are there now, and gives up on those whose will not come.
-    fn advance(&mut self) {
-        let now = Instant::now();
-        let mut settled = Vec::new();
-        for (key, pending) in self.pending.iter().filter(|(_, pending)| pending.written) {
-            let Some(profile) = self.profiles.get(pending.pod.scheduler_name()) else { continue };
-            match profile.prepared(&pending.pod, &pending.node, &self.cluster) {
-                Prepared::Ready => settled.push((key.clone(), None)),
-                Prepared::Failed(why) => settled.push((key.clone(), Some(why))),
-                Prepared::Waiting if pending.deadline <= now => {
-                    settled.push((key.clone(), Some("binding volumes: context deadline exceeded".into())));
-                }
-                Prepared::Waiting => {}
-            }
-        }
-        for (key, failure) in settled {
-            let Some(Pending { pod, node, .. }) = self.pending.remove(&key) else { continue };
-            match failure {
-                None => self.bind(pod, node),
-                Some(why) => self.unplace(&pod, &why),
-            }
-        }
-    }
-
-    /// The pod waits for nothing any more.
-    fn abandon(&mut self, key: &str) {
-        if let Some(Pending { pod, .. }) = self.pending.remove(key)
-            && let Some(profile) = self.profiles.get(pod.scheduler_name())
-        {
-            let writes = profile.unreserve(&pod, &mut self.cluster);
-            self.release(writes);
-        }
-    }
-
-    fn release(&mut self, writes: Vec<Write>) {
-        if !writes.is_empty() {
-            self.writes.spawn(release(self.client.clone(), writes, self.clock.clone()));
-        }
-    }
-
-    /// A placed pod cannot have what it needs: it gives everything back and is tried again.
-    fn unplace(&mut self, pod: &Arc<PodInfo>, why: &str) {
-        let Some(profile) = self.profiles.get(pod.scheduler_name()).cloned() else { return };
-        let writes = profile.unreserve(pod, &mut self.cluster);
-        self.release(writes);
-        if let Some(change) = self.cluster.forget(&pod.key) {
-            self.wake(&change);
-        }
-        self.give_up(&profile, pod, why);
+        self.placed(&profile, pod, node, writes);
     }
 
     /// Tells why the pod could not be placed this time, for no lack of nodes.
@@ -419,7 +353,11 @@ impl Loop {
         let writes = profile.relieve(&against.refused_by, pod, &self.cluster);
         self.release(writes);
         let (mut candidate, mut nomination) = (None, Nomination::AsItIs);
-        if against.nodes > 0 && profile.preemption.is_some() {
+        if against.nodes == 0 {
+            nomination = Nomination::None;
+            self.cluster.withdraw(&pod.key);
+        } else if profile.preemption.is_some() {
+            self.metrics.preemption();
             let budgets = self.informers.budgets.list();
             let start = self.scheduler.next_random() as usize;
             match preemption::candidates(profile, pod, &mut self.cluster, &against, &budgets, start) {
@@ -438,13 +376,23 @@ impl Loop {
         }
         self.tell(profile, pod, &against.to_string(), nomination, "Unschedulable");
         if let Some(candidate) = candidate {
-            self.metrics.preemption(candidate.victims.len());
+            self.metrics.victims(candidate.victims.len());
             self.cluster.nominate(pod.clone(), &candidate.node);
             self.preempt(profile, pod, candidate);
         }
         self.ended(Outcome::Unschedulable, profile, &pod.key);
+        self.metrics.unschedulable(&profile.scheduler_name, &against.refused_by, true);
+        let refusal = (profile.scheduler_name.clone(), against.refused_by.clone());
+        self.refusals.insert(pod.key.clone(), refusal);
         let sleeps = self.queue.refused(&pod.key, against.refused_by, Instant::now());
         self.metrics.incoming(if sleeps { "unschedulable" } else { "backoff" }, "ScheduleAttemptFailure", 1);
+    }
+
+    /// The pod counts as refused no more.
+    fn forgive(&mut self, key: &str) {
+        if let Some((profile, plugins)) = self.refusals.remove(key) {
+            self.metrics.unschedulable(&profile, &plugins, false);
+        }
     }
 
     /// The candidates that the extenders let pass.
@@ -475,30 +423,30 @@ impl Loop {
             self.queue.activate(&other.key);
             self.writes.spawn(report(self.client.clone(), other, patch));
         }
-        for victim in candidate.victims {
-            if let Some(events) = self.events.get(&profile.scheduler_name) {
-                let message = format!("Preempted by pod {} on node {}", pod.uid(), candidate.node);
-                events.normal(&*victim.pod, "Preempted", message);
-            }
-            let name = profile.scheduler_name.clone();
-            self.writes.spawn(evict(self.client.clone(), victim, name, self.clock.clone()));
+        let message = format!("Preempted by pod {} on node {}", pod.uid(), candidate.node);
+        for victim in candidate.victims.into_iter().filter(|victim| !victim.is_deleting()) {
+            let eviction = Eviction {
+                victim,
+                scheduler_name: profile.scheduler_name.clone(),
+                preemptor: pod.key.clone(),
+                message: message.clone(),
+            };
+            self.writes.spawn(evict(self.client.clone(), eviction, self.clock.clone()));
+        }
+    }
+
+    /// Tells of a victim that it went, or has the pod for which it did not go tried again.
+    fn evicted(&mut self, eviction: &Eviction, gone: bool) {
+        if !gone {
+            self.queue.activate(&eviction.preemptor);
+        } else if let Some(events) = self.events.get(&eviction.scheduler_name) {
+            events.normal(&*eviction.victim.pod, "Preempted", eviction.message.as_str());
         }
     }
 
     fn written(&mut self, written: Result<Written, tokio::task::JoinError>) {
         let (pod, node, error) = match written {
-            Ok(Written::Prepared { key, outcome }) => {
-                let Some(pending) = self.pending.get_mut(&key) else { return };
-                pending.written = true;
-                match outcome {
-                    Ok(()) => self.advance(),
-                    Err(error) => {
-                        let Some(Pending { pod, .. }) = self.pending.remove(&key) else { return };
-                        self.unplace(&pod, &error.to_string());
-                    }
-                }
-                return;
-            }
+            Ok(Written::Prepared { key, outcome }) => return self.prepared(&key, outcome),
             Ok(Written::Bound { pod, node, outcome: Ok(()) }) => {
                 if let Some(profile) = self.profiles.get(pod.scheduler_name()).cloned() {
                     self.ended(Outcome::Scheduled, &profile, &pod.key);
@@ -508,9 +456,13 @@ impl Loop {
                     let message = format!("Successfully assigned {namespace}/{name} to {node}");
                     events.normal(&*pod.pod, "Scheduled", message);
                 }
+                if let Some(profile) = self.profiles.get(pod.scheduler_name()) {
+                    profile.bound(&pod, &node);
+                }
                 return;
             }
             Ok(Written::Bound { pod, node, outcome: Err(error) }) => (pod, node, error),
+            Ok(Written::Evicted { eviction, gone }) => return self.evicted(&eviction, gone),
             Ok(Written::Reported) | Err(_) => return,
         };
         tracing::warn!(pod = pod.key, node, error = &error as &dyn std::error::Error, "cannot bind");

@@ -660,13 +660,12 @@ impl Count<'_> {
         kept.into_iter().chain(come).min().unwrap_or(0)
     }
 
-    /// How many different parts these nodes are in.
+    /// How many different parts these nodes are in; those that are in none count as one.
     pub fn parts_among(&self, nodes: &[&NodeInfo]) -> usize {
-        let mut parts: Vec<u32> =
-            nodes.iter().map(|node| self.part(node)).filter(|p| *p != NOWHERE).collect();
-        parts.sort_unstable();
-        parts.dedup();
-        parts.len()
+        let known = self.topology.map_or(0, |topology| topology.nodes.len());
+        let mut seen = vec![false; known + 1];
+        nodes.iter().for_each(|node| seen[(self.part(node) as usize).min(known)] = true);
+        seen.into_iter().filter(|seen| *seen).count()
     }
 }
 

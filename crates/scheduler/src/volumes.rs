@@ -58,6 +58,15 @@ impl<T: Object> Assumable<T> {
         self.known.insert(key.to_owned(), object);
     }
 
+    /// The same, while what is assumed still goes.
+    pub fn show(&mut self, key: &str, object: Arc<T>) {
+        self.known.insert(key.to_owned(), object);
+    }
+
+    pub fn assumed(&self, key: &str) -> Option<&Arc<T>> {
+        self.assumed.get(key)
+    }
+
     pub fn assume(&mut self, key: String, object: T) {
         self.assumed.insert(key, Arc::new(object));
     }

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use crate::PodInfo;
 use crate::extender::Extender;
-use crate::framework::Write;
+use crate::framework::{Verb, Write};
 
 /// How a write of the background ended.
 pub enum Written {
@@ -24,7 +24,21 @@ pub enum Written {
         node: String,
         outcome: Result<(), client::Error>,
     },
+    Evicted {
+        eviction: Eviction,
+        gone: bool,
+    },
     Reported,
+}
+
+/// A pod that leaves its node for another.
+pub struct Eviction {
+    pub victim: Arc<PodInfo>,
+    pub scheduler_name: String,
+    /// The key of the pod that takes its place.
+    pub preemptor: String,
+    /// What is told of it afterwards.
+    pub message: String,
 }
 
 pub async fn prepare(client: Client, key: String, writes: Vec<Write>, clock: Clock) -> Written {
@@ -43,26 +57,50 @@ pub async fn release(client: Client, writes: Vec<Write>, clock: Clock) -> Writte
 async fn carry_out(client: &Client, writes: Vec<Write>, clock: &Clock) -> Result<(), client::Error> {
     // Of objects that were written here: the version that came of it.
     let mut versions: Vec<(Resource, String, String, Value)> = Vec::new();
+    // The name of the last object that was made here.
+    let mut made = String::new();
     for write in writes {
-        let Write { resource, namespace, name, subresource, patch_type, mut patch, stamp } = write;
-        if let Some((object, key)) = stamp
-            && let Some(object) = patch.pointer_mut(object)
-        {
-            object[key] = json!(clock.time());
+        let Write { verb, resource, namespace, mut name, subresource, mut body, stamp, made: names } = write;
+        if let Some((object, key)) = stamp {
+            put(&mut body, object, key, json!(clock.time()));
+        }
+        if let Some((object, key)) = names {
+            put(&mut body, object, key, json!(made));
+        }
+        if name.is_empty() {
+            name.clone_from(&made);
         }
         let same = |known: &&(Resource, String, String, Value)| {
             known.0 == resource && known.1 == namespace && known.2 == name
         };
         if let Some(known) = versions.iter().rfind(same)
-            && let Some(version) = patch.pointer_mut("/metadata/resourceVersion")
+            && let Some(version) = body.pointer_mut("/metadata/resourceVersion")
         {
             *version = known.3.clone();
         }
-        let patched =
-            client.patch_value(&resource, &namespace, &name, subresource, patch_type, &patch).await?;
-        versions.push((resource, namespace, name, patched["metadata"]["resourceVersion"].clone()));
+        let written = match verb {
+            Verb::Create => client.create_value(&resource, &namespace, None, &body).await?,
+            Verb::Patch(kind) => {
+                client.patch_value(&resource, &namespace, &name, subresource, kind, &body).await?
+            }
+            Verb::Delete => {
+                client.delete_value(&resource, &namespace, &name, &DeleteOptions::default()).await?;
+                continue;
+            }
+        };
+        if verb == Verb::Create {
+            name = written["metadata"]["name"].as_str().unwrap_or_default().to_owned();
+            made.clone_from(&name);
+        }
+        versions.push((resource, namespace, name, written["metadata"]["resourceVersion"].clone()));
     }
     Ok(())
+}
+
+fn put(body: &mut Value, object: &str, key: &str, value: Value) {
+    if let Some(object) = body.pointer_mut(object) {
+        object[key] = value;
+    }
 }
 
 /// Binds the pod; one of the extenders does it in the scheduler's place if it is given.
@@ -147,23 +185,26 @@ pub async fn report(client: Client, pod: Arc<PodInfo>, patch: Value) -> Written 
 }
 
 /// Tells a victim why, then deletes it.
-pub async fn evict(client: Client, victim: Arc<PodInfo>, scheduler_name: String, clock: Clock) -> Written {
+pub async fn evict(client: Client, eviction: Eviction, clock: Clock) -> Written {
+    let Eviction { victim, scheduler_name, .. } = &eviction;
     let patch = json!({"status": {"conditions": [{
         "type": "DisruptionTarget",
         "status": "True",
         "reason": "PreemptionByScheduler",
         "message": format!("{scheduler_name}: preempting to accommodate a higher priority pod"),
+        "observedGeneration": victim.pod.metadata.generation,
         "lastTransitionTime": clock.time(),
     }]}});
-    let mut outcome = patch_status(&client, &victim, &patch).await;
+    let mut outcome = patch_status(&client, victim, &patch).await;
     if outcome.is_ok() {
         let (namespace, name) = (victim.pod.namespace(), victim.pod.name());
         outcome = client.delete::<Pod>(namespace, name, &DeleteOptions::uid(victim.uid())).await;
     }
-    if let Some(error) = failure(outcome) {
-        tracing::warn!(pod = victim.key, error = &error as &dyn std::error::Error, "cannot preempt");
+    let failure = failure(outcome);
+    if let Some(error) = &failure {
+        tracing::warn!(pod = victim.key, error = error as &dyn std::error::Error, "cannot preempt");
     }
-    Written::Reported
+    Written::Evicted { eviction, gone: failure.is_none() }
 }
 
 async fn patch_status(client: &Client, pod: &PodInfo, patch: &Value) -> Result<(), client::Error> {

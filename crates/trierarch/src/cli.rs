@@ -184,6 +184,15 @@ pub struct Server {
     /// A file with an EncryptionConfiguration: what of the store is encrypted, and by which keys
     #[arg(long, value_name = "FILE")]
     pub encryption_provider_config: Option<PathBuf>,
+    /// Which controllers run: `*` for all, `foo` for one, `-foo` for all but one
+    #[arg(
+        long,
+        value_name = "NAMES",
+        value_delimiter = ',',
+        default_value = "*",
+        allow_hyphen_values = true
+    )]
+    pub controllers: Vec<String>,
     #[command(flatten)]
     pub requests: ServingFlags,
     /// A file with these flags in YAML: `secure-port: 7443`

@@ -46,6 +46,7 @@ pub async fn run(args: cli::Server) -> anyhow::Result<()> {
 struct Plan {
     settings: Settings,
     network: ClusterNetwork,
+    disabled_controllers: Vec<String>,
     node: Option<node::Plan>,
 }
 
@@ -95,7 +96,8 @@ impl Plan {
             labels: components::labels(&args.node.node_labels)?,
             taints: components::taints(&args.node.register_with_taints)?,
         };
-        Ok(Plan { settings, network, node: (!args.no_node).then_some(node) })
+        let disabled_controllers = components::disabled_controllers(&args.controllers)?;
+        Ok(Plan { settings, network, disabled_controllers, node: (!args.no_node).then_some(node) })
     }
 }
 
@@ -124,7 +126,7 @@ fn start_control_plane(
         signing_authority: Some(signing_authority),
         sign_token: Some(sign_token),
         clock: host::clock(),
-        disabled: Vec::new(),
+        disabled: plan.disabled_controllers.clone(),
         options: controllers::Options::default(),
         metrics,
     };
@@ -139,11 +141,14 @@ fn start_control_plane(
         of_account: Arc::new(move |name| accounts.client(name)),
     };
     running.spawn("controllers", controllers::run(config, clients, shutdown.clone()));
+    let metrics = scheduler::Metrics::default();
+    let scheduling = metrics.clone();
+    control_plane.metrics().also(move |registry| scheduling.register(registry));
     let config = scheduler::Config {
         configuration: scheduler::Configuration::default(),
         clock: host::clock(),
         seed: rand::random(),
-        metrics: scheduler::Metrics::default(),
+        metrics,
         identity: None,
     };
     let client = control_plane.client("system:kube-scheduler", &[]);

@@ -115,6 +115,10 @@ fn bound(old: &Value, binding: &Value, node: &str, now: &str) -> Value {
             pod["metadata"][field][key] = value.clone();
         }
     }
+    // Where it was expected to go is history.
+    if let Some(status) = pod["status"].as_object_mut() {
+        status.remove("nominatedNodeName");
+    }
     let condition =
         json!({"type": "PodScheduled", "status": "True", "lastProbeTime": null, "lastTransitionTime": now});
     if !pod["status"]["conditions"].is_array() {

@@ -17,7 +17,7 @@ use tokio::sync::Notify;
 
 use super::shapes::{Churn, HIGH, HIGH_PRIORITY, Pods, Shape, Size};
 use crate::body::Template;
-use crate::target::{Target, cpu_seconds_of, resident_bytes_of};
+use crate::target::{Parts, Target, cpu_seconds_of, resident_bytes_of};
 use crate::wire::{Ask, Lane};
 use crate::work::{self, progress};
 use crate::{Encoding, Http};
@@ -33,7 +33,8 @@ pub struct Process {
 
 pub struct Measured {
     pub per_second: f64,
-    pub scheduler: Process,
+    /// None when it is in one process with the API server.
+    pub scheduler: Option<Process>,
     pub api: Process,
 }
 
@@ -42,14 +43,17 @@ pub async fn run(
     size: &Size,
     binary: &Path,
     data: Option<&Path>,
+    together: bool,
 ) -> anyhow::Result<Measured> {
-    let target = Target::start(binary, data, false).await?;
+    let parts = if together { Parts::WithoutKubelets } else { Parts::ApiServer };
+    let target = Target::start(binary, data, parts).await?;
     prepare(shape, size, &target).await?;
-    let scheduler = Scheduler::start(binary, &target)?;
+    let scheduler = if together { None } else { Some(Scheduler::start(binary, &target)?) };
+    let pids: Vec<u32> = scheduler.iter().map(Scheduler::pid).collect();
     for (at, pods) in size.before.iter().enumerate() {
         make_and_bind(shape, &target, pods, &format!("before {}", at + 1)).await?;
     }
-    let begun = (cpu_seconds_of(&[scheduler.pid()]), target.cpu_seconds());
+    let begun = (cpu_seconds_of(&pids), target.cpu_seconds());
     let churn = shape.churn.as_ref().map(|(churn, every)| {
         let work = disturb(target.address.clone(), churn, *every);
         tokio::task::spawn_local(work)
@@ -62,14 +66,13 @@ pub async fn run(
             ended.context("what was to go on beside the measured pods failed")?;
         }
     }
-    let spent = (cpu_seconds_of(&[scheduler.pid()]) - begun.0, target.cpu_seconds() - begun.1);
+    let spent = (cpu_seconds_of(&pids) - begun.0, target.cpu_seconds() - begun.1);
     let micros = |seconds: f64| seconds * 1e6 / size.measured.max(1) as f64;
     Ok(Measured {
         per_second: size.measured as f64 / elapsed.as_secs_f64(),
-        scheduler: Process {
-            cpu_micros: micros(spent.0),
-            resident_bytes: resident_bytes_of(&[scheduler.pid()]),
-        },
+        scheduler: scheduler
+            .is_some()
+            .then(|| Process { cpu_micros: micros(spent.0), resident_bytes: resident_bytes_of(&pids) }),
         api: Process { cpu_micros: micros(spent.1), resident_bytes: target.resident_bytes() },
     })
 }

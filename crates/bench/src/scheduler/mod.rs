@@ -39,6 +39,9 @@ pub struct Options {
     /// Only the scheduler's own functions, without an API server
     #[arg(long)]
     alone: bool,
+    /// Let one process be API server, scheduler and controllers, as `trierarch server` is
+    #[arg(long)]
+    together: bool,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -68,7 +71,9 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         let size = shape.size(options.nodes, options.pods);
         let alone = alone::run(shape, &size)?;
         let live = match binary {
-            Some(binary) => Some(live::run(shape, &size, binary, options.data.as_deref()).await?),
+            Some(binary) => {
+                Some(live::run(shape, &size, binary, options.data.as_deref(), options.together).await?)
+            }
             None => None,
         };
         rows.push(Row { shape, pods: size.measured, alone, live });
@@ -107,14 +112,17 @@ fn print(rows: &[Row], nodes: usize) {
         row.shape.name, row.pods, row.alone.per_second, row.alone.p99_micros
     );
     match &row.live {
-        Some(live) => println!(
-            " {:>9.0} {:>9.0} {:>9.0} {:>9.1} {:>9.1}",
-            live.per_second,
-            live.scheduler.cpu_micros,
-            live.api.cpu_micros,
-            live.scheduler.resident_bytes as f64 / 1e6,
-            live.api.resident_bytes as f64 / 1e6
-        ),
+        Some(live) => {
+            let (micros, bytes) =
+                live.scheduler.as_ref().map_or((0.0, 0), |s| (s.cpu_micros, s.resident_bytes));
+            println!(
+                " {:>9.0} {micros:>9.0} {:>9.0} {:>9.1} {:>9.1}",
+                live.per_second,
+                live.api.cpu_micros,
+                bytes as f64 / 1e6,
+                live.api.resident_bytes as f64 / 1e6
+            );
+        }
         None => println!(),
     }
 }
@@ -123,7 +131,7 @@ fn json_of(rows: &[Row], nodes: usize) -> serde_json::Value {
     let process = |process: &live::Process| json!({"cpuMicrosPerPod": process.cpu_micros, "residentBytes": process.resident_bytes});
     let rows = rows.iter().map(|row| {
         let live = row.live.as_ref().map(|live| {
-            json!({"podsPerSecond": live.per_second, "scheduler": process(&live.scheduler),
+            json!({"podsPerSecond": live.per_second, "scheduler": live.scheduler.as_ref().map(process),
                 "apiserver": process(&live.api)})
         });
         json!({"shape": row.shape.name, "nodes": nodes, "pods": row.pods, "upstreamAsks": row.shape.upstream,

@@ -6,7 +6,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use client::{Body, Client, Transport};
 use futures::StreamExt;
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
 use super::*;

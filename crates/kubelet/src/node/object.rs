@@ -18,6 +18,10 @@ use crate::pressure::Condition;
 use crate::runtime::{self, describe};
 
 const VERSION: &str = "v1.36.2";
+/// What the node can do that not every kubelet can, so that pods that need it come here. Sorted.
+///
+/// Upstream: staging/src/k8s.io/component-helpers/nodedeclaredfeatures/features/registry.go AllFeatures
+const FEATURES: [&str; 1] = ["RestartAllContainersOnContainerExits"];
 
 /// What events about the node name: upstream puts the node's name where its UID would be.
 pub fn reference(name: &str) -> ObjectReference {
@@ -124,6 +128,7 @@ pub fn status(
         }),
         images: Some(list_images(images, config.max_images)),
         volumes_in_use: Some(core.volumes.csi.in_use()),
+        declared_features: Some(FEATURES.map(str::to_owned).to_vec()),
         node_info: Some(NodeSystemInfo {
             architecture: architecture().to_owned(),
             boot_id: machine.boot_id.clone(),
@@ -220,7 +225,15 @@ pub fn differs(old: Option<&NodeStatus>, new: &NodeStatus) -> bool {
         let images = status.images.filter(|i| !i.is_empty());
         let volumes = status.volumes_in_use.unwrap_or_default();
         let resources = (status.capacity, status.allocatable);
-        (status.addresses, resources, status.conditions, images, volumes, status.node_info)
+        (
+            status.addresses,
+            resources,
+            status.conditions,
+            images,
+            volumes,
+            status.node_info,
+            status.declared_features,
+        )
     };
     old.is_none_or(|old| quiet(old) != quiet(new))
 }

@@ -317,6 +317,8 @@ fn build(
                 holds_back: at(Point::PreEnqueue).is_some(),
                 filters: at(Point::Filter).is_some(),
                 reserves: at(Point::Reserve).is_some(),
+                permits: at(Point::Permit).is_some(),
+                hears: at(Point::PostBind).is_some(),
             }),
         }
     }

@@ -25,7 +25,7 @@ const ALL: &str = "TaintToleration=3 NodeAffinity=2 NodeResourcesFit=1 PodTopolo
 
 #[test]
 fn an_empty_file_is_the_default_profile() {
-    check("", &format!("default-scheduler: 13 filters, {ALL}"));
+    check("", &format!("default-scheduler: 14 filters, {ALL}"));
     let default = Profile::default();
     assert_eq!(default.plugins.iter().filter(|c| c.weight > 0).count(), 8);
 }
@@ -35,14 +35,14 @@ fn plugins_are_switched_and_weighted_by_point() {
     check(
         "profiles: [{schedulerName: a, plugins: {score: {disabled: [{name: '*'}],
           enabled: [{name: ImageLocality, weight: 7}]}, filter: {disabled: [{name: NodePorts}]}}}]",
-        "a: 12 filters, ImageLocality=7",
+        "a: 13 filters, ImageLocality=7",
     );
     check(
         "profiles: [{schedulerName: a, plugins: {multiPoint: {disabled: [{name: ImageLocality}],
           enabled: [{name: NodeAffinity, weight: 9}]}}}, {schedulerName: b}]",
         &format!(
-            "a: 13 filters, NodeAffinity=9 TaintToleration=3 NodeResourcesFit=1 PodTopologySpread=2 \
-             InterPodAffinity=2 DynamicResources=2 NodeResourcesBalancedAllocation=1\nb: 13 filters, {ALL}"
+            "a: 14 filters, NodeAffinity=9 TaintToleration=3 NodeResourcesFit=1 PodTopologySpread=2 \
+             InterPodAffinity=2 DynamicResources=2 NodeResourcesBalancedAllocation=1\nb: 14 filters, {ALL}"
         ),
     );
 }

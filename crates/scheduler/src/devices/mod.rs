@@ -1,23 +1,23 @@
 //! [`Devices`]: what drivers offer, and what of it claims have; the scheduler's own unconfirmed allocations count.
 //!
 //! [`pools`] finds the devices that a node can reach, [`allocator`] chooses among them for claims, [`capacity`]
-//! shares one device between claims, and [`selector`] asks expressions about devices.
+//! shares one device between claims, and [`selector`] asks expressions about devices. [`extended`] makes claims of
+//! extended resources.
 
 pub mod allocator;
 mod capacity;
-mod class;
+pub mod extended;
 mod pools;
 mod selector;
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
-use api::resource::v1::{AllocationResult, DeviceClassSpec, ResourceClaim, ResourceSlice};
+use api::resource::v1::{AllocationResult, DeviceClass, DeviceClassSpec, ResourceClaim, ResourceSlice};
 use apimachinery::quantity::Quantity;
 
 use crate::volumes::Assumable;
 
-pub use class::DeviceClass;
 pub use pools::Pools;
 pub use selector::Selectors;
 
@@ -51,6 +51,8 @@ pub struct Devices {
     classes: HashMap<String, Arc<DeviceClass>>,
     pools: Pools,
     uses: HashMap<DeviceId, Use>,
+    /// The claims for extended resources, by the uid of the pod.
+    of_pods: HashMap<String, String>,
 }
 
 impl Devices {
@@ -64,7 +66,7 @@ impl Devices {
     }
 
     pub fn class(&self, name: &str) -> Option<&DeviceClassSpec> {
-        self.classes.get(name)?.spec.as_ref()
+        self.classes.get(name).map(|class| &class.spec)
     }
 
     pub fn set_class(&mut self, name: &str, class: Option<Arc<DeviceClass>>) {
@@ -78,8 +80,43 @@ impl Devices {
         self.pools.set(name, slice);
     }
 
+    /// The class of devices behind an extended resource.
+    pub fn class_of(&self, resource: &str) -> Option<&str> {
+        extended::is_extended(resource).then(|| extended::class_of(&self.classes, resource))?
+    }
+
+    /// The claim that the API server has for the extended resources of a pod.
+    pub fn claim_of_pod(&self, uid: &str) -> Option<&Arc<ResourceClaim>> {
+        self.claims.confirmed(self.of_pods.get(uid)?)
+    }
+
     pub fn set_claim(&mut self, key: &str, claim: Option<Arc<ResourceClaim>>) {
-        self.change(key, |claims| claims.set(key, claim));
+        let is_of_pod = |claim: &Arc<ResourceClaim>| Some(extended::pod_of(claim)?.to_owned());
+        match claim.as_ref().map(is_of_pod) {
+            Some(Some(uid)) => {
+                // It takes the place of the one that was assumed without a name.
+                if claim.as_deref().and_then(allocation).is_some() {
+                    self.restore(&unnamed(&uid));
+                }
+                self.of_pods.insert(uid, key.to_owned());
+            }
+            Some(None) => {}
+            None => {
+                if let Some(uid) = self.claims.confirmed(key).and_then(is_of_pod) {
+                    self.of_pods.remove(&uid);
+                }
+            }
+        }
+        // An assumed allocation goes until it is shown, though other changes of the claim may be shown before.
+        let pending = |claim: &ResourceClaim| {
+            let assumed =
+                self.claims.assumed(key).filter(|assumed| assumed.metadata.uid == claim.metadata.uid);
+            assumed.is_some() && allocation(claim).is_none()
+        };
+        match claim {
+            Some(claim) if pending(&claim) => self.claims.show(key, claim),
+            claim => self.change(key, |claims| claims.set(key, claim)),
+        }
     }
 
     /// A claim as it will be.
@@ -143,6 +180,11 @@ impl Devices {
     fn consumed(&self, id: &DeviceId, name: &str) -> Option<&Quantity> {
         self.uses.get(id)?.consumed.get(name)
     }
+}
+
+/// Under which key a pod's claim for extended resources is assumed, since the API server has yet to name it.
+pub fn unnamed(uid: &str) -> String {
+    format!("<extended-resources>/{uid}")
 }
 
 pub fn allocation(claim: &ResourceClaim) -> Option<&AllocationResult> {

@@ -3,19 +3,20 @@
 //!
 //! Upstream: pkg/scheduler/framework/plugins/dynamicresources/dynamicresources.go
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use api::Object;
-use api::core::v1::{Node, Pod};
+use api::core::v1::{ContainerExtendedResourceRequest, Node, Pod};
 use api::resource::v1::{AllocationResult, DeviceRequestAllocationResult, ResourceClaim};
-use client::{PatchType, Resource};
+use client::PatchType;
 use serde_json::{Value, json};
 
 use crate::cluster::{Change, Cluster, Kind};
 use crate::configuration::args;
-use crate::devices::{Devices, Selectors, allocation, allocator};
-use crate::framework::{Filter, Plugin, Prepared, Refusal, Score, Write, normalize_to_max};
+use crate::devices::{self, Devices, Selectors, allocation, allocator, extended};
+use crate::framework::{Filter, Plugin, Prepared, Refusal, Score, Verb, Write, normalize_to_max};
 use crate::plugins::node_selector_matches;
 use crate::{NodeInfo, PodInfo};
 
@@ -36,20 +37,41 @@ impl DynamicResources {
         Ok(Arc::new(DynamicResources { selectors: Selectors::default(), binding_timeout }))
     }
 
-    /// The allocations on the node of those claims that have none.
+    /// What claims get on the node that have nothing yet, and the claim for the pod's extended resources.
     fn allocate(
         &self,
+        pod: &PodInfo,
         claims: &Claims,
-        node: &Node,
+        info: &NodeInfo,
         devices: &Devices,
-    ) -> Result<Vec<AllocationResult>, String> {
-        let open: Vec<&ResourceClaim> = claims.open().map(|claim| &**claim).collect();
+    ) -> Result<Allocated, String> {
+        let Some(node) = &info.node else { return Ok(Allocated::default()) };
+        let made = claims.made_for(pod, info, devices)?;
+        let mut open: Vec<&ResourceClaim> = claims.open().map(|claim| &**claim).collect();
+        open.extend(made.as_ref().map(|(claim, _)| claim));
         if open.is_empty() {
-            return Ok(Vec::new());
+            return Ok(Allocated::default());
         }
         let allocated = allocator::allocate(devices, &self.selectors, node, &open)?;
-        allocated.ok_or_else(|| "cannot allocate all claims".into())
+        let mut results = allocated.ok_or("cannot allocate all claims")?;
+        let made = made.and_then(|(claim, shares)| Some(Made { result: results.pop()?, claim, shares }));
+        Ok(Allocated { results, made })
     }
+}
+
+/// What claims get on a node.
+#[derive(Default)]
+struct Allocated {
+    /// Of the pod's claims that have nothing yet, in their order.
+    results: Vec<AllocationResult>,
+    made: Option<Made>,
+}
+
+/// The claim for a pod's extended resources, and which container has what of it.
+struct Made {
+    claim: ResourceClaim,
+    result: AllocationResult,
+    shares: Vec<ContainerExtendedResourceRequest>,
 }
 
 impl Plugin for DynamicResources {
@@ -58,14 +80,14 @@ impl Plugin for DynamicResources {
     }
 
     fn refuse_all(&self, pod: &PodInfo, cluster: &Cluster) -> Option<Refusal> {
-        Claims::of(&pod.pod, &cluster.devices).err().map(Refusal::unresolvable)
+        Claims::of(pod, &cluster.devices).err().map(Refusal::unresolvable)
     }
 
     fn filter<'a>(&'a self, pod: &'a PodInfo, cluster: &'a Cluster) -> Option<Box<dyn Filter + 'a>> {
-        let claims = Claims::of(&pod.pod, &cluster.devices).ok()?;
-        let asks = !claims.0.is_empty();
+        let claims = Claims::of(pod, &cluster.devices).ok()?;
+        let asks = !claims.named.is_empty() || claims.extended;
         asks.then(|| {
-            Box::new(Available { plugin: self, claims, devices: &cluster.devices }) as Box<dyn Filter>
+            Box::new(Available { plugin: self, pod, claims, devices: &cluster.devices }) as Box<dyn Filter>
         })
     }
 
@@ -75,24 +97,27 @@ impl Plugin for DynamicResources {
         cluster: &'a Cluster,
         _nodes: &[&NodeInfo],
     ) -> Option<Box<dyn Score + 'a>> {
-        let claims = Claims::of(&pod.pod, &cluster.devices).ok()?;
+        let claims = Claims::of(pod, &cluster.devices).ok()?;
         let has_ways = |claim: &Arc<ResourceClaim>| {
             let mut requests = claim.spec.devices.iter().flat_map(|d| d.requests.iter().flatten());
             requests.any(|request| request.first_available.is_some())
         };
-        let asks = claims.0.iter().any(has_ways);
-        asks.then(|| Box::new(Ways { plugin: self, claims, devices: &cluster.devices }) as Box<dyn Score>)
+        let asks = claims.named.iter().any(has_ways);
+        asks.then(|| {
+            Box::new(Ways { plugin: self, pod, claims, devices: &cluster.devices }) as Box<dyn Score>
+        })
     }
 
     fn reserve(&self, pod: &PodInfo, node: &str, cluster: &mut Cluster) -> Result<Vec<Write>, String> {
-        if wanted(&pod.pod).next().is_none() {
+        let claims = Claims::of(pod, &cluster.devices)?;
+        if claims.named.is_empty() && !claims.extended {
             return Ok(Vec::new());
         }
-        let claims = Claims::of(&pod.pod, &cluster.devices)?;
-        let node = cluster.node(node).and_then(|info| info.node.clone()).ok_or("the node is gone")?;
-        let mut allocated = self.allocate(&claims, &node, &cluster.devices)?.into_iter();
+        let info = cluster.node(node).ok_or("the node is gone")?;
+        let Allocated { results, made } = self.allocate(pod, &claims, info, &cluster.devices)?;
+        let mut allocated = results.into_iter();
         let mut writes = Vec::new();
-        for claim in &claims.0 {
+        for claim in &claims.named {
             if allocation(claim).is_some() {
                 if !is_reserved(claim, &pod.pod) {
                     writes.push(reserve_write(claim, &pod.pod));
@@ -107,18 +132,27 @@ impl Plugin for DynamicResources {
             assumed.status.get_or_insert_default().allocation = Some(result);
             cluster.devices.assume(&claim.key(), assumed);
         }
+        if let Some(Made { mut claim, result, shares }) = made {
+            writes.extend(make_writes(&claim, &result, &shares, &pod.pod));
+            claim.status.get_or_insert_default().allocation = Some(result);
+            cluster.devices.assume(&devices::unnamed(pod.uid()), claim);
+        }
         Ok(writes)
     }
 
     fn unreserve(&self, pod: &PodInfo, cluster: &mut Cluster) -> Vec<Write> {
         let mut writes = Vec::new();
+        cluster.devices.restore(&devices::unnamed(pod.uid()));
+        if let Some(claim) = cluster.devices.claim_of_pod(pod.uid()) {
+            writes.extend(delete_writes(claim));
+        }
         for key in wanted(&pod.pod).filter_map(Result::ok).flatten() {
             cluster.devices.restore(&key);
             if let Some(claim) = cluster.devices.confirmed(&key).filter(|claim| is_reserved(claim, &pod.pod))
             {
                 let gone = json!([{"$patch": "delete", "uid": pod.uid()}]);
                 let patch = json!({"metadata": {"uid": claim.metadata.uid}, "status": {"reservedFor": gone}});
-                writes.push(write(claim, Some("status"), PatchType::Strategic, patch));
+                writes.push(Write::patch(&**claim, Some("status"), PatchType::Strategic, patch));
             }
         }
         writes
@@ -126,18 +160,21 @@ impl Plugin for DynamicResources {
 
     // Upstream: dynamicresources.go PostFilter
     fn relieve(&self, pod: &PodInfo, cluster: &Cluster) -> Vec<Write> {
-        let Ok(claims) = Claims::of(&pod.pod, &cluster.devices) else { return Vec::new() };
+        let Ok(claims) = Claims::of(pod, &cluster.devices) else { return Vec::new() };
         // A claim that nobody uses, allocated where the pod cannot run, is free to be allocated anew.
-        let idle = claims.0.iter().find(|claim| {
+        let idle = claims.named.iter().find(|claim| {
             let bound = allocation(claim).is_some_and(|allocation| allocation.node_selector.is_some());
             bound && reservations(claim).iter().all(|consumer| consumer.uid == pod.uid())
         });
-        let free = json!({"allocation": null, "reservedFor": null, "devices": null});
-        let free = idle.map(|claim| {
+        if let Some(claim) = idle {
             let metadata = json!({"resourceVersion": claim.metadata.resource_version});
-            write(claim, Some("status"), PatchType::Merge, json!({"metadata": metadata, "status": free}))
-        });
-        free.into_iter().collect()
+            let free = json!({"allocation": null, "reservedFor": null, "devices": null});
+            let patch = json!({"metadata": metadata, "status": free});
+            return vec![Write::patch(&**claim, Some("status"), PatchType::Merge, patch)];
+        }
+        // What was made for another node is made anew.
+        let made = cluster.devices.claim_of_pod(pod.uid()).filter(|_| claims.extended);
+        made.map(|claim| delete_writes(claim)).unwrap_or_default()
     }
 
     fn preparation_timeout(&self) -> Option<Duration> {
@@ -145,6 +182,11 @@ impl Plugin for DynamicResources {
     }
 
     fn prepared(&self, pod: &PodInfo, _node: &str, cluster: &Cluster) -> Prepared {
+        if cluster.devices.claim(&devices::unnamed(pod.uid())).is_some() {
+            return Prepared::Waiting;
+        }
+        let mut claims: Vec<&Arc<ResourceClaim>> =
+            cluster.devices.claim_of_pod(pod.uid()).into_iter().collect();
         for key in wanted(&pod.pod) {
             let key = match key {
                 Ok(Some(key)) => key,
@@ -154,6 +196,9 @@ impl Plugin for DynamicResources {
             let Some(claim) = cluster.devices.confirmed(&key) else {
                 return Prepared::Failed(format!("could not find ResourceClaim {key:?}"));
             };
+            claims.push(claim);
+        }
+        for claim in claims {
             if !is_reserved(claim, &pod.pod) {
                 return Prepared::Waiting;
             }
@@ -176,7 +221,7 @@ impl Plugin for DynamicResources {
                 let allocatable = |node: &Node| node.status.as_ref().and_then(|s| s.allocatable.clone());
                 old.metadata.labels != new.metadata.labels || allocatable(old) != allocatable(new)
             }
-            _ => wanted(&pod.pod).next().is_some(),
+            _ => wanted(&pod.pod).next().is_some() || !pod.requests.others.is_empty(),
         }
     }
 }
@@ -208,24 +253,64 @@ fn is_reserved(claim: &ResourceClaim, pod: &Pod) -> bool {
 }
 
 /// A pod's claims.
-struct Claims(Vec<Arc<ResourceClaim>>);
+struct Claims {
+    /// Those that it names.
+    named: Vec<Arc<ResourceClaim>>,
+    /// Whether it wants extended resources that devices may stand behind.
+    extended: bool,
+}
 
 impl Claims {
     /// Says why the pod cannot run anywhere yet.
-    fn of(pod: &Pod, devices: &Devices) -> Result<Self, String> {
-        let mut claims = Vec::new();
-        for key in wanted(pod) {
+    fn of(pod: &PodInfo, devices: &Devices) -> Result<Self, String> {
+        let mut named = Vec::new();
+        for key in wanted(&pod.pod) {
             let Some(key) = key? else { continue };
             let claim = devices.claim(&key).ok_or_else(|| format!("could not find ResourceClaim {key:?}"))?;
-            usable(pod, claim, devices)?;
-            claims.push(claim.clone());
+            usable(&pod.pod, claim, devices)?;
+            named.push(claim.clone());
         }
-        Ok(Claims(claims))
+        let mut others = pod.requests.others.iter();
+        let extended = others.any(|(name, amount)| *amount != 0 && devices.class_of(name).is_some());
+        Ok(Claims { named, extended })
+    }
+
+    /// The claim that the pod needs on the node for its extended resources, and which container has what of it. None
+    /// when the node itself offers them.
+    ///
+    /// Upstream: extendeddynamicresources.go filterExtendedResources
+    fn made_for(
+        &self,
+        pod: &PodInfo,
+        info: &NodeInfo,
+        devices: &Devices,
+    ) -> Result<Option<(ResourceClaim, Vec<ContainerExtendedResourceRequest>)>, &'static str> {
+        if !self.extended {
+            return Ok(None);
+        }
+        if devices.claim_of_pod(pod.uid()).is_some() {
+            return Err("cannot schedule extended resource claim");
+        }
+        let mut resources = BTreeMap::new();
+        let others = pod.requests.others.iter();
+        for (name, _) in others.filter(|(name, amount)| **amount != 0 && extended::is_extended(name)) {
+            let offered = info.allocatable.others.get(name).copied();
+            match devices.class_of(name) {
+                Some(class) if offered.unwrap_or(0) == 0 => drop(resources.insert(name.as_str(), class)),
+                _ if offered.is_none() => return Err("cannot fit resource"),
+                _ => {}
+            }
+        }
+        if resources.is_empty() {
+            return Ok(None);
+        }
+        let (requests, shares) = extended::requests(&pod.pod, &resources);
+        Ok(Some((extended::claim(&pod.pod, requests), shares)))
     }
 
     /// Those that have no devices yet.
     fn open(&self) -> impl Iterator<Item = &Arc<ResourceClaim>> {
-        self.0.iter().filter(|claim| allocation(claim).is_none())
+        self.named.iter().filter(|claim| allocation(claim).is_none())
     }
 }
 
@@ -304,23 +389,6 @@ fn is_ready(claim: &ResourceClaim) -> Result<bool, String> {
     Ok(true)
 }
 
-fn write(
-    claim: &ResourceClaim,
-    subresource: Option<&'static str>,
-    patch_type: PatchType,
-    patch: Value,
-) -> Write {
-    Write {
-        resource: Resource::of::<ResourceClaim>(),
-        namespace: claim.namespace().to_owned(),
-        name: claim.name().to_owned(),
-        subresource,
-        patch_type,
-        patch,
-        stamp: None,
-    }
-}
-
 fn consumer(pod: &Pod) -> Value {
     json!({"resource": "pods", "name": pod.name(), "uid": pod.uid()})
 }
@@ -328,7 +396,7 @@ fn consumer(pod: &Pod) -> Value {
 /// Others may reserve the same claim at the same time.
 fn reserve_write(claim: &ResourceClaim, pod: &Pod) -> Write {
     let patch = json!({"metadata": {"uid": claim.metadata.uid}, "status": {"reservedFor": [consumer(pod)]}});
-    write(claim, Some("status"), PatchType::Strategic, patch)
+    Write::patch(claim, Some("status"), PatchType::Strategic, patch)
 }
 
 /// First what keeps the claim from being deleted, then the allocation.
@@ -339,41 +407,75 @@ fn allocate_writes(claim: &ResourceClaim, result: &AllocationResult, pod: &Pod) 
     if !finalizers.iter().any(|finalizer| finalizer == FINALIZER) {
         finalizers.push(FINALIZER.into());
         let patch = json!({"metadata": {"resourceVersion": version, "finalizers": finalizers}});
-        writes.push(write(claim, None, PatchType::Merge, patch));
+        writes.push(Write::patch(claim, None, PatchType::Merge, patch));
     }
     let mut reserved: Vec<Value> = reservations(claim).iter().map(|consumer| json!(consumer)).collect();
     reserved.push(consumer(pod));
     let patch = json!({"metadata": {"resourceVersion": version},
         "status": {"allocation": result, "reservedFor": reserved}});
     let stamp = Some(("/status/allocation", "allocationTimestamp"));
-    writes.push(Write { stamp, ..write(claim, Some("status"), PatchType::Merge, patch) });
+    writes.push(Write { stamp, ..Write::patch(claim, Some("status"), PatchType::Merge, patch) });
     writes
+}
+
+/// A claim for extended resources, what it has, and where the pod's status names it.
+fn make_writes(
+    claim: &ResourceClaim,
+    result: &AllocationResult,
+    shares: &[ContainerExtendedResourceRequest],
+    pod: &Pod,
+) -> Vec<Write> {
+    let mut made = claim.clone();
+    made.metadata.finalizers = Some(vec![FINALIZER.into()]);
+    let create = Write::patch(claim, None, PatchType::Merge, made.to_value());
+    let patch = json!({"metadata": {"resourceVersion": ""},
+        "status": {"allocation": result, "reservedFor": [consumer(pod)]}});
+    let allocate = Write::patch(claim, Some("status"), PatchType::Merge, patch);
+    let patch = json!({"status": {"extendedResourceClaimStatus": {"requestMappings": shares}}});
+    let tell = Write::patch(pod, Some("status"), PatchType::Strategic, patch);
+    vec![
+        Write { verb: Verb::Create, ..create },
+        Write { stamp: Some(("/status/allocation", "allocationTimestamp")), ..allocate },
+        Write { made: Some(("/status/extendedResourceClaimStatus", "resourceClaimName")), ..tell },
+    ]
+}
+
+/// First what keeps the claim from being deleted.
+fn delete_writes(claim: &ResourceClaim) -> Vec<Write> {
+    let finalizers = claim.metadata.finalizers.iter().flatten();
+    let left: Vec<&String> = finalizers.filter(|finalizer| *finalizer != FINALIZER).collect();
+    let metadata = json!({"resourceVersion": claim.metadata.resource_version, "finalizers": left});
+    let release = Write::patch(claim, None, PatchType::Merge, json!({ "metadata": metadata }));
+    vec![release.clone(), Write { verb: Verb::Delete, ..release }]
 }
 
 struct Available<'a> {
     plugin: &'a DynamicResources,
+    pod: &'a PodInfo,
     claims: Claims,
     devices: &'a Devices,
 }
 
 impl Filter for Available<'_> {
     fn check(&self, node: &NodeInfo) -> Result<(), Refusal> {
-        let Some(node) = &node.node else { return Ok(()) };
+        let info = node;
+        let Some(node) = &info.node else { return Ok(()) };
         let reaches = |claim: &Arc<ResourceClaim>| {
             let selector = allocation(claim).and_then(|allocation| allocation.node_selector.as_ref());
             selector.is_none_or(|selector| node_selector_matches(selector, node))
                 && (allocation(claim).is_none() || is_ready(claim).is_ok())
         };
-        if !self.claims.0.iter().all(reaches) {
+        if !self.claims.named.iter().all(reaches) {
             return Err(Refusal::unresolvable("resourceclaim not available on the node"));
         }
-        let allocated = self.plugin.allocate(&self.claims, node, self.devices);
+        let allocated = self.plugin.allocate(self.pod, &self.claims, info, self.devices);
         allocated.map(drop).map_err(Refusal::unresolvable)
     }
 }
 
 struct Ways<'a> {
     plugin: &'a DynamicResources,
+    pod: &'a PodInfo,
     claims: Claims,
     devices: &'a Devices,
 }
@@ -381,11 +483,12 @@ struct Ways<'a> {
 impl Score for Ways<'_> {
     /// The earlier the ways that are taken, the better.
     fn score(&self, node: &NodeInfo) -> i64 {
-        let Some(node) = &node.node else { return 0 };
-        let Ok(allocated) = self.plugin.allocate(&self.claims, node, self.devices) else { return 0 };
-        let mut allocated = allocated.iter();
+        let Ok(allocated) = self.plugin.allocate(self.pod, &self.claims, node, self.devices) else {
+            return 0;
+        };
+        let mut allocated = allocated.results.iter();
         let mut score = 0;
-        for claim in &self.claims.0 {
+        for claim in &self.claims.named {
             let Some(result) = allocation(claim).or_else(|| allocated.next()) else { continue };
             let taken = |name: &str| {
                 let mut results = result.devices.iter().flat_map(|devices| devices.results.iter().flatten());
@@ -409,11 +512,10 @@ impl Score for Ways<'_> {
 
 #[cfg(test)]
 mod tests {
-    use api::resource::v1::ResourceSlice;
+    use api::resource::v1::{DeviceClass, ResourceSlice};
 
     use super::*;
     use crate::cycle::Scheduler;
-    use crate::devices::DeviceClass;
     use crate::profile::Profile;
     use crate::testing::pod_info;
 
@@ -458,8 +560,8 @@ mod tests {
         let (mut cluster, profile, first) = (cluster(claim(json!({}))), Profile::default(), pod("first"));
         assert_eq!(place(&mut cluster, &first), "b");
         let writes = profile.reserve(&first, "b", &mut cluster).unwrap();
-        assert_eq!(writes[0].patch["metadata"]["finalizers"], json!([FINALIZER]));
-        let status = &writes[1].patch["status"];
+        assert_eq!(writes[0].body["metadata"]["finalizers"], json!([FINALIZER]));
+        let status = &writes[1].body["status"];
         assert_eq!(status["allocation"]["devices"]["results"][0]["device"], json!("d"));
         assert_eq!(status["reservedFor"][0]["uid"], json!("first"));
         assert_eq!(profile.prepared(&first, "b", &cluster), Prepared::Waiting);
@@ -472,7 +574,70 @@ mod tests {
         assert_eq!(profile.prepared(&first, "b", &cluster), Prepared::Ready);
         assert_eq!(place(&mut cluster, &pod("second")), "b", "claims can be shared");
         let given_back = profile.unreserve(&first, &mut cluster);
-        assert_eq!(given_back[0].patch["status"]["reservedFor"][0]["$patch"], json!("delete"));
+        assert_eq!(given_back[0].body["status"]["reservedFor"][0]["$patch"], json!("delete"));
+    }
+
+    /// A pod that wants an extended resource behind which the class `gpu` stands, and a cluster of nodes of which
+    /// only `b` has a device.
+    fn extended(offered_by_a: &str) -> (Cluster, Arc<PodInfo>) {
+        let mut cluster = cluster(claim(json!({})));
+        let a = json!({"metadata": {"name": "a"},
+            "status": {"allocatable": {"cpu": "4", "pods": "9", "x.io/gpu": offered_by_a}}});
+        cluster.set_node(Arc::new(Node::from_value(a).unwrap()));
+        let class = json!({"metadata": {"name": "gpu"}, "spec": {"extendedResourceName": "x.io/gpu"}});
+        cluster.devices.set_class("gpu", Some(Arc::new(DeviceClass::from_value(class).unwrap())));
+        let pod = json!({"metadata": {"name": "p", "namespace": "default", "uid": "p"},
+            "spec": {"containers": [{"name": "c", "resources": {"requests": {"x.io/gpu": "1"}}}]}});
+        (cluster, pod_info(pod))
+    }
+
+    #[test]
+    fn devices_stand_in_for_extended_resources() {
+        let (mut cluster, pod) = extended("1");
+        cluster.devices.set_slice("s", None);
+        assert_eq!(place(&mut cluster, &pod), "a", "the node itself offers it");
+
+        let ((mut cluster, pod), profile) = (extended("0"), Profile::default());
+        assert_eq!(place(&mut cluster, &pod), "b");
+        let writes = profile.reserve(&pod, "b", &mut cluster).unwrap();
+        assert_eq!(
+            writes.iter().map(|write| write.verb == Verb::Create).collect::<Vec<_>>(),
+            [true, false, false]
+        );
+        let made = &writes[0].body;
+        assert_eq!(made["metadata"]["generateName"], "p-extended-resources-");
+        assert_eq!(made["spec"]["devices"]["requests"][0]["exactly"]["deviceClassName"], "gpu");
+        let shares = &writes[2].body["status"]["extendedResourceClaimStatus"]["requestMappings"];
+        assert_eq!(shares[0]["requestName"], "container-0-request-0");
+        assert_eq!(profile.prepared(&pod, "b", &cluster), Prepared::Waiting);
+        let another = pod_info(json!({"metadata": {"name": "q", "namespace": "default", "uid": "q"},
+            "spec": {"containers": [{"name": "c", "resources": {"requests": {"x.io/gpu": "1"}}}]}}));
+        let words = "0/2 nodes are available: 2 cannot allocate all claims.";
+        assert_eq!(place(&mut cluster, &another), words);
+
+        let mut shown = made.clone();
+        shown["metadata"]["name"] = "p-extended-resources-x".into();
+        shown["status"] = writes[1].body["status"].clone();
+        let shown = Arc::new(ResourceClaim::from_value(shown).unwrap());
+        cluster.devices.set_claim("default/p-extended-resources-x", Some(shown));
+        assert_eq!(profile.prepared(&pod, "b", &cluster), Prepared::Ready);
+        assert_eq!(place(&mut cluster, &another), words, "it is counted once, and still");
+        let words = "0/2 nodes are available: 2 cannot schedule extended resource claim.";
+        assert_eq!(place(&mut cluster, &pod), words, "what was made for another try goes first");
+        let given_back = profile.unreserve(&pod, &mut cluster);
+        assert_eq!(given_back.last().map(|write| write.verb), Some(Verb::Delete));
+        cluster.devices.set_claim("default/p-extended-resources-x", None);
+        assert_eq!(place(&mut cluster, &another), "b");
+    }
+
+    #[test]
+    fn an_allocation_is_kept_while_its_claim_changes_otherwise() {
+        let (mut cluster, profile, first) = (cluster(claim(json!({}))), Profile::default(), pod("first"));
+        profile.reserve(&first, "b", &mut cluster).unwrap();
+        let finalized = claim(json!({"metadata": {"name": "c", "namespace": "default", "uid": "claim",
+            "resourceVersion": "9", "finalizers": [FINALIZER]}}));
+        cluster.devices.set_claim("default/c", Some(finalized));
+        assert!(cluster.devices.claim("default/c").and_then(|claim| allocation(claim)).is_some());
     }
 
     #[test]

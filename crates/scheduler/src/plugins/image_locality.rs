@@ -1,7 +1,5 @@
 //! A node that has the pod's large images already starts it sooner.
 
-use std::collections::HashMap;
-
 use crate::cluster::Cluster;
 use crate::framework::{MAX_SCORE, Plugin, Score};
 use crate::{NodeInfo, PodInfo};
@@ -23,21 +21,22 @@ impl Plugin for ImageLocality {
         &'a self,
         pod: &'a PodInfo,
         cluster: &'a Cluster,
-        nodes: &[&NodeInfo],
+        _nodes: &[&NodeInfo],
     ) -> Option<Box<dyn Score + 'a>> {
         let spec = pod.spec()?;
         let containers = spec.containers.iter().chain(spec.init_containers.iter().flatten());
-        let images: Vec<String> = containers.filter_map(|c| c.image.as_deref()).map(normalized).collect();
+        let images = containers.clone().filter_map(|container| container.image.as_deref());
+        let volumes =
+            spec.volumes.iter().flatten().filter_map(|volume| volume.image.as_ref()?.reference.as_deref());
         let total = cluster.nodes().len() as f64;
         // Each image counts by how many nodes have it, so that not all pods flock to the first that does.
-        let spread: HashMap<String, f64> = images
-            .iter()
-            .map(|image| {
-                (image.clone(), nodes.iter().filter(|n| n.images.contains_key(image)).count() as f64 / total)
-            })
-            .filter(|(_, share)| *share > 0.0)
-            .collect();
-        (!spread.is_empty()).then(|| Box::new(Present { images, spread }) as Box<dyn Score>)
+        let spread = images.chain(volumes).map(normalized).filter_map(|image| {
+            let nodes = cluster.nodes_with_image(&image);
+            (nodes > 0).then(|| (image, nodes as f64 / total))
+        });
+        let images: Vec<(String, f64)> = spread.collect();
+        (!images.is_empty())
+            .then(|| Box::new(Present { images, containers: containers.count() }) as Box<dyn Score>)
     }
 }
 
@@ -48,18 +47,18 @@ fn normalized(image: &str) -> String {
 }
 
 struct Present {
-    images: Vec<String>,
-    spread: HashMap<String, f64>,
+    /// Those that any node has, with the share of nodes that do.
+    images: Vec<(String, f64)>,
+    containers: usize,
 }
 
 impl Score for Present {
     fn score(&self, node: &NodeInfo) -> i64 {
-        let bytes: i64 = self
-            .images
-            .iter()
-            .filter_map(|image| Some((*node.images.get(image)? as f64 * self.spread.get(image)?) as i64))
-            .sum();
-        let most = MAX_CONTAINER_BYTES * self.images.len() as i64;
-        MAX_SCORE * (bytes.clamp(MIN_BYTES, most) - MIN_BYTES) / (most - MIN_BYTES)
+        let scaled = self.images.iter().filter_map(|(image, share)| {
+            let bytes = *node.images.get(image)?;
+            Some((bytes as f64 * share) as i64)
+        });
+        let most = MAX_CONTAINER_BYTES * self.containers.max(1) as i64;
+        MAX_SCORE * (scaled.sum::<i64>().clamp(MIN_BYTES, most) - MIN_BYTES) / (most - MIN_BYTES)
     }
 }

@@ -59,7 +59,7 @@ impl Plugin for InterPodAffinity {
         let own = pod.preferred_affinity.iter();
         let mut wanted: Vec<(i64, Count)> =
             own.map(|(weight, wanted)| (*weight, cluster.answer(&wanted.question))).collect();
-        if !self.0.ignore_preferred_terms_of_existing_pods {
+        if !self.0.ignore_preferred_terms_of_existing_pods || !wanted.is_empty() {
             let others = cluster.wishes(pod, |wish| wish != Wish::Away);
             wanted.extend(others.map(|(_, wish, count)| match wish {
                 Wish::Prefers(weight) => (weight, count),
@@ -197,7 +197,8 @@ impl Score for Preferred<'_> {
         let min = scores.iter().copied().min().unwrap_or(0);
         let max = scores.iter().copied().max().unwrap_or(0);
         for score in scores {
-            *score = if max == min { 0 } else { MAX_SCORE * (*score - min) / (max - min) };
+            let share = if max == min { 0.0 } else { (*score - min) as f64 / (max - min) as f64 };
+            *score = (MAX_SCORE as f64 * share) as i64;
         }
     }
 }

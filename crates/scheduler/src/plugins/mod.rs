@@ -4,6 +4,7 @@ mod dynamic_resources;
 mod image_locality;
 mod inter_pod_affinity;
 mod node_affinity;
+mod node_declared_features;
 mod node_name;
 mod node_ports;
 mod node_resources;
@@ -109,4 +110,10 @@ pub static TABLE: &[Row] = &[
     row!("NodeResourcesBalancedAllocation", 1, [PreScore, Score], node_resources::BalancedAllocation::make),
     row!("ImageLocality", 1, [Score], plain!(image_locality::ImageLocality)),
     row!("DefaultBinder", 0, [Bind]),
+    row!(
+        "NodeDeclaredFeatures",
+        0,
+        [PreFilter, Filter],
+        plain!(node_declared_features::NodeDeclaredFeatures)
+    ),
 ];

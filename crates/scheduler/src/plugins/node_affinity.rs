@@ -44,10 +44,18 @@ impl Plugin for NodeAffinity {
         asks.then(|| Box::new(Required { pod, added }) as Box<dyn Filter>)
     }
 
+    fn refuse_all(&self, pod: &PodInfo, _cluster: &Cluster) -> Option<Refusal> {
+        let conflict = self.narrow(pod).is_some_and(|names| names.is_empty());
+        conflict.then(|| Refusal::unresolvable("pod affinity terms conflict"))
+    }
+
     // Upstream: pkg/scheduler/framework/plugins/nodeaffinity/node_affinity.go PreFilter
     fn narrow(&self, pod: &PodInfo) -> Option<Vec<String>> {
         let affinity = pod.spec()?.affinity.as_ref()?.node_affinity.as_ref()?;
         let required = affinity.required_during_scheduling_ignored_during_execution.as_ref()?;
+        if required.node_selector_terms.is_empty() {
+            return None;
+        }
         let mut names: Vec<String> = Vec::new();
         for term in &required.node_selector_terms {
             let fields = term.match_fields.as_deref().unwrap_or_default();
@@ -82,9 +90,13 @@ impl Plugin for NodeAffinity {
     }
 
     fn may_help(&self, pod: &PodInfo, change: &Change) -> bool {
+        let matches = |node: &Node| {
+            self.added_required().is_none_or(|added| matches_selector(added, node))
+                && matches_required(pod, node)
+        };
         match change {
-            Change::NodeAdded(node) => matches_required(pod, node),
-            Change::NodeUpdated { old, new } => !matches_required(pod, old) && matches_required(pod, new),
+            Change::NodeAdded(node) => matches(node),
+            Change::NodeUpdated { old, new } => !matches(old) && matches(new),
             change => matches!(change, Change::PodItself),
         }
     }

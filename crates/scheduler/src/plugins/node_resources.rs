@@ -9,6 +9,7 @@ use serde_json::Value;
 
 use crate::cluster::{Change, Cluster, Kind};
 use crate::configuration::args::{self, Strategy, Weighted};
+use crate::devices::Devices;
 use crate::framework::{Filter, MAX_SCORE, Plugin, Refusal, Score};
 use crate::resources::{Resource, Resources};
 use crate::{NodeInfo, PodInfo};
@@ -26,8 +27,9 @@ impl Plugin for Fit {
         "NodeResourcesFit"
     }
 
-    fn filter<'a>(&'a self, pod: &'a PodInfo, _cluster: &'a Cluster) -> Option<Box<dyn Filter + 'a>> {
-        Some(Box::new(Room { wanted: &pod.requests, ignored: self.0.ignored(&pod.requests) }))
+    fn filter<'a>(&'a self, pod: &'a PodInfo, cluster: &'a Cluster) -> Option<Box<dyn Filter + 'a>> {
+        let ignored = self.0.ignored(&pod.requests);
+        Some(Box::new(Room { wanted: &pod.requests, ignored, devices: &cluster.devices }))
     }
 
     fn score<'a>(
@@ -56,8 +58,9 @@ impl Plugin for Fit {
             Change::PodUpdated { old, new } => lacking_less(&pod.requests, &old.requests, &new.requests),
             Change::Devices => !pod.requests.others.is_empty(),
             Change::NodeAdded(node) => {
-                let ignored = self.0.ignored(&pod.requests);
-                lacking(&pod.requests, &NodeInfo::new(node.clone()), &ignored).is_none()
+                // What devices may stand behind is not looked at: one try too many does no harm.
+                let ignored: Vec<String> = pod.requests.others.keys().cloned().collect();
+                lacking(&pod.requests, &NodeInfo::new(node.clone()), &ignored, &Devices::default()).is_none()
             }
             Change::NodeUpdated { old, new } => {
                 let allocatable =
@@ -86,31 +89,32 @@ impl args::Fit {
 struct Room<'a> {
     wanted: &'a Resources,
     ignored: Vec<String>,
+    devices: &'a Devices,
 }
 
 impl Filter for Room<'_> {
     fn check(&self, node: &NodeInfo) -> Result<(), Refusal> {
-        lacking(self.wanted, node, &self.ignored).map_or(Ok(()), Err)
+        lacking(self.wanted, node, &self.ignored, self.devices).map_or(Ok(()), Err)
     }
 }
 
 /// All that the node has too little of.
 ///
 /// Upstream: pkg/scheduler/framework/plugins/noderesources/fit.go fitsRequest
-fn lacking(wanted: &Resources, node: &NodeInfo, ignored: &[String]) -> Option<Refusal> {
+fn lacking(wanted: &Resources, node: &NodeInfo, ignored: &[String], devices: &Devices) -> Option<Refusal> {
     let (all, used) = (&node.allocatable, &node.requested);
-    let mut refusal = Refusal { reasons: Vec::new(), unresolvable: false };
+    let mut refusal = None;
     if node.pods.len() as i64 + 1 > all.pods {
-        refusal.reasons.push("Too many pods".into());
+        Refusal::add(&mut refusal, "Too many pods");
     }
     let mut compare = |name: &str, want: i64, all: i64, used: i64| {
         if want > 0 && want > all - used {
-            refusal.reasons.push(match name {
+            let reason: Cow<'static, str> = match name {
                 "cpu" => "Insufficient cpu".into(),
                 "memory" => "Insufficient memory".into(),
-                name => Cow::Owned(format!("Insufficient {name}")),
-            });
-            refusal.unresolvable |= want > all;
+                name => format!("Insufficient {name}").into(),
+            };
+            Refusal::add(&mut refusal, reason).unresolvable |= want > all;
         }
     };
     compare("cpu", wanted.milli_cpu, all.milli_cpu, used.milli_cpu);
@@ -118,9 +122,13 @@ fn lacking(wanted: &Resources, node: &NodeInfo, ignored: &[String]) -> Option<Re
     let storage = |resources: &Resources| resources.ephemeral_storage;
     compare("ephemeral-storage", storage(wanted), storage(all), storage(used));
     for (name, want) in wanted.others.iter().filter(|(name, _)| !ignored.contains(name)) {
+        // What the node does not offer itself its devices may.
+        if all.of(name) <= 0 && devices.class_of(name).is_some() {
+            continue;
+        }
         compare(name, *want, all.of(name), used.of(name));
     }
-    (!refusal.reasons.is_empty()).then_some(refusal)
+    refusal
 }
 
 /// Whether less of something that is wanted is in use now.
@@ -208,15 +216,22 @@ impl Balanced<'_> {
             let used = node.requested.amount(*resource) + if with { *wanted } else { 0 };
             (all > 0).then(|| (used as f64 / all as f64).min(1.0))
         };
-        let shares = || self.0.iter().filter_map(share);
-        let count = shares().count() as f64;
-        let deviation = if count < 2.0 {
-            0.0
-        } else if count == 2.0 {
-            shares().reduce(|a, b| a - b).map_or(0.0, |difference| difference.abs() / 2.0)
-        } else {
-            let mean = shares().sum::<f64>() / count;
-            (shares().map(|share| (share - mean).powi(2)).sum::<f64>() / count).sqrt()
+        // By default there are two; this is done twice for every node that is ranked.
+        let (mut first, mut count) = ([0.0; 2], 0);
+        for share in self.0.iter().filter_map(share) {
+            if let Some(slot) = first.get_mut(count) {
+                *slot = share;
+            }
+            count += 1;
+        }
+        let deviation = match count {
+            0 | 1 => 0.0,
+            2 => f64::abs(first[0] - first[1]) / 2.0,
+            _ => {
+                let shares = || self.0.iter().filter_map(share);
+                let mean = shares().sum::<f64>() / count as f64;
+                (shares().map(|share| (share - mean).powi(2)).sum::<f64>() / count as f64).sqrt()
+            }
         };
         ((1.0 - deviation) * MAX_SCORE as f64) as i64
     }
@@ -255,7 +270,7 @@ mod tests {
             let fit = Fit::make(args.as_ref()).unwrap();
             let (pod, cluster) = (pod("p", requests), Cluster::default());
             let checked = fit.filter(&pod, &cluster).unwrap().check(&node());
-            checked.map_err(|refusal| (refusal.reasons.join(", "), refusal.unresolvable))
+            checked.map_err(|refusal| (refusal.words(), refusal.unresolvable))
         };
         assert_eq!(lacks(json!({"cpu": "6", "memory": "9Gi"}), None), Ok(()));
         assert_eq!(

@@ -2,7 +2,7 @@
 //!
 //! Upstream: pkg/scheduler/framework/plugins/podtopologyspread
 
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 
 use api::core::v1::{Node, TopologySpreadConstraint};
 use serde_json::Value;
@@ -11,7 +11,7 @@ use crate::cluster::{Change, Cluster, Kind};
 use crate::configuration::args;
 use crate::framework::{Filter, MAX_SCORE, Plugin, Refusal, Score};
 use crate::pod::{self, SpreadConstraint};
-use crate::tally::Count;
+use crate::tally::{Count, Question};
 use crate::{NodeInfo, PodInfo};
 
 const MISMATCH: &str = "node(s) didn't match pod topology spread constraints";
@@ -34,10 +34,24 @@ impl PodTopologySpread {
 
     /// The constraints that the pod is spread by. Pods without any are spread all the same, by the Services and
     /// controllers that select them.
-    fn constraints<'a>(&self, pod: &'a PodInfo, cluster: &Cluster) -> Vec<Constraint<'a>> {
+    fn constraints<'a>(&self, pod: &'a PodInfo, cluster: &Cluster) -> Constraints<'a> {
         if !pod.spread.is_empty() {
-            return pod.spread.iter().map(Constraint::Own).collect();
+            return Constraints::Own(&pod.spread);
         }
+        // They are asked for several times in one cycle, and again when the pod is tried again.
+        let version = cluster.groups.version();
+        let mut known = pod.spread_by_group.lock().unwrap_or_else(PoisonError::into_inner);
+        match &*known {
+            Some((of, constraints)) if *of == version => Constraints::OfGroup(constraints.clone()),
+            _ => {
+                let constraints: Arc<[SpreadConstraint]> = self.of_group(pod, cluster).into();
+                *known = Some((version, constraints.clone()));
+                Constraints::OfGroup(constraints)
+            }
+        }
+    }
+
+    fn of_group(&self, pod: &PodInfo, cluster: &Cluster) -> Vec<SpreadConstraint> {
         let Some(selector) = cluster.groups.selector_of(&pod.pod) else { return Vec::new() };
         let keys = |required: bool| match self.system {
             true => Vec::new(),
@@ -50,7 +64,7 @@ impl PodTopologySpread {
         };
         let made = self.defaults.iter().map(|c| {
             let keys = keys(c.when_unsatisfiable == "DoNotSchedule");
-            Constraint::Default(Box::new(SpreadConstraint::new(c, selector.clone(), keys, &pod.pod)))
+            SpreadConstraint::new(c, selector.clone(), keys, &pod.pod)
         });
         made.collect()
     }
@@ -67,18 +81,18 @@ fn system_defaults() -> Vec<TopologySpreadConstraint> {
     vec![default(HOSTNAME, 3), default("topology.kubernetes.io/zone", 5)]
 }
 
-enum Constraint<'a> {
-    Own(&'a SpreadConstraint),
-    Default(Box<SpreadConstraint>),
+enum Constraints<'a> {
+    Own(&'a [SpreadConstraint]),
+    OfGroup(Arc<[SpreadConstraint]>),
 }
 
-impl std::ops::Deref for Constraint<'_> {
-    type Target = SpreadConstraint;
+impl std::ops::Deref for Constraints<'_> {
+    type Target = [SpreadConstraint];
 
-    fn deref(&self) -> &SpreadConstraint {
+    fn deref(&self) -> &[SpreadConstraint] {
         match self {
-            Constraint::Own(own) => own,
-            Constraint::Default(default) => default,
+            Constraints::Own(own) => own,
+            Constraints::OfGroup(constraints) => constraints,
         }
     }
 }
@@ -95,9 +109,16 @@ impl Plugin for PodTopologySpread {
 
     fn filter<'a>(&'a self, pod: &'a PodInfo, cluster: &'a Cluster) -> Option<Box<dyn Filter + 'a>> {
         let constraints = self.constraints(pod, cluster);
-        let hard = constraints.into_iter().filter(|constraint| constraint.required).map(|constraint| {
+        let hard = constraints.iter().filter(|constraint| constraint.required).map(|constraint| {
             let counts = cluster.answer(&constraint.question);
-            let mut domain = Domain { least: 0, counts, constraint };
+            let mut domain = Domain {
+                least: 0,
+                counts,
+                question: constraint.question.clone(),
+                itself: i64::from(constraint.counts_itself),
+                min_domains: constraint.min_domains,
+                max_skew: constraint.max_skew,
+            };
             domain.least = domain.least();
             domain
         });
@@ -112,18 +133,24 @@ impl Plugin for PodTopologySpread {
         nodes: &[&NodeInfo],
     ) -> Option<Box<dyn Score + 'a>> {
         let constraints = self.constraints(pod, cluster);
-        let soft = constraints.iter().filter(|constraint| !constraint.required).map(|constraint| {
-            let counts = cluster.answer(&constraint.question);
+        let soft = constraints.iter().filter(|constraint| !constraint.required);
+        let soft: Vec<(Count, &SpreadConstraint)> =
+            soft.map(|constraint| (cluster.answer(&constraint.question), constraint)).collect();
+        if soft.is_empty() {
+            return None;
+        }
+        let need_all_labels = !pod.spread.is_empty() || !self.system;
+        let takes_part = |node: &&&NodeInfo| !need_all_labels || soft.iter().all(|(c, _)| c.covers(node));
+        let part: Vec<&NodeInfo> = nodes.iter().filter(takes_part).copied().collect();
+        let counts = soft.into_iter().map(|(counts, constraint)| {
             // A node counts for itself, whatever topology the others have.
             let parts = match constraint.topology_key == HOSTNAME {
-                true => nodes.len(),
-                false => counts.parts_among(nodes),
+                true => part.len(),
+                false => counts.parts_among(&part),
             };
             (counts, (parts as f64 + 2.0).ln(), (constraint.max_skew - 1) as f64)
         });
-        let counts: Vec<_> = soft.collect();
-        let need_all_labels = !pod.spread.is_empty() || !self.system;
-        (!counts.is_empty()).then(|| Box::new(Soft { counts, need_all_labels }) as Box<dyn Score>)
+        Some(Box::new(Soft { counts: counts.collect(), need_all_labels }))
     }
 
     fn events(&self) -> &'static [Kind] {
@@ -171,15 +198,19 @@ impl Plugin for PodTopologySpread {
 }
 
 struct Domain<'a> {
-    constraint: Constraint<'a>,
+    question: Arc<Question>,
     counts: Count<'a>,
     least: i64,
+    /// One if the pod is one of those that are counted.
+    itself: i64,
+    min_domains: i64,
+    max_skew: i64,
 }
 
 impl Domain<'_> {
     /// The least that any part has; none when there are fewer parts than there should be.
     fn least(&self) -> i64 {
-        if (self.counts.parts() as i64) < self.constraint.min_domains { 0 } else { self.counts.least() }
+        if (self.counts.parts() as i64) < self.min_domains { 0 } else { self.counts.least() }
     }
 }
 
@@ -188,12 +219,11 @@ struct Hard<'a>(Vec<Domain<'a>>);
 impl Filter for Hard<'_> {
     // Upstream: filtering.go Filter
     fn check(&self, node: &NodeInfo) -> Result<(), Refusal> {
-        for Domain { constraint, counts, least } in &self.0 {
+        for Domain { counts, least, itself, max_skew, .. } in &self.0 {
             if !counts.covers(node) {
                 return Err(Refusal::unresolvable(MISSING_LABEL));
             }
-            let itself = i64::from(constraint.counts_itself);
-            if counts.of(node) + itself - least > constraint.max_skew {
+            if counts.of(node) + itself - least > *max_skew {
                 return Err(Refusal::new(MISMATCH));
             }
         }
@@ -202,7 +232,7 @@ impl Filter for Hard<'_> {
 
     fn assume(&mut self, other: &PodInfo, node: &NodeInfo, by: i64) {
         for domain in &mut self.0 {
-            if domain.counts.includes(node) && domain.constraint.question.counts_in_group(other) {
+            if domain.counts.includes(node) && domain.question.counts_in_group(other) {
                 domain.counts.add(node, by);
                 domain.least = domain.least();
             }

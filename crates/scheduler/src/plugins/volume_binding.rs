@@ -11,7 +11,7 @@ use api::core::v1::{
     Node, ObjectReference, PersistentVolume, PersistentVolumeClaim, Pod, TopologySelectorTerm,
 };
 use api::storage::v1::{CSIStorageCapacity, StorageClass};
-use client::{PatchType, Resource};
+use client::PatchType;
 use serde_json::{Value, json};
 
 use crate::cluster::{Change, Cluster, Kind};
@@ -59,7 +59,7 @@ impl Plugin for VolumeBinding {
             return Ok(Vec::new());
         }
         let node = cluster.node(node).and_then(|info| info.node.clone()).ok_or("the node is gone")?;
-        let plan = claims.plan(&node, &cluster.volumes).map_err(|refusal| refusal.reasons.join(", "))?;
+        let plan = claims.plan(&node, &cluster.volumes).map_err(|refusal| refusal.words())?;
         let volumes = &mut cluster.volumes;
         let mut writes = Vec::new();
         for (claim, volume) in plan.bindings {
@@ -192,30 +192,15 @@ fn bind_write(claim: &PersistentVolumeClaim, volume: &PersistentVolume) -> Optio
     if reference.is_none() {
         patch["metadata"]["annotations"] = json!({ BOUND_BY_CONTROLLER: "yes" });
     }
-    Some(Write {
-        resource: Resource::of::<PersistentVolume>(),
-        namespace: String::new(),
-        name: volume.name().to_owned(),
-        subresource: None,
-        patch_type: PatchType::Merge,
-        patch,
-        stamp: None,
-    })
+    Some(Write::patch(volume, None, PatchType::Merge, patch))
 }
 
 fn select_write(claim: &PersistentVolumeClaim, node: &str) -> Write {
-    Write {
-        resource: Resource::of::<PersistentVolumeClaim>(),
-        namespace: claim.namespace().to_owned(),
-        name: claim.name().to_owned(),
-        subresource: None,
-        patch_type: PatchType::Merge,
-        stamp: None,
-        patch: json!({"metadata": {
-            "resourceVersion": claim.metadata.resource_version,
-            "annotations": { SELECTED_NODE: node },
-        }}),
-    }
+    let metadata = json!({
+        "resourceVersion": claim.metadata.resource_version,
+        "annotations": { SELECTED_NODE: node },
+    });
+    Write::patch(claim, None, PatchType::Merge, json!({ "metadata": metadata }))
 }
 
 /// A pod's claims, by what is still to be done about them.
@@ -258,12 +243,12 @@ impl Claims {
     /// What is to be bound and provisioned if the pod goes to this node.
     fn plan(&self, node: &Node, volumes: &Volumes) -> Result<Plan, Refusal> {
         let mut plan = Plan::default();
-        let mut reasons = Vec::new();
+        let mut reasons: Vec<&'static str> = Vec::new();
         for claim in &self.bound {
             let name = claim.spec.as_ref().and_then(|spec| spec.volume_name.as_deref()).unwrap_or_default();
             match volumes.volumes.get(name) {
-                None => reasons.push(VOLUME_MISSING.into()),
-                Some(volume) if !volumes::is_reachable(volume, node) => reasons.push(NODE_CONFLICT.into()),
+                None => reasons.push(VOLUME_MISSING),
+                Some(volume) if !volumes::is_reachable(volume, node) => reasons.push(NODE_CONFLICT),
                 Some(_) => {}
             }
         }
@@ -271,7 +256,7 @@ impl Claims {
         for claim in &self.delayed {
             let selected = claim.metadata.annotations.as_ref().and_then(|a| a.get(SELECTED_NODE));
             if selected.is_some_and(|selected| selected != node.name()) {
-                reasons.push(BIND_CONFLICT.into());
+                reasons.push(BIND_CONFLICT);
                 break;
             }
             let found = match selected {
@@ -286,14 +271,16 @@ impl Claims {
                 None => match provision(claim, node, volumes) {
                     Ok(()) => plan.provisions.push(claim.clone()),
                     Err(reason) => {
-                        reasons.push(reason.into());
+                        reasons.push(reason);
                         break;
                     }
                 },
             }
         }
         reasons.dedup();
-        if reasons.is_empty() { Ok(plan) } else { Err(Refusal { reasons, unresolvable: true }) }
+        let mut refusal = None;
+        reasons.into_iter().for_each(|reason| Refusal::add(&mut refusal, reason).unresolvable = true);
+        refusal.map_or(Ok(plan), Err)
     }
 }
 

@@ -59,12 +59,12 @@ fn pod(claims: &[&str]) -> Arc<PodInfo> {
 fn check(objects: &[Value], claims: &[&str], expected: &[&str]) {
     let (cluster, pod) = (cluster(objects), pod(claims));
     if let Some(refusal) = PLUGIN.refuse_all(&pod, &cluster) {
-        return assert_eq!(refusal.reasons, expected);
+        return assert_eq!([refusal.words()], expected);
     }
     let filter = PLUGIN.filter(&pod, &cluster).unwrap();
     let said = cluster.nodes().map(|node| match filter.check(node) {
         Ok(()) => "fits".to_owned(),
-        Err(refusal) => refusal.reasons.join(", "),
+        Err(refusal) => refusal.words(),
     });
     assert_eq!(said.collect::<Vec<_>>(), expected);
 }
@@ -111,11 +111,8 @@ fn a_reserved_volume_is_nobody_elses() {
     let mut cluster = cluster(&objects);
     let writes = PLUGIN.reserve(&pod(&["c"]), "a", &mut cluster).unwrap();
     assert_eq!(writes.len(), 1);
-    assert_eq!(
-        (writes[0].name.as_str(), &writes[0].patch["metadata"]["resourceVersion"]),
-        ("v", &json!("7"))
-    );
-    assert_eq!(writes[0].patch["spec"]["claimRef"]["name"], "c");
+    assert_eq!((writes[0].name.as_str(), &writes[0].body["metadata"]["resourceVersion"]), ("v", &json!("7")));
+    assert_eq!(writes[0].body["spec"]["claimRef"]["name"], "c");
     assert_eq!(PLUGIN.prepared(&pod(&["c"]), "a", &cluster), Prepared::Waiting);
     let other = PLUGIN.reserve(&pod(&["d"]), "a", &mut cluster).unwrap();
     assert_eq!(other[0].name, "w", "the smaller one is taken");
@@ -129,7 +126,7 @@ fn a_provisioned_claim_is_awaited_unless_the_provisioner_gives_up() {
     let mut cluster = cluster(&[claim("c", "made", json!({}))]);
     let pod = pod(&["c"]);
     let writes = PLUGIN.reserve(&pod, "b", &mut cluster).unwrap();
-    assert_eq!(writes[0].patch["metadata"]["annotations"], json!({ SELECTED_NODE: "b" }));
+    assert_eq!(writes[0].body["metadata"]["annotations"], json!({ SELECTED_NODE: "b" }));
     assert_eq!(PLUGIN.prepared(&pod, "b", &cluster), Prepared::Waiting);
     let seen = |cluster: &mut Cluster, version: &str, more: Value| {
         let mut newer = claim("c", "made", more);

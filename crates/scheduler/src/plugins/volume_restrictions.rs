@@ -144,7 +144,7 @@ mod tests {
             Some(filter) => filter.check(cluster.node("n").unwrap()),
             None => Ok(()),
         };
-        assert_eq!(checked.map_err(|refusal| refusal.reasons.concat()), expected.map_err(str::to_owned));
+        assert_eq!(checked.map_err(|refusal| refusal.words()), expected.map_err(str::to_owned));
     }
 
     #[test]

@@ -127,10 +127,15 @@ pub fn node_cidr_masks(cluster: &[(IpAddr, u8)], given: [Option<u8>; 3]) -> anyh
     Ok((size(ipv4, false, 24), size(ipv6, true, 64)))
 }
 
-/// The names of controllers that do not run.
+/// The names of controllers that do not run, of all that there are.
+pub fn disabled_controllers(asked: &[String]) -> anyhow::Result<Vec<String>> {
+    disabled_of(asked, &controllers::names().collect::<Vec<_>>())
+}
+
+/// The same, of these.
 ///
 /// Upstream: controller-manager/app/helper.go IsControllerEnabled
-fn disabled(asked: &[String], known: &[&str]) -> anyhow::Result<Vec<String>> {
+fn disabled_of(asked: &[String], known: &[&str]) -> anyhow::Result<Vec<String>> {
     let asked: Vec<&str> = asked.iter().map(String::as_str).filter(|name| !name.is_empty()).collect();
     for name in asked.iter().filter(|name| **name != "*") {
         let name = name.trim_start_matches('-');
@@ -168,8 +173,7 @@ fn accounts(args: &ControllerManager, shared: &Client) -> anyhow::Result<control
 }
 
 pub async fn run(args: ControllerManager) -> anyhow::Result<()> {
-    let known: Vec<&str> = controllers::names().collect();
-    let disabled = disabled(&args.controllers, &known)?;
+    let disabled = disabled_controllers(&args.controllers)?;
     let metrics = QueueMetrics::default();
     let cluster = host::cidrs("--cluster-cidr", &args.cluster_cidr)?;
     let sizes = [args.node_cidr_mask_size, args.node_cidr_mask_size_ipv4, args.node_cidr_mask_size_ipv6];
@@ -241,9 +245,9 @@ mod tests {
             [("*", ""), ("*,-b", "b"), ("a", "b c"), ("-a,*", "a"), ("-a", "a b c"), ("a,-a,*", "")]
         {
             let asked: Vec<_> = asked.split(',').map(str::to_owned).collect();
-            assert_eq!(disabled(&asked, &known).unwrap().join(" "), off, "{asked:?}");
+            assert_eq!(disabled_of(&asked, &known).unwrap().join(" "), off, "{asked:?}");
         }
-        let error = disabled(&["-x".into()], &known).unwrap_err().to_string();
+        let error = disabled_of(&["-x".into()], &known).unwrap_err().to_string();
         assert_eq!(error, "\"x\" is not in the list of known controllers");
     }
 }

@@ -25,7 +25,7 @@ use clap::Args;
 use client::Client;
 use client::kubeconfig::{self, Kubeconfig};
 
-pub use controller_manager::{authority_of, node_cidr_masks, token_signer};
+pub use controller_manager::{authority_of, disabled_controllers, node_cidr_masks, token_signer};
 pub use election::duration;
 pub use kubelet::{labels, taints};
 pub use serving_flags::{ServingFlags, ServingSettings};

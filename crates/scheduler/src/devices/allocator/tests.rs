@@ -1,10 +1,9 @@
 use std::sync::Arc;
 
-use api::resource::v1::ResourceSlice;
+use api::resource::v1::{DeviceClass, ResourceSlice};
 use serde_json::{Value, json};
 
 use super::*;
-use crate::devices::DeviceClass;
 
 /// Devices `gpu-N` with a model, an index, memory, and whatever else `more` says of them.
 fn slice(node: Value, devices: &[(&str, Value)]) -> Value {
