@@ -18,7 +18,7 @@ fn entries(dir: &Path) -> Vec<String> {
 #[tokio::test]
 async fn a_pull_that_is_cut_short_leaves_the_image_whole_or_not_at_all() {
     let mut engine = Engine::start("pulls").await;
-    let registry = Registry::new(4, 3 << 20, Duration::from_millis(5));
+    let registry = Registry::new(4, 512 << 10, Duration::from_millis(10));
     let name = registry.name.clone();
     let began = Instant::now();
     engine.pull(&name).await.unwrap();
