@@ -199,8 +199,16 @@ fn target_directory() -> anyhow::Result<PathBuf> {
     Ok(metadata["target_directory"].as_str().context("cargo names its target directory")?.into())
 }
 
+/// Cargo without what it told this program of its own package: build scripts that look at these variables would run
+/// again, and all that depends on them be compiled again, whenever one goes from `cargo xtask` to `cargo` and back.
 fn cargo() -> Process {
-    Process::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
+    let mut cargo = Process::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    for (name, _) in std::env::vars_os() {
+        if name.to_str().is_some_and(|n| n.starts_with("CARGO_PKG_") || n.starts_with("CARGO_MANIFEST_")) {
+            cargo.env_remove(name);
+        }
+    }
+    cargo
 }
 
 fn run(command: &mut Process) -> anyhow::Result<()> {
