@@ -445,6 +445,10 @@ impl Client {
         let body = collect(response.into_body()).await?;
         let status =
             serde_json::from_slice(&body).ok().filter(|s: &Status| s.code != 0).unwrap_or_else(|| {
+                // A path that nobody serves is answered by a page.
+                if code == http::StatusCode::NOT_FOUND {
+                    return Status::page_not_found();
+                }
                 let text = String::from_utf8_lossy(&body[..body.len().min(1024)]).into_owned();
                 Status::failure(code.as_u16(), "", text)
             });

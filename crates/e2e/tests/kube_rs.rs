@@ -164,7 +164,7 @@ async fn streams(client: kube::Client) {
     let mut echoed = [0; 6];
     in_time("input come back", output.read_exact(&mut echoed)).await.unwrap();
     assert_eq!(&echoed, b"echoed");
-    drop(input);
+    input.shutdown().await.unwrap();
     let status = in_time("the end", ended).await.unwrap();
     assert_eq!(status.reason.as_deref(), Some("NonZeroExitCode"), "{status:?}");
     pods.delete("web", &DeleteParams::default()).await.unwrap();
@@ -187,8 +187,8 @@ fn told(event: &watcher::Event<ConfigMap>) -> Option<String> {
     match event {
         watcher::Event::Apply(map) => map.metadata.name.clone(),
         watcher::Event::Delete(map) => map.metadata.name.as_ref().map(|name| format!("{name} deleted")),
-        watcher::Event::Init => Some("listed".to_owned()),
-        watcher::Event::InitApply(_) | watcher::Event::InitDone => None,
+        watcher::Event::InitDone => Some("listed".to_owned()),
+        watcher::Event::Init | watcher::Event::InitApply(_) => None,
     }
 }
 

@@ -219,5 +219,36 @@ pub fn told(mut log: Vec<Line>, aliases: &mut BTreeMap<String, String>) -> Strin
         let number = aliases.values().filter(|alias| alias.starts_with(prefix)).count() + 1;
         aliases.entry(name.clone()).or_insert_with(|| format!("{prefix}{number}"));
     }
+    let going = going(&log);
+    log.retain(|line| {
+        let of = line.text.strip_prefix("changes status of ").and_then(|rest| rest.lines().next());
+        let goes_by = of.and_then(|object| going.get(object.trim_end_matches(':')));
+        goes_by.is_none_or(|who| *who == line.who)
+    });
+    // What goes in one moment goes in any order.
+    let go_together = |a: &Line, b: &Line| {
+        (a.at, &a.who) == (b.at, &b.who) && [a, b].into_iter().all(|line| line.text.starts_with("deletes "))
+    };
+    for lines in log.chunk_by_mut(go_together) {
+        lines.sort_by_cached_key(|line| aliased(aliases, &line.text));
+    }
     log.iter().map(|line| format!("{} {}\n", line.who, aliased(aliases, &line.text))).collect()
+}
+
+/// The objects that somebody deletes or lets go, and who: whether another has still written a status of one of them is
+/// chance.
+fn going(log: &[Line]) -> BTreeMap<String, String> {
+    let gone = |line: &Line| {
+        let object = match line.text.strip_prefix("deletes ") {
+            Some(rest) => rest.split(' ').take(2).collect::<Vec<_>>().join(" "),
+            None => {
+                let (object, change) = line.text.strip_prefix("changes ")?.split_once(":\n")?;
+                let lets_go =
+                    change.lines().any(|l| l.contains("metadata.finalizers: ") && l.ends_with("-> none"));
+                lets_go.then(|| object.to_owned())?
+            }
+        };
+        Some((object, line.who.clone()))
+    };
+    log.iter().filter_map(gone).collect()
 }

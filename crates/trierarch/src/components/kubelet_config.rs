@@ -203,7 +203,6 @@ clusterDNS: [10.96.0.10]
 clusterDomain: cluster.local
 cpuManagerReconcilePeriod: 0s
 healthzPort: 0
-logging: {flushFrequency: 0, options: {json: {infoBufferSize: \"0\"}}, verbosity: 0}
 memorySwap: {}
 registerWithTaints: [{key: a, effect: NoSchedule}]
 rotateCertificates: true
@@ -218,7 +217,7 @@ kubeReserved: {cpu: 100m, memory: 1Gi}
 shutdownGracePeriod: 30s
 imageMinimumGCAge: 2m0s
 failSwapOn: false
-logging: {format: text, verbosity: 2}
+logging: {flushFrequency: 0, format: text, options: {json: {infoBufferSize: \"0\"}}, verbosity: 2}
 ",
         )
         .unwrap();
