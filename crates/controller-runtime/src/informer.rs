@@ -45,7 +45,7 @@ pub(crate) struct Shown<T> {
 }
 
 fn read<T>(reading: Reading<T>, resource: &Resource, object: Value) -> Option<T> {
-    let read = reading.from_tree(object);
+    let read = reading.of_tree(object);
     if let Err(error) = &read {
         tracing::warn!(resource = %resource.gvr.resource, %error, "an object is left out of the cache");
     }
@@ -88,7 +88,7 @@ impl<T: Cached> Shared<T> {
         let (reading, resource) = (self.reading, self.resource.clone());
         let decode = Decode {
             text: Box::new(move |text| {
-                let object = reading.from_text(text).ok()?;
+                let object = reading.of_text(text).ok()?;
                 Some(Shown { resource_version: object.resource_version().to_owned(), object: Some(object) })
             }),
             tree: Box::new(move |object: Value| {

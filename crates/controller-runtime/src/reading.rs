@@ -34,11 +34,11 @@ impl<T> Reading<T> {
         Reading { text, tree }
     }
 
-    pub fn from_text(self, text: &[u8]) -> Result<T, DecodeError> {
+    pub fn of_text(self, text: &[u8]) -> Result<T, DecodeError> {
         (self.text)(&without_owners(text))
     }
 
-    pub fn from_tree(self, mut object: Value) -> Result<T, DecodeError> {
+    pub fn of_tree(self, mut object: Value) -> Result<T, DecodeError> {
         if let Some(metadata) = object.get_mut("metadata").and_then(Value::as_object_mut) {
             // An update without them keeps the server's.
             metadata.remove("managedFields");

@@ -56,6 +56,7 @@ impl Unschedulable {
     }
 
     /// There are few reasons, and thousands of nodes for each.
+    #[expect(clippy::ptr_arg, reason = "a reason that is static is kept without a copy")]
     pub fn add(&mut self, reason: &Cow<'static, str>, nodes: usize) {
         let same = |known: &str| std::ptr::eq(known, &**reason) || known == &**reason;
         match self.reasons.iter_mut().find(|(known, _)| same(known)) {

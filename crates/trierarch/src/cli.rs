@@ -27,6 +27,7 @@ pub struct Cli {
 }
 
 #[derive(Subcommand)]
+#[expect(clippy::large_enum_variant, reason = "a process has one command")]
 pub enum Command {
     /// Run a cluster: control plane and node in one process
     Server(Server),

@@ -70,13 +70,14 @@ async fn a_pod_with_ids_of_its_own_is_root_there_and_nobody_here() {
 /// What the machine sees of the process that calls itself `told` in a container: its `status`.
 fn seen_from_outside(told: &str) -> Option<String> {
     let processes = std::fs::read_dir("/proc").unwrap().flatten();
-    let statuses = processes.filter_map(|entry| std::fs::read_to_string(entry.path().join("status")).ok());
+    let mut statuses =
+        processes.filter_map(|entry| std::fs::read_to_string(entry.path().join("status")).ok());
     let is_it = |status: &String| {
         let numbers = status.lines().find_map(|line| line.strip_prefix("NStgid:")).unwrap_or_default();
         let numbers: Vec<&str> = numbers.split_whitespace().collect();
         numbers.len() > 1 && numbers.last() == Some(&told) && status.contains("Uid:\t1048576\t")
     };
-    statuses.filter(is_it).next()
+    statuses.find(is_it)
 }
 
 #[tokio::test]

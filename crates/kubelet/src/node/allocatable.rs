@@ -66,7 +66,7 @@ pub fn sum(one: &Resources, other: &Resources) -> Resources {
     for (name, amount) in other {
         match sum.get_mut(name) {
             Some(known) => known.add(amount),
-            None => drop(sum.insert(name.clone(), amount.clone())),
+            None => drop(sum.insert(name.clone(), *amount)),
         }
     }
     sum

@@ -46,7 +46,7 @@ impl Settings {
                 ));
             }
         }
-        if !by_priority.is_empty() && !(total.is_zero() && critical.is_zero()) {
+        if !(by_priority.is_empty() || total.is_zero() && critical.is_zero()) {
             return Err("invalid configuration: Cannot specify both shutdownGracePeriodByPodPriority and \
                         shutdownGracePeriod at the same time"
                 .to_owned());

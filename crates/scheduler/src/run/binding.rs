@@ -66,7 +66,7 @@ impl Pending {
                         let why = format!(
                             "rejected due to timeout after waiting {patience:?} at plugin {waits_for}"
                         );
-                        Next::Reject(*waits_for, why)
+                        Next::Reject(waits_for, why)
                     }),
                 }
             }

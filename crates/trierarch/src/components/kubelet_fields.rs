@@ -77,7 +77,7 @@ pub fn may_say(field: &str, value: &Value) -> bool {
 }
 
 fn is_word(value: &Value, word: &str) -> bool {
-    value.as_str().map_or_else(|| value.to_string() == word, |text| text == word)
+    value.as_str().map_or_else(|| format!("{value}") == word, |text| text == word)
 }
 
 /// Whether a value says no more than a field that is not there.
