@@ -34,7 +34,7 @@ pub use events::{EventDelivery, EventRecorder, EventType, reference};
 pub use informer::{Filter, Informer, InformerFactory};
 pub use leader::LeaderElector;
 pub use metadata::Metadata;
-pub use metrics::QueueMetrics;
+pub use metrics::{QueueMetrics, scrape};
 pub use queue::WorkQueue;
 pub use store::{Cached, Event};
 pub use worker::run_workers;

@@ -64,6 +64,15 @@ impl Seen {
     }
 }
 
+/// What one scrape is answered, of what is registered for it.
+pub fn scrape(register: impl FnOnce(&mut Registry)) -> String {
+    let mut registry = Registry::default();
+    register(&mut registry);
+    let mut text = String::new();
+    encode(&mut text, &registry).expect("writing to a String cannot fail");
+    text
+}
+
 /// A queue whatever its keys.
 pub(crate) trait Watched: Send + Sync {
     fn seen(&self) -> Seen;
@@ -93,11 +102,7 @@ impl QueueMetrics {
 
     /// All queues, for one scrape.
     pub fn text(&self) -> String {
-        let mut registry = Registry::default();
-        self.register(&mut registry);
-        let mut text = String::new();
-        encode(&mut text, &registry).expect("writing to a String cannot fail");
-        text
+        scrape(|registry| self.register(registry))
     }
 
     fn all(&self) -> BTreeMap<&'static str, Seen> {

@@ -5,7 +5,6 @@ use std::time::Duration;
 
 use hickory_proto::op::ResponseCode;
 use hickory_proto::rr::RecordType;
-use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
@@ -101,11 +100,7 @@ impl Metrics {
 
     /// All of it, for one scrape.
     pub fn text(&self) -> String {
-        let mut registry = Registry::default();
-        self.register(&mut registry);
-        let mut text = String::new();
-        encode(&mut text, &registry).expect("writing to a String cannot fail");
-        text
+        controller_runtime::scrape(|registry| self.register(registry))
     }
 }
 

@@ -94,6 +94,15 @@ impl Dev {
         pid.and_then(|pid| i32::try_from(pid).ok()).expect("the node has a process")
     }
 
+    /// Kills the process of a node alone, as the kernel does where memory runs out, and waits until it is gone.
+    pub fn kill(&self, number: u8) {
+        let pid = self.process(number);
+        let pidfd = linux::process::pidfd(pid).expect("the node runs");
+        linux::process::kill(pid, 9).expect("the node can be killed");
+        let ended = linux::process::ended(&pidfd, std::time::Duration::from_secs(10));
+        assert!(ended.expect("an end can be waited for"), "node {number} does not end");
+    }
+
     /// A command inside a node.
     pub fn inside(&self, number: u8, program: &str) -> Command {
         let mut command = Command::new("nsenter");

@@ -173,8 +173,7 @@ spec:
     };
     let before = (container("b"), container("c"));
     for node in [2, 1] {
-        let pid = rustix::process::Pid::from_raw(dev.process(node)).unwrap();
-        rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+        dev.kill(node);
         succeed(dev.dev("up").arg("--nodes=2"));
         lives_on();
     }

@@ -88,8 +88,7 @@ fn ten_thousand_connections_while_endpoints_roll_and_the_control_plane_restarts(
 
     let traffic = Traffic::start(&second, target, 4);
     traffic.more(500);
-    let pid = rustix::process::Pid::from_raw(dev.process(1)).unwrap();
-    rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+    dev.kill(1);
     traffic.more(1_000);
     succeed(dev.dev("up").arg("--nodes=2"));
     dev.kubectl("rollout status deployment/web --timeout=60s");

@@ -202,10 +202,8 @@ impl Cgroup {
                 crate::process::kill(pid, libc::SIGKILL)?;
             }
             for pidfd in dying {
-                let mut watched = [rustix::event::PollFd::new(&pidfd, rustix::event::PollFlags::IN)];
-                let patience = rustix::event::Timespec { tv_sec: 1, tv_nsec: 0 };
                 // One that does not die in time is met again in the next round.
-                let _ = rustix::event::poll(&mut watched, Some(&patience));
+                let _ = crate::process::ended(&pidfd, std::time::Duration::from_secs(1));
             }
         }
         Ok(())

@@ -3,7 +3,9 @@
 use std::io;
 use std::os::fd::{AsRawFd, IntoRawFd, OwnedFd};
 use std::sync::atomic::{AtomicI32, Ordering};
+use std::time::Duration;
 
+use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::process::{Pid, PidfdFlags, WaitOptions, WaitStatus};
 
 use crate::{Error, Result};
@@ -101,6 +103,14 @@ pub fn watch(fd: OwnedFd) -> Result<tokio::io::unix::AsyncFd<OwnedFd>> {
         .map_err(|e| Error::io("descriptor", std::io::Error::other(e)))
 }
 
+/// Whether the process behind the pidfd has ended with all its threads, waited for so long.
+pub fn ended(pidfd: &OwnedFd, within: Duration) -> Result<bool> {
+    let failed = |errno| Error::call("poll", errno);
+    let within = Timespec::try_from(within).map_err(|_| failed(rustix::io::Errno::INVAL))?;
+    let mut watched = [PollFd::new(pidfd, PollFlags::IN)];
+    Ok(rustix::event::poll(&mut watched, Some(&within)).map_err(failed)? > 0)
+}
+
 /// Waits in the async runtime until the process behind the pidfd is gone.
 pub async fn wait_pidfd(pidfd: OwnedFd) -> Result<()> {
     // SAFETY: the descriptor is owned, moves into the watcher, and is not closed before it is deregistered.
@@ -125,22 +135,26 @@ pub fn kill(pid: i32, signal: i32) -> Result<()> {
     }
 }
 
-/// Whether a process with this id exists and is not a zombie.
+/// Whether a process with this id exists and has a thread that has not ended.
 pub fn is_alive(pid: i32) -> bool {
     start_ticks(pid).is_some()
 }
 
-/// When the process started, in clock ticks since boot: with the pid it names one process for good. `None`
-/// for a process that is gone or a zombie.
+/// When the process started, in clock ticks since boot: with the pid it names one process for good. `None` for a
+/// process that is gone, and for a zombie once its last thread has ended: until then it holds its files and locks.
 pub fn start_ticks(pid: i32) -> Option<u64> {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    living_since(&std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)
+}
+
+fn living_since(stat: &str) -> Option<u64> {
     // The command name is in parentheses and may hold anything, so the fields count from the last one.
     let mut fields = stat.rsplit_once(')')?.1.split_ascii_whitespace();
-    let state = fields.next()?;
-    if state == "Z" || state == "X" {
+    let dead = matches!(fields.next()?, "Z" | "X");
+    let threads: u32 = fields.nth(16)?.parse().ok()?;
+    if dead && threads <= 1 {
         return None;
     }
-    fields.nth(18)?.parse().ok()
+    fields.nth(1)?.parse().ok()
 }
 
 /// Which side of a fork this is.
@@ -245,6 +259,19 @@ pub fn set_terminal_size(terminal: &impl AsRawFd, rows: u16, columns: u16) -> Re
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_process_lives_as_long_as_a_thread_of_it() {
+        let stat = |state: &str, threads: u32| {
+            format!(
+                "7 (a) b (c) {state} 1 7 7 0 -1 4 0 0 0 0 0 0 0 0 20 0 {threads} 0 4711 0 0 18446744073709551615"
+            )
+        };
+        assert_eq!(living_since(&stat("S", 1)), Some(4711));
+        assert_eq!(living_since(&stat("Z", 3)), Some(4711), "its first thread has ended, two others not yet");
+        assert_eq!(living_since(&stat("Z", 1)), None);
+        assert_eq!(living_since(""), None);
+    }
 
     #[test]
     fn a_process_is_told_from_its_zombie_and_waited_for() {

@@ -5,7 +5,6 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::{Family, MetricConstructor};
 use prometheus_client::metrics::gauge::Gauge;
@@ -111,11 +110,7 @@ impl Default for Metrics {
 impl Metrics {
     /// Everything, for one scrape.
     pub fn text(&self) -> String {
-        let mut registry = Registry::default();
-        self.register(&mut registry);
-        let mut text = String::new();
-        encode(&mut text, &registry).expect("writing to a String cannot fail");
-        text
+        controller_runtime::scrape(|registry| self.register(registry))
     }
 
     /// Adds everything to what one scrape tells of the process.

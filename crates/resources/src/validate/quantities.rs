@@ -54,36 +54,46 @@ fn is_huge_page(name: &str) -> bool {
     name.starts_with("hugepages-")
 }
 
-fn is_huge_page_of_quota(name: &str) -> bool {
-    is_huge_page(name) || name.starts_with("requests.hugepages-")
+/// What quotas measure.
+const MEASURED: &[&str] = &[
+    "cpu",
+    "memory",
+    "ephemeral-storage",
+    "requests.cpu",
+    "requests.memory",
+    "requests.storage",
+    "requests.ephemeral-storage",
+    "limits.cpu",
+    "limits.memory",
+    "limits.ephemeral-storage",
+];
+/// What quotas count by names of old.
+const COUNTED: &[&str] = &[
+    "pods",
+    "resourcequotas",
+    "services",
+    "replicationcontrollers",
+    "secrets",
+    "configmaps",
+    "persistentvolumeclaims",
+    "services.nodeports",
+    "services.loadbalancers",
+];
+
+/// Whether quotas know the resource, which is none of a domain.
+///
+/// Upstream: pkg/apis/core/helper/helpers.go IsStandardQuotaResourceName
+pub fn is_of_quota(name: &str) -> bool {
+    MEASURED.contains(&name)
+        || COUNTED.contains(&name)
+        || is_huge_page(name)
+        || name.starts_with("requests.hugepages-")
 }
 
 /// Upstream: pkg/apis/core/validation/validation.go validateResourceName
 pub fn resource_name(name: &str, at: &Path) -> Errors {
-    const STANDARD: &[&str] = &[
-        "cpu",
-        "memory",
-        "ephemeral-storage",
-        "requests.cpu",
-        "requests.memory",
-        "requests.ephemeral-storage",
-        "limits.cpu",
-        "limits.memory",
-        "limits.ephemeral-storage",
-        "pods",
-        "resourcequotas",
-        "services",
-        "replicationcontrollers",
-        "secrets",
-        "configmaps",
-        "persistentvolumeclaims",
-        "storage",
-        "requests.storage",
-        "services.nodeports",
-        "services.loadbalancers",
-    ];
     let errors = crate::validate::each(names::qualified_name(name), at, name);
-    if !errors.is_empty() || name.contains('/') || STANDARD.contains(&name) || is_huge_page_of_quota(name) {
+    if !errors.is_empty() || name.contains('/') || name == "storage" || is_of_quota(name) {
         return errors;
     }
     vec![Error::invalid(at, name, "must be a standard resource type or fully qualified")]
@@ -109,17 +119,6 @@ pub fn container_name(name: &str, at: &Path) -> Errors {
 
 /// Upstream: pkg/apis/core/validation/validation.go ValidateResourceQuantityValue
 pub fn amount(name: &str, value: &Value, at: &Path) -> Errors {
-    const COUNTED: &[&str] = &[
-        "pods",
-        "resourcequotas",
-        "services",
-        "replicationcontrollers",
-        "secrets",
-        "configmaps",
-        "persistentvolumeclaims",
-        "services.nodeports",
-        "services.loadbalancers",
-    ];
     let mut errors = non_negative(value, at);
     let whole = COUNTED.contains(&name) || (name.contains('/') && !name.contains("kubernetes.io/"));
     if let Some(quantity) = read(value)

@@ -5,10 +5,10 @@ use std::fs::OpenOptions;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
+use std::time::Duration;
 
 use anyhow::{Context, bail};
 use linux::cgroups::Cgroup;
-use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::process::{Pid, Signal};
 
 use super::state::{Cluster, NodeState, Process};
@@ -79,8 +79,7 @@ fn kill(pid: i32) -> anyhow::Result<()> {
     let Ok(pidfd) = linux::process::pidfd(pid) else { return Ok(()) };
     let pid = Pid::from_raw(pid).context("a process has an id")?;
     rustix::process::kill_process(pid, Signal::KILL)?;
-    let mut watched = [PollFd::new(&pidfd, PollFlags::IN)];
-    rustix::event::poll(&mut watched, Some(&Timespec { tv_sec: 5, tv_nsec: 0 }))?;
+    linux::process::ended(&pidfd, Duration::from_secs(5))?;
     Ok(())
 }
 

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 use clap::ValueEnum;
+use linux::process::start_ticks;
 use serde::{Deserialize, Serialize};
 
 use crate::cli::NetworkBackend;
@@ -77,19 +78,12 @@ pub struct Process {
 
 impl Process {
     pub fn of(pid: i32) -> anyhow::Result<Self> {
-        Ok(Process { pid, began: began(pid).context("the process has ended")? })
+        Ok(Process { pid, began: start_ticks(pid).context("the process has ended")? })
     }
 
     pub fn runs(&self) -> bool {
-        began(self.pid) == Some(self.began)
+        start_ticks(self.pid) == Some(self.began)
     }
-}
-
-/// When a process began, in ticks since the machine did; `None` when it is no more, or only waits to be reaped.
-fn began(pid: i32) -> Option<u64> {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_whitespace().collect();
-    (fields.first() != Some(&"Z")).then(|| fields.get(19)?.parse().ok())?
 }
 
 impl NodeState {

@@ -30,7 +30,7 @@ fn validate(quota: &Value) -> Errors {
     for (name, value) in get::entries(quota, "spec.hard") {
         let at = at_hard.key(name);
         errors.extend(quantities::resource_name(name, &at));
-        if !name.contains('/') && !is_standard(name) {
+        if !name.contains('/') && !quantities::is_of_quota(name) {
             errors.push(Error::invalid(&at, name, "must be a standard resource for quota"));
         }
         errors.extend(quantities::amount(name, value, &at));
@@ -43,7 +43,7 @@ fn validate(quota: &Value) -> Errors {
         if !SCOPES.contains(scope) {
             errors.push(Error::invalid(&at_scopes, shown.clone(), "unsupported scope"));
         }
-        let misfits = hard.iter().filter(|name| is_standard(name) && !is_scoped(scope, name));
+        let misfits = hard.iter().filter(|name| quantities::is_of_quota(name) && !is_scoped(scope, name));
         errors.extend(misfits.map(|_| Error::invalid(&at_scopes, shown.clone(), MISFIT)));
     }
     errors.extend(conflicts(&scopes, &shown, &at_scopes));
@@ -63,34 +63,6 @@ const SCOPES: &[&str] = &[
     "VolumeAttributesClass",
 ];
 const MISFIT: &str = "unsupported scope applied to resource";
-
-/// Whether quotas know the resource.
-///
-/// Upstream: pkg/apis/core/helper/helpers.go IsStandardQuotaResourceName
-fn is_standard(name: &str) -> bool {
-    const NAMES: &[&str] = &[
-        "cpu",
-        "memory",
-        "ephemeral-storage",
-        "requests.cpu",
-        "requests.memory",
-        "requests.storage",
-        "requests.ephemeral-storage",
-        "limits.cpu",
-        "limits.memory",
-        "limits.ephemeral-storage",
-        "pods",
-        "resourcequotas",
-        "services",
-        "replicationcontrollers",
-        "secrets",
-        "persistentvolumeclaims",
-        "configmaps",
-        "services.nodeports",
-        "services.loadbalancers",
-    ];
-    NAMES.contains(&name) || name.starts_with("hugepages-") || name.starts_with("requests.hugepages-")
-}
 
 /// Whether what a scope selects uses the resource.
 ///
@@ -126,7 +98,7 @@ fn validate_selector(selector: &Value, hard: &[&str], shown: &Value) -> Errors {
         if !SCOPES.contains(&scope) {
             errors.push(Error::invalid(&path.child("scopeName"), scope, "unsupported scope"));
         }
-        let misfits = hard.iter().filter(|name| is_standard(name) && !is_scoped(scope, name));
+        let misfits = hard.iter().filter(|name| quantities::is_of_quota(name) && !is_scoped(scope, name));
         errors.extend(misfits.map(|_| Error::invalid(&path, selector.clone(), MISFIT)));
         let only_exists =
             SCOPES.contains(&scope) && !matches!(scope, "PriorityClass" | "VolumeAttributesClass");
