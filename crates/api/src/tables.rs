@@ -95,6 +95,8 @@ pub enum ListType {
 #[derive(Debug)]
 pub struct Field {
     pub name: &'static str,
+    /// How the name begins: see [`beginning`].
+    begins: u64,
     /// The protobuf number; 0 when only an inlined message carries the field.
     pub number: u32,
     pub ty: Type,
@@ -151,8 +153,14 @@ impl Field {
 
 impl Definition {
     pub fn field(&self, name: &str) -> Option<&'static Field> {
-        let at = self.fields.binary_search_by(|f| f.name.cmp(name)).ok()?;
-        Some(&self.fields[at])
+        Some(&self.fields[self.position(name)?])
+    }
+
+    /// The place of a field among [`Definition::fields`].
+    pub fn position(&self, name: &str) -> Option<usize> {
+        let begins = beginning(name);
+        let order = |field: &Field| field.begins.cmp(&begins).then_with(|| field.name.cmp(name));
+        self.fields.binary_search_by(order).ok()
     }
 
     /// The name without its package: `Container`.
@@ -166,6 +174,17 @@ impl Definition {
         dots.next();
         dots.next().map_or(self.name, |at| &self.name[at + 1..])
     }
+}
+
+/// The first eight bytes of a name as a number, which orders names as they are ordered, but for those that begin
+/// alike: a search compares numbers, and text once.
+const fn beginning(name: &str) -> u64 {
+    let (bytes, mut number, mut at) = (name.as_bytes(), 0, 0);
+    while at < 8 {
+        number = number << 8 | if at < bytes.len() { bytes[at] as u64 } else { 0 };
+        at += 1;
+    }
+    number
 }
 
 /// All definitions, sorted by name.
@@ -219,6 +238,7 @@ mod make {
     pub const fn f(name: &'static str, number: u32, ty: Type, flags: u8) -> Field {
         Field {
             name,
+            begins: super::beginning(name),
             number,
             ty,
             flags,

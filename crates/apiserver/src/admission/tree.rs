@@ -6,7 +6,7 @@
 use serde_json::{Map, Value};
 
 pub(crate) fn at<'a>(object: &'a Value, path: &str) -> Option<&'a Value> {
-    path.split('.').try_fold(object, |value, key| value.get(key)).filter(|value| !value.is_null())
+    resources::get::at(object, path)
 }
 
 /// The string at the path, or the empty one.

@@ -15,6 +15,8 @@ use tokio::time::Sleep;
 
 /// How much is gathered before it is written in any case.
 const GATHERED_BYTES: usize = 64 << 10;
+/// The least that is made room for.
+const FIRST_BYTES: usize = 16 << 10;
 /// An idle connection keeps no larger buffer than this.
 const KEPT_BYTES: usize = 4 << 10;
 /// How long a peer may take none of what is written for it.
@@ -96,6 +98,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Io<S> {
 
     fn flush(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         ready!(self.drain(context))?;
+        if self.pending.capacity() > KEPT_BYTES {
+            self.pending = Vec::new();
+        }
         let flushed = Pin::new(&mut self.stream).poll_flush(context);
         self.unless_stalled(context, flushed)
     }
@@ -110,11 +115,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Io<S> {
             }
         }
         self.taken = 0;
-        if self.pending.capacity() > KEPT_BYTES {
-            self.pending = Vec::new();
-        } else {
-            self.pending.clear();
-        }
+        self.pending.clear();
         Poll::Ready(Ok(()))
     }
 
@@ -143,8 +144,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Io<S> {
             let written = Pin::new(&mut self.stream).poll_write(context, first);
             return self.unless_stalled(context, written);
         }
-        if self.pending.capacity() == 0 && self.gathers {
-            self.pending.reserve(GATHERED_BYTES.min(length.next_power_of_two().max(16 << 10)));
+        if self.gathers && self.pending.len() + length > self.pending.capacity() {
+            // What does not fit into the first buffer is likely to be much.
+            let wanted = if self.pending.is_empty() { length.max(FIRST_BYTES) } else { GATHERED_BYTES };
+            self.pending.reserve_exact(wanted - self.pending.len());
         }
         slices.iter().for_each(|slice| self.pending.extend_from_slice(slice));
         Poll::Ready(Ok(length))

@@ -3,6 +3,7 @@
 //! Upstream: pkg/api/pod/warnings.go warningsForPodSpecAndMeta
 
 use std::collections::BTreeSet;
+use std::fmt::{self, Display};
 
 use apimachinery::names;
 use serde_json::Value;
@@ -49,10 +50,10 @@ pub fn warnings(spec: &Value, metadata: &Value, at_spec: &str) -> Vec<String> {
     );
     for name in ["memory", "ephemeral-storage"] {
         let value = spec.get("overhead").and_then(|overhead| overhead.get(name));
-        warnings.extend(fraction(value, &format!("{at_spec}.overhead[{name}]")));
+        warnings.extend(fraction(value, format_args!("{at_spec}.overhead[{name}]")));
     }
-    profile_annotations(spec, metadata, at_spec, &mut warnings);
-    let containers = containers(spec, at_spec);
+    let containers = containers(spec, &at_spec);
+    profile_annotations(spec, metadata, at_spec, &containers, &mut warnings);
     for (container, at) in &containers {
         container_warnings(container, at, &mut warnings);
     }
@@ -66,15 +67,31 @@ pub fn warnings(spec: &Value, metadata: &Value, at_spec: &str) -> Vec<String> {
     warnings
 }
 
-fn containers<'a>(spec: &'a Value, at_spec: &str) -> Vec<(&'a Value, String)> {
-    let of = |field: &&'static str| {
-        let field = *field;
-        let items = list(spec, field).iter().enumerate();
-        items
-            .map(move |(index, container)| (container, format!("{at_spec}.{field}[{index}]")))
-            .collect::<Vec<_>>()
-    };
-    CONTAINERS.iter().flat_map(of).collect()
+/// Where an item stands, written only when there is something to say of it.
+#[derive(Clone, Copy)]
+struct Place<'a> {
+    at: &'a dyn Display,
+    field: &'static str,
+    index: usize,
+}
+
+impl Display for Place<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}[{}]", self.at, self.field, self.index)
+    }
+}
+
+/// The items of a list, and where each stands.
+fn placed<'a>(
+    object: &'a Value,
+    field: &'static str,
+    at: &'a dyn Display,
+) -> impl Iterator<Item = (&'a Value, Place<'a>)> {
+    list(object, field).iter().enumerate().map(move |(index, item)| (item, Place { at, field, index }))
+}
+
+fn containers<'a>(spec: &'a Value, at_spec: &'a &str) -> Vec<(&'a Value, Place<'a>)> {
+    CONTAINERS.iter().flat_map(|field| placed(spec, field, at_spec)).collect()
 }
 
 /// Why a label of nodes should no longer be used.
@@ -117,11 +134,10 @@ fn node_labels(spec: &Value, at_spec: &str, warnings: &mut Vec<String>) {
             warnings.extend(node_term(preference, true, &format!("{path}.{PREFERRED}[{index}].preference")));
         }
     }
-    for (index, constraint) in list(spec, "topologySpreadConstraints").iter().enumerate() {
-        let path = format!("{at_spec}.topologySpreadConstraints[{index}]");
+    for (constraint, path) in placed(spec, "topologySpreadConstraints", &at_spec) {
         let key = text(constraint, "topologyKey");
         warnings.extend(deprecation(key).map(|why| format!("{path}.topologyKey: {key} is {why}")));
-        warnings.extend(matches_nothing(constraint, &path));
+        warnings.extend(matches_nothing(constraint, path));
     }
 }
 
@@ -142,21 +158,21 @@ pub fn node_term(term: &Value, check_values: bool, path: &str) -> Vec<String> {
     warnings
 }
 
-fn matches_nothing(term: &Value, path: &str) -> Option<String> {
+fn matches_nothing(term: &Value, path: impl Display) -> Option<String> {
     let nothing = || format!("{path}.labelSelector: a null labelSelector results in matching no pod");
     (!has(term, "labelSelector")).then(nothing)
 }
 
 fn affinity(spec: &Value, at_spec: &str, warnings: &mut Vec<String>) {
     for field in ["podAffinity", "podAntiAffinity"] {
-        let path = format!("{at_spec}.affinity.{field}");
-        let terms = |when: &str| list(spec, &format!("affinity.{field}.{when}")).iter().enumerate();
-        for (index, term) in terms(REQUIRED) {
-            warnings.extend(matches_nothing(term, &format!("{path}.{REQUIRED}[{index}]")));
+        let Some(affinity) = spec.get("affinity").and_then(|affinity| affinity.get(field)) else { continue };
+        let path = format_args!("{at_spec}.affinity.{field}");
+        for (term, path) in placed(affinity, REQUIRED, &path) {
+            warnings.extend(matches_nothing(term, path));
         }
-        for (index, term) in terms(PREFERRED) {
+        for (term, path) in placed(affinity, PREFERRED, &path) {
             let term = term.get("podAffinityTerm").unwrap_or(&Value::Null);
-            warnings.extend(matches_nothing(term, &format!("{path}.{PREFERRED}[{index}].podAffinityTerm")));
+            warnings.extend(matches_nothing(term, format_args!("{path}.podAffinityTerm")));
         }
     }
 }
@@ -184,8 +200,7 @@ pub fn plugin(field: &str) -> Option<(&'static str, &'static str)> {
 }
 
 fn volume_plugins(spec: &Value, at_spec: &str, warnings: &mut Vec<String>) {
-    for (index, volume) in list(spec, "volumes").iter().enumerate() {
-        let path = format!("{at_spec}.volumes[{index}]");
+    for (volume, path) in placed(spec, "volumes", &at_spec) {
         for (field, _, _) in PLUGINS.iter().filter(|(field, _, _)| has(volume, field)) {
             if let Some((shown, why)) = plugin(field) {
                 warnings.push(format!("{path}.{shown}: {why}"));
@@ -203,13 +218,13 @@ fn volume_plugins(spec: &Value, at_spec: &str, warnings: &mut Vec<String>) {
 pub fn claim_fractions(claim: &Value, path: &str) -> Vec<String> {
     let of = |field: &str| {
         let value = at(claim, &format!("spec.resources.{field}.storage"));
-        fraction(value, &format!("{path}.resources.{field}[storage]"))
+        fraction(value, format_args!("{path}.resources.{field}[storage]"))
     };
     ["requests", "limits"].into_iter().filter_map(of).collect()
 }
 
 /// Bytes are counted whole.
-fn fraction(value: Option<&Value>, path: &str) -> Option<String> {
+fn fraction(value: Option<&Value>, path: impl Display) -> Option<String> {
     let quantity = value.and_then(quantities::read).filter(|quantity| !quantity.is_whole())?;
     Some(format!("{path}: fractional byte value {:?} is invalid, must be an integer", quantity.to_string()))
 }
@@ -288,12 +303,20 @@ fn overlaps<'a>(path: &'a str, what: &str, seen: &mut Vec<(&'a str, String)>) ->
 }
 
 /// Annotations that fields have taken the place of.
-fn profile_annotations(spec: &Value, metadata: &Value, at_spec: &str, warnings: &mut Vec<String>) {
+fn profile_annotations(
+    spec: &Value,
+    metadata: &Value,
+    at_spec: &str,
+    containers: &[(&Value, Place<'_>)],
+    warnings: &mut Vec<String>,
+) {
+    let Some(annotations) = metadata.get("annotations").filter(|annotations| !annotations.is_null()) else {
+        return;
+    };
     let meta = match at_spec.rsplit_once('.') {
         Some((path, _)) => format!("{path}.metadata"),
         None => "metadata".to_owned(),
     };
-    let annotations = metadata.get("annotations").unwrap_or(&Value::Null);
     let mut tell = |key: &str, why: &str| {
         if annotations.get(key).is_some() {
             warnings.push(format!("{meta}.annotations[{key}]: {why}"));
@@ -306,7 +329,7 @@ fn profile_annotations(spec: &Value, metadata: &Value, at_spec: &str, warnings: 
         tell("seccomp.security.alpha.kubernetes.io/pod", seccomp);
     }
     let app_armor = "deprecated since v1.30; use the \"appArmorProfile\" field instead";
-    for (container, _) in containers(spec, at_spec) {
+    for (container, _) in containers {
         let name = text(container, "name");
         if !has(container, "securityContext.seccompProfile") {
             tell(&format!("container.seccomp.security.alpha.kubernetes.io/{name}"), seccomp);
@@ -317,20 +340,23 @@ fn profile_annotations(spec: &Value, metadata: &Value, at_spec: &str, warnings: 
     }
 }
 
-fn container_warnings(container: &Value, path: &str, warnings: &mut Vec<String>) {
+fn container_warnings(container: &Value, path: &Place<'_>, warnings: &mut Vec<String>) {
+    let resources = container.get("resources").unwrap_or(&Value::Null);
     for name in ["memory", "ephemeral-storage"] {
         for field in ["limits", "requests"] {
-            let value = at(container, &format!("resources.{field}")).and_then(|amounts| amounts.get(name));
-            warnings.extend(fraction(value, &format!("{path}.resources.{field}[{name}]")));
+            let value = resources.get(field).and_then(|amounts| amounts.get(name));
+            warnings.extend(fraction(value, format_args!("{path}.resources.{field}[{name}]")));
         }
     }
     // The later of two environment variables of one name hides the earlier, unless it is made of it.
     let mut seen = BTreeSet::new();
     for (index, variable) in list(container, "env").iter().enumerate() {
         let (name, value) = (text(variable, "name"), text(variable, "value"));
+        if seen.insert(name) {
+            continue;
+        }
         let reference = format!("$({name})");
-        let hides = has(variable, "valueFrom") || value == reference || !value.contains(&reference);
-        if !seen.insert(name) && hides {
+        if has(variable, "valueFrom") || value == reference || !value.contains(&reference) {
             warnings.push(format!(
                 "{path}.env[{index}]: hides previous definition of {name:?}, which may be dropped when using apply"
             ));
@@ -338,21 +364,20 @@ fn container_warnings(container: &Value, path: &str, warnings: &mut Vec<String>)
     }
 }
 
-fn port_warnings(containers: &[(&Value, String)], warnings: &mut Vec<String>) {
-    let ports = || {
-        containers.iter().flat_map(|(container, path)| {
-            let ports = list(container, "ports").iter().enumerate();
-            ports.map(move |(index, port)| (port, format!("{path}.ports[{index}]")))
-        })
-    };
-    let mut seen: Vec<(&Value, String)> = Vec::new();
+fn port_warnings(containers: &[(&Value, Place<'_>)], warnings: &mut Vec<String>) {
+    let ports = || containers.iter().flat_map(|(container, path)| placed(container, "ports", path));
+    let mut seen: Vec<(&Value, Place<'_>)> = Vec::new();
     for (port, path) in ports() {
-        let place = |port: &Value| (text(port, "hostIP").to_owned(), number(port, "hostPort"));
+        fn place(port: &Value) -> (&str, i64) {
+            (text(port, "hostIP"), number(port, "hostPort"))
+        }
+        fn key(port: &Value) -> (i64, &str) {
+            (number(port, "containerPort"), text(port, "protocol"))
+        }
         let (host_ip, host_port) = place(port);
-        let key = |port: &Value| (number(port, "containerPort"), text(port, "protocol").to_owned());
         for (other, at_other) in seen.iter().filter(|(other, _)| key(other) == key(port)) {
             let (other_ip, other_port) = place(other);
-            let how = if (&host_ip, host_port) == (&other_ip, other_port) {
+            let how = if (host_ip, host_port) == (other_ip, other_port) {
                 "duplicate"
             } else if host_port == 0 || other_port == 0 {
                 "overlapping"
@@ -365,7 +390,7 @@ fn port_warnings(containers: &[(&Value, String)], warnings: &mut Vec<String>) {
         }
         seen.push((port, path));
     }
-    let mut named: Vec<(&str, String)> = Vec::new();
+    let mut named: Vec<(&str, Place<'_>)> = Vec::new();
     for (port, path) in ports() {
         let name = text(port, "name");
         match named.iter().find(|(other, _)| *other == name) {

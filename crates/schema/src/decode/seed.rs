@@ -21,7 +21,7 @@ pub struct Context {
     pub owned_as_text: bool,
     path: Vec<Step>,
     /// The object types around the value, innermost last.
-    structs: Vec<&'static str>,
+    structs: Vec<&'static Definition>,
     pub problems: Vec<String>,
     pub type_error: Option<String>,
 }
@@ -77,8 +77,9 @@ impl Context {
                     }
                 }
                 match self.structs.last() {
-                    Some(name) if !fields.is_empty() => format!(
-                        "json: cannot unmarshal {found} into Go struct field {name}.{} of type {ty}",
+                    Some(of) if !fields.is_empty() => format!(
+                        "json: cannot unmarshal {found} into Go struct field {}.{} of type {ty}",
+                        of.go_name(),
                         fields.join(".")
                     ),
                     _ => format!("json: cannot unmarshal {found} into Go value of type {ty}"),
@@ -92,9 +93,7 @@ impl Context {
 
 /// The structs inside the definition's own, outermost first, in which Go has the field.
 fn embedded(definition: &Definition, name: &str) -> Vec<&'static str> {
-    let number = |of: &Definition| {
-        of.fields.binary_search_by(|f| f.name.cmp(name)).ok().map(|at| of.fields[at].number)
-    };
+    let number = |of: &Definition| of.field(name).map(|field| field.number);
     if number(definition) != Some(0) {
         return Vec::new();
     }
@@ -279,7 +278,7 @@ fn object<'de, A: MapAccess<'de>>(
 ) -> Result<Value, A::Error> {
     let mut object = Map::new();
     let mut seen = 0u128;
-    context.structs.push(definition.go_name());
+    context.structs.push(definition);
     while let Some(key) = access.next_key_seed(FieldSeed { definition })? {
         let (at, field) = match key {
             FieldKey::Known(at) => (at, &definition.fields[at]),
@@ -381,9 +380,9 @@ impl Visitor<'_> for FieldSeed {
     }
 
     fn visit_str<E: serde::de::Error>(self, name: &str) -> Result<FieldKey, E> {
-        Ok(match self.definition.fields.binary_search_by(|f| f.name.cmp(name)) {
-            Ok(at) => FieldKey::Known(at),
-            Err(_) => FieldKey::Unknown(name.to_owned()),
+        Ok(match self.definition.position(name) {
+            Some(at) => FieldKey::Known(at),
+            None => FieldKey::Unknown(name.to_owned()),
         })
     }
 }
