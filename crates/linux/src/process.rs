@@ -2,6 +2,7 @@
 
 use std::io;
 use std::os::fd::{AsRawFd, IntoRawFd, OwnedFd};
+use std::path::Path;
 use std::sync::atomic::{AtomicI32, Ordering};
 use std::time::Duration;
 
@@ -101,6 +102,32 @@ pub fn watch(fd: OwnedFd) -> Result<tokio::io::unix::AsyncFd<OwnedFd>> {
     // SAFETY: the descriptor is owned, moves into the watcher, and is not closed before it is deregistered.
     unsafe { tokio::io::unix::AsyncFd::register_with_interest(fd, interest) }
         .map_err(|e| Error::io("descriptor", std::io::Error::other(e)))
+}
+
+/// Unmaps the pages of this program's code that were read so far. Those that are still used come back from the page
+/// cache, sixteen at a time; those that only its start needed no longer count as its memory.
+pub fn forget_code() -> Result<()> {
+    let failed = |error| Error::io("/proc/self/maps", error);
+    let program = std::fs::read_link("/proc/self/exe").map_err(failed)?;
+    for mapping in std::fs::read_to_string("/proc/self/maps").map_err(failed)?.lines() {
+        let Some((start, length)) = code_of(mapping, &program) else { continue };
+        let start = std::ptr::with_exposed_provenance_mut(start);
+        // SAFETY: the range is a private mapping of a file, which cannot be written to: whatever reads it later
+        // finds what the file holds, which is what was there.
+        if unsafe { libc::madvise(start, length, libc::MADV_DONTNEED) } != 0 {
+            return Err(Error::io("madvise", io::Error::last_os_error()));
+        }
+    }
+    Ok(())
+}
+
+/// Where a line of `/proc/PID/maps` says that code of the program is, and how much.
+fn code_of(mapping: &str, program: &Path) -> Option<(usize, usize)> {
+    let mut fields = mapping.split_ascii_whitespace();
+    let (start, end) = fields.next()?.split_once('-')?;
+    let is_code = fields.next()? == "r-xp" && fields.nth(3).map(Path::new) == Some(program);
+    let (start, end) = (usize::from_str_radix(start, 16).ok()?, usize::from_str_radix(end, 16).ok()?);
+    is_code.then_some((start, end.checked_sub(start)?))
 }
 
 /// Whether the process behind the pidfd has ended with all its threads, waited for so long.
@@ -259,6 +286,23 @@ pub fn set_terminal_size(terminal: &impl AsRawFd, rows: u16, columns: u16) -> Re
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn code_is_read_again_after_it_was_forgotten() {
+        let program = std::fs::read_link("/proc/self/exe").unwrap();
+        let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
+        assert_eq!(maps.lines().filter_map(|line| code_of(line, &program)).count(), 1, "{maps}");
+        let data = format!("1000-2000 rw-p 00000000 fd:00 7    {}", program.display());
+        assert_eq!(code_of(&data, &program), None);
+        let resident = || {
+            let status = std::fs::read_to_string("/proc/self/status").unwrap();
+            let line = status.lines().find_map(|line| line.strip_prefix("RssFile:")).unwrap();
+            line.trim().trim_end_matches(" kB").parse::<usize>().unwrap()
+        };
+        let before = resident();
+        forget_code().unwrap();
+        assert!(resident() < before, "{} of {before} kB", resident());
+    }
 
     #[test]
     fn a_process_lives_as_long_as_a_thread_of_it() {

@@ -1,5 +1,6 @@
 //! The parts of one process while they run. The first that ends ends all.
 
+use std::pin::pin;
 use std::time::Duration;
 
 use tokio::task::JoinSet;
@@ -7,6 +8,8 @@ use tokio_util::sync::CancellationToken;
 
 /// How long parts may take to end after the signal, before they are left behind.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// By then a start is over, and what only it needed of the program's code can leave memory.
+const START: Duration = Duration::from_secs(10);
 
 pub struct Running {
     pub shutdown: CancellationToken,
@@ -28,9 +31,18 @@ impl Running {
     /// Waits for the signal, or for a part that fails without it; then for all parts.
     pub async fn wait(mut self) -> anyhow::Result<()> {
         let mut outcome = Ok(());
+        let mut started = pin!(tokio::time::sleep(START));
+        let mut is_starting = true;
         loop {
             let ended = tokio::select! {
                 () = self.shutdown.cancelled() => break,
+                () = &mut started, if is_starting => {
+                    is_starting = false;
+                    if let Err(error) = linux::process::forget_code() {
+                        tracing::debug!("the code that the start needed stays in memory: {error}");
+                    }
+                    continue;
+                }
                 ended = self.parts.join_next() => ended,
             };
             match ended {
