@@ -120,11 +120,14 @@ pub struct Error {
     pub detail: String,
     /// The message leaves the value out, whatever the type of the error.
     pub omits_value: bool,
+    /// How the message shows the value, when not as JSON of it.
+    pub shown: Option<String>,
 }
 
 impl Error {
     fn new(kind: ErrorType, path: &Path, value: impl Into<Value>, detail: impl Into<String>) -> Self {
-        Error { kind, path: path.clone(), value: value.into(), detail: detail.into(), omits_value: false }
+        let (path, value, detail) = (path.clone(), value.into(), detail.into());
+        Error { kind, path, value, detail, omits_value: false, shown: None }
     }
 
     pub fn not_found(path: &Path, value: impl Into<Value>) -> Self {
@@ -181,6 +184,12 @@ impl Error {
         Self::new(ErrorType::Internal, path, "", why.to_string())
     }
 
+    /// Shows the value as upstream does, by the fields of a type of its own.
+    pub fn showing(mut self, value: impl Into<String>) -> Self {
+        self.shown = Some(value.into());
+        self
+    }
+
     /// The message without the field.
     pub fn body(&self) -> String {
         let words = self.kind.words();
@@ -193,6 +202,7 @@ impl Error {
                     words.to_owned()
                 }
             }
+            _ if self.shown.is_some() => format!("{words}: {}", self.shown.as_deref().unwrap_or_default()),
             Value::String(text) => format!("{words}: {text:?}"),
             Value::Null => format!("{words}: null"),
             other => format!("{words}: {other}"),

@@ -2,6 +2,8 @@
 //!
 //! Instants travel through the code as seconds since the epoch, which is what `metav1.Time` keeps.
 
+use std::time::Duration;
+
 use jiff::Timestamp;
 
 /// `metav1.Time`: `2026-01-02T03:04:05Z`. Out of range is clamped to what a timestamp holds.
@@ -30,6 +32,31 @@ pub fn parse(text: &str) -> Option<Timestamp> {
 /// An instant of seconds and nanoseconds, clamped to what a timestamp holds.
 pub fn timestamp(seconds: i64, nanos: i32) -> Timestamp {
     Timestamp::new(seconds, nanos).unwrap_or(if seconds < 0 { Timestamp::MIN } else { Timestamp::MAX })
+}
+
+/// A duration as Go writes it: `1h30m`, `15s`, `500ms`.
+///
+/// Upstream: Go's time.ParseDuration, without signs
+pub fn go_duration(text: &str) -> Result<Duration, String> {
+    let wrong = || format!("{text:?} is not a duration like 15s or 1m30s");
+    let mut rest = if text == "0" { "0s" } else { text };
+    let mut total = 0.0;
+    while !rest.is_empty() {
+        let digits = rest.find(|c: char| !c.is_ascii_digit() && c != '.').ok_or_else(wrong)?;
+        let (number, after) = rest.split_at(digits);
+        let unit = after.find(|c: char| c.is_ascii_digit()).unwrap_or(after.len());
+        let (unit, after) = after.split_at(unit);
+        let seconds = match unit {
+            "ms" => 0.001,
+            "s" => 1.0,
+            "m" => 60.0,
+            "h" => 3600.0,
+            _ => return Err(wrong()),
+        };
+        total += number.parse::<f64>().map_err(|_| wrong())? * seconds;
+        rest = after;
+    }
+    if text.is_empty() { Err(wrong()) } else { Duration::try_from_secs_f64(total).map_err(|_| wrong()) }
 }
 
 /// A duration in seconds as `kubectl get` shows ages: `5s`, `3m10s`, `2d3h`, `400d`.
@@ -113,6 +140,18 @@ mod tests {
             (9 * 365 * 86400, "9y"),
         ] {
             assert_eq!(human_duration(seconds), text, "{seconds}");
+        }
+    }
+
+    #[test]
+    fn durations_are_as_go_writes_them() {
+        for (text, milliseconds) in
+            [("15s", 15_000), ("1m30s", 90_000), ("500ms", 500), ("1.5h", 5_400_000), ("0", 0)]
+        {
+            assert_eq!(go_duration(text), Ok(Duration::from_millis(milliseconds)), "{text}");
+        }
+        for text in ["", "15", "s", "1x", "-1s", "1 s", "1..2s"] {
+            assert!(go_duration(text).is_err(), "{text}");
         }
     }
 }

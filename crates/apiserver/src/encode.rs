@@ -12,6 +12,7 @@ use resources::ResourceDef;
 use serde_json::{Value, json};
 use storage::Revision;
 
+use crate::authn::Clock;
 use crate::body::{Body, Response};
 use crate::negotiate::{Format, Negotiated, Shape};
 use crate::registry::Resource;
@@ -292,13 +293,15 @@ impl Encoder {
 /// The events of one watch in the form that was negotiated.
 pub struct EventEncoder {
     pub encoder: Encoder,
+    /// Objects grow older while they are watched.
+    clock: Clock,
     /// A table's columns are told with its first event only.
     header_sent: bool,
 }
 
 impl EventEncoder {
-    pub fn new(encoder: Encoder) -> Self {
-        EventEncoder { encoder, header_sent: false }
+    pub fn new(encoder: Encoder, clock: Clock) -> Self {
+        EventEncoder { encoder, clock, header_sent: false }
     }
 
     pub fn content_type(&self) -> String {
@@ -353,6 +356,7 @@ impl EventEncoder {
             Shape::Object => (tree.clone(), definition(self.encoder.def())),
             Shape::Metadata => (partial(tree), tables::definition(PARTIAL)),
             Shape::Table => {
+                self.encoder.now = (self.clock)().as_second();
                 let header = !std::mem::replace(&mut self.header_sent, true);
                 let version = json!({"resourceVersion": tree["metadata"]["resourceVersion"]});
                 (self.encoder.table(std::iter::once(tree), version, header), None)
@@ -473,7 +477,25 @@ pub fn failure(status: &Status, accepted: Option<&HeaderValue>) -> Response {
 /// Upstream: net/http NotFound, which upstream's mux ends in
 pub fn no_page() -> Response {
     let text = Bytes::from_static(b"404 page not found\n");
-    let mut response = respond(StatusCode::NOT_FOUND, "text/plain; charset=utf-8", Body::Full(text));
+    plain_text(StatusCode::NOT_FOUND, text)
+}
+
+/// The answer to a request when it could not be found out whether it is allowed.
+///
+/// Upstream: apiserver/pkg/endpoints/handlers/responsewriters/errors.go InternalError
+pub fn internal_error(uri: &http::Uri, error: &str) -> Response {
+    let shown = uri.path_and_query().map_or("", |path| path.as_str());
+    let text = escape_markup(&format!("Internal Server Error: {shown:?}: {error}")) + "\n";
+    plain_text(StatusCode::INTERNAL_SERVER_ERROR, text.into())
+}
+
+/// As upstream shows a client's own words to browsers.
+pub fn escape_markup(text: &str) -> String {
+    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;")
+}
+
+fn plain_text(code: StatusCode, text: Bytes) -> Response {
+    let mut response = respond(code, "text/plain; charset=utf-8", Body::Full(text));
     response.headers_mut().insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
     response
 }
@@ -483,8 +505,7 @@ pub fn no_page() -> Response {
 /// Upstream: apiserver/pkg/server/filters/priority-and-fairness.go tooManyRequests
 pub fn too_many_requests() -> Response {
     let text = Bytes::from_static(b"Too many requests, please try again later.\n");
-    let mut response = respond(StatusCode::TOO_MANY_REQUESTS, "text/plain; charset=utf-8", Body::Full(text));
+    let mut response = plain_text(StatusCode::TOO_MANY_REQUESTS, text);
     response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
-    response.headers_mut().insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
     response
 }

@@ -184,6 +184,10 @@ impl ApiServer {
             tasks: tokio_util::task::TaskTracker::new(),
         });
         server.tasks.spawn(extensions::run(server.clone()));
+        let audit = server.config.audit.as_ref();
+        if let Some(delivery) = audit.and_then(|audit| audit.sink.background(server.shutdown.clone())) {
+            server.tasks.spawn(delivery);
+        }
         server.tasks.spawn(expiry::run(server.clone()));
         server
     }
@@ -251,9 +255,16 @@ impl ApiServer {
             Ok(seat) => seat,
             Err(refusal) => return Ok(refusal),
         };
-        match self.config.authorize.authorize(&user, &info.attributes) {
-            Decision::Allow { reason } => notes.audit.authorized("allow", &reason),
-            Decision::Deny { reason } | Decision::NoOpinion { reason } => {
+        let decided = self.config.authorize.authorize(&user, &info.attributes).decided().await;
+        match (decided.decision, decided.error) {
+            (Decision::Allow { reason }, _) => notes.audit.authorized("allow", &reason),
+            (_, Some(error)) => {
+                notes
+                    .audit
+                    .annotate(vec![audit::Annotation::new(audit::AUTHORIZATION_REASON, "internal error")]);
+                return Ok(encode::internal_error(&parts.uri, &error));
+            }
+            (Decision::Deny { reason } | Decision::NoOpinion { reason }, None) => {
                 notes.audit.authorized("forbid", &reason);
                 return Err(forbidden(&user, &info.attributes, &reason));
             }
@@ -318,10 +329,10 @@ impl ApiServer {
             }
         };
         let Some(auditor) = auditor else {
-            return impersonate(user, &parts.headers, &*self.config.authorize);
+            return impersonate(user, &parts.headers, &*self.config.authorize).await;
         };
         notes.audit.begin(auditor, parts, info, &user, Some(address.ip()), clock).await?;
-        let acting = impersonate(user.clone(), &parts.headers, &*self.config.authorize)?;
+        let acting = impersonate(user.clone(), &parts.headers, &*self.config.authorize).await?;
         if acting != user {
             notes.audit.impersonated(&acting);
         }
@@ -348,6 +359,11 @@ impl ApiServer {
     /// Paths that name no resource.
     async fn other_path(self: &Arc<Self>, asked: Asked) -> Result<Response, Status> {
         let path = asked.parts.uri.path().trim_end_matches('/').to_owned();
+        let routed = ["version", "api", "apis", ".well-known", "openid"];
+        let first = path.split('/').nth(1).unwrap_or_default();
+        if asked.parts.method == Method::HEAD && routed.contains(&first) {
+            return Err(Status::method_not_allowed());
+        }
         match path.split('/').nth(1).unwrap_or_default() {
             "healthz" | "livez" | "readyz" | "version" | "metrics" | ".well-known" => {
                 health::handle(self, &asked, &path)
@@ -400,8 +416,18 @@ impl ApiServer {
         if attributes.verb == "create" && !attributes.name.is_empty() && attributes.subresource.is_empty() {
             return Err(Status::method_not_allowed());
         }
-        if attributes.verb == "update" && attributes.name.is_empty() {
+        if matches!(attributes.verb.as_str(), "update" | "patch") && attributes.name.is_empty() {
             return Err(Status::method_not_allowed());
+        }
+        // Upstream's router knows GET alone, but for proxies; custom resources do not go through it.
+        if def.custom.is_none() && attributes.subresource != "proxy" {
+            if asked.parts.method == Method::HEAD {
+                return Err(Status::method_not_allowed());
+            }
+            if !streams {
+                let whole = attributes.verb == "list" || attributes.verb == "watch";
+                negotiate::check_produced(&asked.parts.headers, whole)?;
+            }
         }
         match Part::of(&attributes.subresource) {
             Some(part) if resource.cache.is_some() => Ok(Route::Part(part)),
@@ -443,7 +469,7 @@ impl ApiServer {
         if !watch {
             return encoder.list(self.registry.list(resource, namespace, &options).await?);
         }
-        let encoder = EventEncoder::new(encoder);
+        let encoder = EventEncoder::new(encoder, self.config.clock.clone());
         let content_type = encoder.content_type();
         let watcher =
             self.registry.watch(resource, namespace, options, encoder, self.shutdown.clone()).await?;

@@ -29,6 +29,7 @@ pub mod metrics;
 pub mod negotiate;
 pub mod openapi;
 pub mod options;
+pub mod pace;
 pub mod registry;
 pub mod remote;
 pub mod request;

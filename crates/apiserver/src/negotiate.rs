@@ -3,6 +3,7 @@
 //! Upstream: apiserver/pkg/endpoints/handlers/negotiation/negotiate.go
 
 use apimachinery::Status;
+use apimachinery::status::Details;
 use http::{HeaderMap, HeaderValue, header};
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -95,6 +96,29 @@ fn clause(text: &str) -> Option<Clause<'_>> {
         }
     }
     (clause.quality > 0.0).then_some(clause)
+}
+
+/// What upstream's routes say that they produce; those of lists and watches streams too.
+const PRODUCED: &str = "application/json, application/yaml, application/vnd.kubernetes.protobuf";
+const STREAMED: &str = "application/json;stream=watch, application/vnd.kubernetes.protobuf;stream=watch";
+
+/// Whether a route produces anything of what is accepted, whatever the parameters say: upstream's router looks before
+/// anybody else does.
+///
+/// Upstream: go-restful jsr311.go detectRoute, route.go matchesAccept; apiserver/pkg/endpoints/installer.go
+pub fn check_produced(headers: &HeaderMap, streams: bool) -> Result<(), Status> {
+    let Some(accepted) = headers.get(header::ACCEPT).and_then(|value| value.to_str().ok()) else {
+        return Ok(());
+    };
+    let plain = |range: &str| range.split(';').next().unwrap_or_default().trim().to_owned();
+    let known =
+        |range: &str| matches!(plain(range).as_str(), "" | "*/*") || Format::of(&plain(range)).is_some();
+    if accepted.split(',').any(known) {
+        return Ok(());
+    }
+    let more = if streams { format!(", {STREAMED}") } else { String::new() };
+    let message = format!("406: Not Acceptable\n\nAvailable representations: {PRODUCED}{more}");
+    Err(Status::failure(406, "NotAcceptable", message).with_details(Details::default()))
 }
 
 /// How to answer with an object. Shapes are only for routes that have them; others answer the object itself only

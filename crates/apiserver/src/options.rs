@@ -50,23 +50,13 @@ impl WithKind for Status {
 impl ListOptions {
     pub fn parse(query: &Query, def: &ResourceDef, watch: bool) -> Result<Self, Status> {
         let get = |name| query.get(name).unwrap_or_default();
-        let labels = LabelSelector::parse(get("labelSelector")).map_err(|why| {
-            Status::bad_request(format!("unable to parse requirement: {why}").replace(
-                "unable to parse requirement: unable to parse requirement: ",
-                "unable to parse requirement: ",
-            ))
-        })?;
+        let labels = LabelSelector::parse(get("labelSelector")).map_err(Status::bad_request)?;
         let fields = FieldSelector::parse(get("fieldSelector")).map_err(Status::bad_request)?;
         known_fields(&fields, def)?;
         let version_match = match get("resourceVersionMatch") {
-            "" => None,
             "NotOlderThan" => Some(VersionMatch::NotOlderThan),
             "Exact" => Some(VersionMatch::Exact),
-            other => {
-                let path = field::Path::new("resourceVersionMatch");
-                let error = field::Error::not_supported(&path, other, &["Exact", "NotOlderThan", ""]);
-                return Err(invalid_options("ListOptions", &[error]));
-            }
+            _ => None,
         };
         let options = ListOptions {
             labels,
@@ -80,42 +70,38 @@ impl ListOptions {
             send_initial_events: query.flag("sendInitialEvents"),
             timeout_seconds: number(query, "timeoutSeconds")?,
         };
-        options.validate(watch)?;
+        options.validate(watch, get("resourceVersionMatch"))?;
         Ok(options)
     }
 
     /// Upstream: apimachinery/pkg/apis/meta/internalversion/validation/validation.go ValidateListOptions
-    fn validate(&self, watch: bool) -> Result<(), Status> {
+    fn validate(&self, watch: bool, given: &str) -> Result<(), Status> {
         let path = field::Path::new("resourceVersionMatch");
         let mut errors = Vec::new();
-        let mut forbidden = |path: &field::Path, why: &str| errors.push(field::Error::forbidden(path, why));
+        let mut check = |wrong: bool, error: field::Error| errors.extend(wrong.then_some(error));
+        let forbidden = |why: &str| field::Error::forbidden(&path, why);
+        let (is_given, sends) = (!given.is_empty(), self.send_initial_events.is_some());
+        let not_older_than = self.version_match == Some(VersionMatch::NotOlderThan);
+        let continues = forbidden("resourceVersionMatch is forbidden when continue is provided");
         if watch {
-            if self.send_initial_events.is_some() && self.version_match != Some(VersionMatch::NotOlderThan) {
-                forbidden(&path, "sendInitialEvents requires setting resourceVersionMatch to NotOlderThan");
-            }
-            if self.send_initial_events.is_none() && self.version_match.is_some() {
-                let why = "resourceVersionMatch is forbidden for watch unless sendInitialEvents is provided";
-                forbidden(&path, why);
-            }
-            if self.version_match == Some(VersionMatch::Exact) {
-                errors.push(field::Error::not_supported(&path, "Exact", &["NotOlderThan"]));
-            }
+            let why = "sendInitialEvents requires setting resourceVersionMatch to NotOlderThan";
+            check(sends && !not_older_than, forbidden(why));
+            let why = "resourceVersionMatch is forbidden for watch unless sendInitialEvents is provided";
+            check(is_given && !sends, forbidden(why));
+            let unsupported = field::Error::not_supported(&path, given, &["NotOlderThan"]);
+            check(is_given && !not_older_than, unsupported);
+            check(is_given && !self.continue_token.is_empty(), continues);
         } else {
-            if self.send_initial_events.is_some() {
-                forbidden(&field::Path::new("sendInitialEvents"), "sendInitialEvents is forbidden for list");
-            }
-            match self.version_match {
-                Some(_) if self.resource_version.is_empty() => {
-                    forbidden(&path, "resourceVersionMatch is forbidden unless resourceVersion is provided");
-                }
-                Some(_) if !self.continue_token.is_empty() => {
-                    forbidden(&path, "resourceVersionMatch is forbidden when continue is provided");
-                }
-                Some(VersionMatch::Exact) if self.resource_version == "0" => {
-                    forbidden(&path, "resourceVersionMatch \"exact\" is forbidden for resourceVersion \"0\"");
-                }
-                _ => {}
-            }
+            let why = "resourceVersionMatch is forbidden unless resourceVersion is provided";
+            check(is_given && self.resource_version.is_empty(), forbidden(why));
+            check(is_given && !self.continue_token.is_empty(), continues);
+            let unsupported = field::Error::not_supported(&path, given, &["Exact", "NotOlderThan", ""]);
+            check(is_given && self.version_match.is_none(), unsupported);
+            let exactly_any = self.version_match == Some(VersionMatch::Exact) && self.resource_version == "0";
+            let why = "resourceVersionMatch \"exact\" is forbidden for resourceVersion \"0\"";
+            check(exactly_any, forbidden(why));
+            let initial = field::Path::new("sendInitialEvents");
+            check(sends, field::Error::forbidden(&initial, "sendInitialEvents is forbidden for list"));
         }
         if errors.is_empty() { Ok(()) } else { Err(invalid_options("ListOptions", &errors)) }
     }

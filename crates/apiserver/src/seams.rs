@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use apimachinery::{GroupResource, GroupVersionKind, GroupVersionResource, Status};
 use async_trait::async_trait;
+use futures::future::BoxFuture;
 use resources::ResourceDef;
 use serde_json::Value;
 
@@ -53,6 +54,40 @@ pub enum Decision {
     NoOpinion {
         reason: String,
     },
+}
+
+/// A decision, with what went wrong before it was reached: a request that is not allowed fails with that.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Decided {
+    pub decision: Decision,
+    pub error: Option<String>,
+}
+
+impl From<Decision> for Decided {
+    fn from(decision: Decision) -> Self {
+        Decided { decision, error: None }
+    }
+}
+
+/// A decision that is known at once, or one that others are asked for.
+pub enum Verdict<'a> {
+    Now(Decided),
+    Later(BoxFuture<'a, Decided>),
+}
+
+impl From<Decision> for Verdict<'_> {
+    fn from(decision: Decision) -> Self {
+        Verdict::Now(decision.into())
+    }
+}
+
+impl Verdict<'_> {
+    pub async fn decided(self) -> Decided {
+        match self {
+            Verdict::Now(decided) => decided,
+            Verdict::Later(asking) => asking.await,
+        }
+    }
 }
 
 /// An object that changed.
@@ -114,7 +149,7 @@ pub trait Authenticate: Send + Sync + 'static {
 }
 
 pub trait Authorize: Send + Sync + 'static {
-    fn authorize(&self, user: &UserInfo, attributes: &Attributes) -> Decision;
+    fn authorize<'a>(&'a self, user: &'a UserInfo, attributes: &'a Attributes) -> Verdict<'a>;
 
     /// The rules that apply to the user in a namespace, for SelfSubjectRulesReview: its `status`.
     fn rules(&self, user: &UserInfo, namespace: &str) -> Value;

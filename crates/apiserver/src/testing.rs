@@ -12,7 +12,9 @@ use tokio_util::sync::CancellationToken;
 
 use crate::handle::{ApiServer, Config};
 use crate::registry::Registry;
-use crate::seams::{AdmissionRequest, Admit, Attributes, Authenticate, Authorize, Decision, UserInfo};
+use crate::seams::{
+    AdmissionRequest, Admit, Attributes, Authenticate, Authorize, Decision, UserInfo, Verdict,
+};
 
 /// Knows nobody.
 pub struct Nobody;
@@ -33,14 +35,14 @@ impl Authenticate for Nobody {
 pub struct AllowAll;
 
 impl Authorize for AllowAll {
-    fn authorize(&self, user: &UserInfo, attributes: &Attributes) -> Decision {
+    fn authorize<'a>(&'a self, user: &'a UserInfo, attributes: &'a Attributes) -> Verdict<'a> {
         let health = ["/healthz", "/livez", "/readyz", "/version"]
             .iter()
             .any(|path| attributes.path.starts_with(path));
         if user.name != crate::authn::ANONYMOUS || (!attributes.is_resource && health) {
-            return Decision::Allow { reason: String::new() };
+            return Decision::Allow { reason: String::new() }.into();
         }
-        Decision::NoOpinion { reason: String::new() }
+        Decision::NoOpinion { reason: String::new() }.into()
     }
 
     fn rules(&self, _: &UserInfo, _: &str) -> Value {

@@ -246,6 +246,14 @@ async fn refusals_are_in_upstreams_words() {
             "the name of the object (other) does not match the name on the URL (m)",
         ),
         (
+            "PUT",
+            "/api/v1/namespaces/default/configmaps/m",
+            &[json],
+            json!({"apiVersion": "v1", "kind": "ConfigMap"}).to_string(),
+            400,
+            "the name of the object (m based on URL) was undeterminable: name must be provided",
+        ),
+        (
             "POST",
             "/api/v1/namespaces/default/configmaps?fieldValidation=Strict",
             &[json],

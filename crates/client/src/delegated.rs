@@ -3,18 +3,16 @@
 //!
 //! Upstream: staging/src/k8s.io/apiserver/pkg/server/options/authorization.go, authentication.go
 
-use std::collections::HashMap;
-use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use apimachinery::GroupVersionResource;
 use serde_json::{Value, json};
-use tokio::time::Instant;
 
+use crate::kept::Kept;
 use crate::{Client, Error, Resource};
 
 /// Upstream: DelegatingAuthorizationOptions.AllowCacheTTL, DenyCacheTTL; DelegatingAuthenticationOptions.CacheTTL
-const KEPT: Duration = Duration::from_secs(10);
+const TIME: Duration = Duration::from_secs(10);
 /// More answers than this are not kept.
 const MOST: usize = 1024;
 
@@ -50,25 +48,8 @@ pub enum Asked<'a> {
 /// Asks the API server, and remembers for a moment.
 pub struct Delegated {
     client: Client,
-    users: Cache<Option<User>>,
-    decisions: Cache<bool>,
-}
-
-struct Cache<T>(Mutex<HashMap<String, (T, Instant)>>);
-
-impl<T: Clone> Cache<T> {
-    fn get(&self, key: &str) -> Option<T> {
-        let cache = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        cache.get(key).filter(|(_, at)| at.elapsed() < KEPT).map(|(kept, _)| kept.clone())
-    }
-
-    fn put(&self, key: String, kept: T) {
-        let mut cache = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if cache.len() >= MOST {
-            cache.clear();
-        }
-        cache.insert(key, (kept, Instant::now()));
-    }
+    users: Kept<Option<User>>,
+    decisions: Kept<bool>,
 }
 
 fn reviews(group: &'static str, resource: &'static str) -> Resource {
@@ -79,7 +60,7 @@ fn reviews(group: &'static str, resource: &'static str) -> Resource {
 impl Delegated {
     /// The client may create TokenReviews and SubjectAccessReviews.
     pub fn new(client: Client) -> Self {
-        Delegated { client, users: Cache(Mutex::default()), decisions: Cache(Mutex::default()) }
+        Delegated { client, users: Kept::new(MOST), decisions: Kept::new(MOST) }
     }
 
     /// Whom a bearer token names, if the API server believes it.
@@ -93,7 +74,7 @@ impl Delegated {
         let resource = reviews("authentication.k8s.io", "tokenreviews");
         let status = self.client.create_value(&resource, "", None, &review).await?["status"].take();
         let user = (status["authenticated"] == true).then(|| user_of(&status["user"]));
-        self.users.put(token.to_owned(), user.clone());
+        self.users.put(token.to_owned(), user.clone(), TIME);
         Ok(user)
     }
 
@@ -120,7 +101,7 @@ impl Delegated {
         let resource = reviews("authorization.k8s.io", "subjectaccessreviews");
         let answer = self.client.create_value(&resource, "", None, &review).await?;
         let allowed = answer["status"]["allowed"] == true && answer["status"]["denied"] != true;
-        self.decisions.put(key, allowed);
+        self.decisions.put(key, allowed, TIME);
         Ok(allowed)
     }
 }
@@ -181,7 +162,7 @@ mod tests {
         assert_eq!(server.0.load(Ordering::Relaxed), 4);
         assert!(delegated.authorize(&alice, &metrics).await.unwrap());
         assert_eq!(server.0.load(Ordering::Relaxed), 4, "kept for a moment");
-        tokio::time::advance(KEPT).await;
+        tokio::time::advance(TIME).await;
         assert!(delegated.authorize(&alice, &metrics).await.unwrap());
         assert_eq!(server.0.load(Ordering::Relaxed), 5);
     }

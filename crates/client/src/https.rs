@@ -170,6 +170,9 @@ impl HttpsTransport {
     /// Gives a request whose URI is a path the server's address and the user's token.
     pub fn prepare<B>(&self, request: &mut Request<B>) -> Result<(), Error> {
         let path = request.uri().path_and_query().map_or("/", |p| p.as_str());
+        // What lies at the root is at the server's own path, which has no slash at its end.
+        let at_root = |rest: &&str| !self.prefix.is_empty() && (rest.is_empty() || rest.starts_with('?'));
+        let path = path.strip_prefix('/').filter(at_root).unwrap_or(path);
         let authority = self.connector.target.authority();
         let uri = format!("{}://{authority}{}{path}", self.scheme, self.prefix);
         *request.uri_mut() = uri.parse().map_err(|e| bad(format!("cannot form a request: {e}")))?;
@@ -229,17 +232,17 @@ fn bad(message: String) -> Error {
 }
 
 /// The user's token as a header, read again when it is old.
-struct Tokens {
+pub struct Tokens {
     source: Token,
     cached: Mutex<Option<(HeaderValue, Instant)>>,
 }
 
 impl Tokens {
-    fn new(source: Token) -> Self {
+    pub fn new(source: Token) -> Self {
         Tokens { source, cached: Mutex::new(None) }
     }
 
-    fn header(&self) -> Result<HeaderValue, Error> {
+    pub fn header(&self) -> Result<HeaderValue, Error> {
         let mut cached = self.cached.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((header, at)) = &*cached
             && at.elapsed() < TOKEN_LIFE
@@ -451,6 +454,9 @@ mod tests {
         transport.prepare(&mut request).unwrap();
         assert_eq!(request.uri().to_string(), "https://[::1]:6443/prefix/api/v1/pods?limit=5");
         assert_eq!(request.headers()[header::AUTHORIZATION], "Bearer secret");
+        let mut request = Request::post("/?timeout=5s").body(()).unwrap();
+        transport.prepare(&mut request).unwrap();
+        assert_eq!(request.uri().to_string(), "https://[::1]:6443/prefix?timeout=5s");
     }
 
     #[tokio::test]

@@ -104,6 +104,13 @@ impl std::fmt::Debug for User {
     }
 }
 
+impl User {
+    /// What the user shows: a client certificate, a token.
+    pub fn credentials(&self) -> Result<(Option<Identity>, Option<Token>), Error> {
+        Ok((identity(self)?, token(self)))
+    }
+}
+
 impl Kubeconfig {
     /// A kubeconfig of one cluster and one user with a client certificate; `name` names all three entries.
     pub fn single(name: &str, server: &str, ca_pem: &str, certificate_pem: &str, key_pem: &str) -> Self {
@@ -196,11 +203,12 @@ impl Kubeconfig {
             None if context.user.is_empty() => User::default(),
             None => return Err(Error::Config(format!("auth info {:?} does not exist", context.user))),
         };
+        let (identity, token) = user.credentials()?;
         Ok(Config {
             server: cluster.server.clone(),
             trust: trust(cluster)?,
-            identity: identity(&user)?,
-            token: token(&user),
+            identity,
+            token,
             tls_server_name: cluster.tls_server_name.clone().filter(|name| !name.is_empty()),
         })
     }

@@ -8,6 +8,7 @@
 mod call;
 pub mod delegated;
 pub mod https;
+pub mod kept;
 pub mod kubeconfig;
 pub mod service_account;
 pub mod tls;

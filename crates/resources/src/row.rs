@@ -165,7 +165,7 @@ fn schema_name(group: &str, version: &str, kind: &str) -> String {
 }
 
 /// Reads columns from a comma-separated text: `Name,Ready:integer,+Node`. The type is `string` when not given;
-/// `+` marks those that only `-o wide` shows; the one called Name has the format `name`.
+/// `+` marks those that only `-o wide` shows; those called Name and Attacher have the format `name`.
 pub fn columns(names: &str) -> Vec<Column> {
     names
         .split(',')
@@ -175,7 +175,7 @@ pub fn columns(names: &str) -> Vec<Column> {
             Column {
                 name: name.to_owned().into(),
                 column_type: column_type.to_owned().into(),
-                format: if name == "Name" { "name".into() } else { "".into() },
+                format: if matches!(name, "Name" | "Attacher") { "name".into() } else { "".into() },
                 description: "".into(),
                 priority,
             }

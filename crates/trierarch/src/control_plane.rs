@@ -273,8 +273,12 @@ fn assemble(
     let random: authn::Random = Arc::new(|bytes| rand::fill(bytes));
     let authorizer = Arc::new(Authorizer::of_modes(settings.given.modes.clone(), registry.clone()));
     let chain = Chain::new(registry.clone(), authorizer.clone(), random.clone());
-    let chain = Arc::new(chain.with(&settings.requests.plugins));
-    let audit = settings.requests.audit.as_ref().map(|audit| audit.open(clock.clone())).transpose()?;
+    let requests = &settings.requests;
+    let told =
+        apiserver::admission::configuration::Settings::new(&requests.admission, &requests.plugins, &random);
+    let told = told.map_err(|why| anyhow::anyhow!("{why}"))?;
+    let chain = Arc::new(chain.with(&requests.plugins, told));
+    let audit = requests.audit.as_ref().map(|audit| audit.open(clock.clone(), random.clone())).transpose()?;
     let published = trust.published();
     let first_issuer = trust.issuers.first().cloned().context("tokens need an issuer")?;
     let key = trust.signing_key()?;

@@ -8,7 +8,9 @@ use anyhow::Context;
 use apimachinery::Status;
 use apiserver::authn::oidc::Issuers;
 use apiserver::authn::oidc::config::Jwt;
-use apiserver::authn::{self, Authenticators, RequestHeaders, SigningKey, StaticToken, VerifyingKey};
+use apiserver::authn::{
+    self, Authenticators, RequestHeaders, SigningKey, StaticToken, TokenWebhook, VerifyingKey,
+};
 use apiserver::authz::Mode;
 use apiserver::seams::{Authenticate, Lookup, UserInfo};
 use async_trait::async_trait;
@@ -38,6 +40,8 @@ pub struct Given {
     pub anonymous: bool,
     pub bootstrap_tokens: bool,
     pub modes: Vec<Mode>,
+    /// Who is asked about tokens that nobody here knows.
+    pub token_webhook: Option<Arc<TokenWebhook>>,
 }
 
 impl Default for Given {
@@ -58,6 +62,7 @@ impl Default for Given {
             anonymous: true,
             bootstrap_tokens: true,
             modes: vec![Mode::Node, Mode::Rbac],
+            token_webhook: None,
         }
     }
 }
@@ -90,6 +95,7 @@ pub struct Trust {
     pub front_proxy: Arc<Current>,
     static_tokens: Vec<StaticToken>,
     jwt: Vec<Jwt>,
+    token_webhook: Option<Arc<TokenWebhook>>,
     anonymous: bool,
     bootstrap_tokens: bool,
 }
@@ -141,6 +147,7 @@ impl Trust {
             },
             static_tokens: given.static_tokens.clone(),
             jwt: given.jwt.clone(),
+            token_webhook: given.token_webhook.clone(),
             anonymous: given.anonymous,
             bootstrap_tokens: given.bootstrap_tokens,
         })
@@ -184,6 +191,7 @@ impl Trust {
             bootstrap_tokens: self.bootstrap_tokens,
             static_tokens: self.static_tokens.clone(),
             oidc,
+            webhook: self.token_webhook.clone(),
         })
     }
 

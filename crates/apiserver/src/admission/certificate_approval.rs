@@ -6,7 +6,7 @@ use apimachinery::Status;
 
 use super::tree::text;
 use super::{Context, Plugin, forbid, is, is_update};
-use crate::seams::{AdmissionRequest, Attributes, Authorize, Decision};
+use crate::seams::{AdmissionRequest, Attributes};
 
 pub(super) const GROUP: &str = "certificates.k8s.io";
 pub(super) const REQUESTS: &str = "certificatesigningrequests";
@@ -32,7 +32,7 @@ pub(super) fn allowed_for_signer(
             is_resource: true,
             ..Default::default()
         };
-        matches!(context.authorizer.authorize(request.user, &attributes), Decision::Allow { .. })
+        context.authorizer.allows(request.user, &attributes)
     };
     let domain = signer.split_once('/').map_or(signer, |(domain, _)| domain);
     allowed(signer.to_owned()) || allowed(format!("{domain}/*"))

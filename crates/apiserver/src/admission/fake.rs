@@ -7,6 +7,8 @@ use apimachinery::{GroupKind, GroupResource, GroupVersion, GroupVersionKind, Gro
 use serde_json::Value;
 use tokio::sync::watch;
 
+use super::configuration::{Documents, Settings};
+use super::selection::Selection;
 use super::tree::text;
 use super::{Chain, Context, PLUGINS};
 use crate::audit::Annotation;
@@ -106,7 +108,20 @@ pub(crate) fn random() -> Random {
 
 pub(crate) fn context(objects: impl IntoIterator<Item = Value>) -> Context {
     let lookup: Arc<dyn Lookup> = Fake::new(objects);
-    Context { authorizer: Arc::new(Authorizer::new(lookup.clone())), lookup, random: random() }
+    let authorizer = Arc::new(Authorizer::new(lookup.clone()));
+    Context { authorizer, lookup, random: random(), settings: Arc::default() }
+}
+
+/// With a document for each of these plugins.
+pub(crate) fn configured(
+    objects: impl IntoIterator<Item = Value>,
+    documents: impl IntoIterator<Item = (&'static str, Value)>,
+) -> Result<Context, String> {
+    let documents: Vec<(&'static str, Value)> = documents.into_iter().collect();
+    let names: Vec<String> = documents.iter().map(|(name, _)| (*name).to_owned()).collect();
+    let selection = Selection::of_flags(&names, &[]).expect("the plugins are there");
+    let settings = Settings::new(&Documents::of(documents), &selection, &random())?;
+    Ok(Context { settings: Arc::new(settings), ..context(objects) })
 }
 
 pub(crate) fn chain(lookup: &Arc<Fake>) -> Chain {

@@ -4,9 +4,11 @@
 //! requests a webhook or a policy is for.
 //!
 //! What always holds: a plugin decides from the request and from [`Lookup`] alone and never waits. Waiting is
-//! the chain's: for a new namespace's `default` account, for webhooks, and for the quota's write.
+//! the chain's: for a new namespace's `default` account or for the namespace itself, for webhooks and the server of
+//! the image policy, and for the quota's write.
 //!
-//! Which plugins run is a [`selection`] of them: upstream's defaults, unless told otherwise.
+//! Which plugins run is a [`selection`] of them: upstream's defaults, unless told otherwise; a [`configuration`] may
+//! tell them more.
 //!
 //! Upstream: pkg/kubeapiserver/options/plugins.go AllOrderedPlugins
 
@@ -16,20 +18,25 @@ mod certificate_approval;
 mod certificate_signing;
 mod certificate_subject_restriction;
 mod claim_resize;
+pub mod configuration;
 mod default_ingress_class;
 mod default_storage_class;
 mod default_toleration_seconds;
 mod deny_service_external_ips;
+mod event_rate_limit;
 mod extended_resource_toleration;
+mod image_policy;
 mod limit_pod_hard_anti_affinity;
 mod limit_ranger;
 pub(crate) mod matching;
+mod namespace_autoprovision;
 mod namespace_exists;
 mod namespace_lifecycle;
 mod node_restriction;
 mod owner_references;
 pub(crate) mod pod;
 mod pod_node_selector;
+mod pod_resize;
 mod pod_security;
 mod pod_security_checks;
 mod pod_toleration_restriction;
@@ -43,6 +50,7 @@ mod service_account;
 mod storage_protection;
 mod taint_nodes;
 pub(crate) mod tree;
+mod unserved;
 pub mod webhook;
 
 use std::sync::{Arc, OnceLock};
@@ -52,6 +60,7 @@ use apimachinery::{GroupResource, Status};
 use async_trait::async_trait;
 use serde_json::Value;
 
+use self::configuration::Settings;
 use self::selection::Selection;
 use crate::authn::Random;
 use crate::authz::{Authorizer, escalation};
@@ -64,6 +73,8 @@ pub(crate) struct Context {
     pub lookup: Arc<dyn Lookup>,
     pub authorizer: Arc<Authorizer>,
     pub random: Random,
+    /// What they were told at the start.
+    pub settings: Arc<Settings>,
 }
 
 /// One admission plugin. Both steps do nothing unless said.
@@ -88,6 +99,7 @@ pub(crate) trait Plugin: Sync {
 /// All plugins, in order.
 pub(crate) static PLUGINS: &[&dyn Plugin] = &[
     &always::AlwaysAdmit,
+    &namespace_autoprovision::NamespaceAutoProvision,
     &namespace_lifecycle::NamespaceLifecycle,
     &namespace_exists::NamespaceExists,
     &limit_pod_hard_anti_affinity::LimitPodHardAntiAffinityTopology,
@@ -96,23 +108,31 @@ pub(crate) static PLUGINS: &[&dyn Plugin] = &[
     &node_restriction::NodeRestriction,
     &taint_nodes::TaintNodesByCondition,
     &always_pull_images::AlwaysPullImages,
+    &image_policy::ImagePolicyWebhook,
     &pod_security::PodSecurity,
     &pod_node_selector::PodNodeSelector,
     &priority::Priority,
     &default_toleration_seconds::DefaultTolerationSeconds,
     &pod_toleration_restriction::PodTolerationRestriction,
+    &event_rate_limit::EventRateLimit,
     &extended_resource_toleration::ExtendedResourceToleration,
     &default_storage_class::DefaultStorageClass,
     &storage_protection::StorageObjectInUseProtection,
+    &unserved::Unserved("PodGroupProtection"),
     &owner_references::OwnerReferencesPermissionEnforcement,
     &claim_resize::PersistentVolumeClaimResize,
     &runtime_class::RuntimeClass,
     &certificate_approval::CertificateApproval,
     &certificate_signing::CertificateSigning,
+    &unserved::Unserved("ClusterTrustBundleAttest"),
     &certificate_subject_restriction::CertificateSubjectRestriction,
     &default_ingress_class::DefaultIngressClass,
     &deny_service_external_ips::DenyServiceExternalIPs,
     &pod_topology_labels::PodTopologyLabels,
+    &unserved::Unserved("PodGroupWorkloadExists"),
+    &pod_resize::NodeDeclaredFeatureValidator,
+    &unserved::Unserved("JobValidation"),
+    &pod_resize::PodResizeValidator,
     &always::AlwaysDeny,
 ];
 
@@ -143,9 +163,10 @@ pub struct Chain {
     quota: resource_quota::ResourceQuota,
 }
 
-/// Which of [`WAITING`] run.
+/// Which of [`WAITING`] run, and whether namespaces are made before all else.
 #[derive(Clone, Copy, Debug)]
 struct Waiting {
+    namespaces: bool,
     mutating_policies: bool,
     mutating_webhooks: bool,
     validating_policies: bool,
@@ -157,7 +178,15 @@ impl Waiting {
     fn of(selection: &Selection) -> Self {
         let [mutating_policies, mutating_webhooks, validating_policies, validating_webhooks, quota] =
             WAITING.map(|name| selection.has(name));
-        Waiting { mutating_policies, mutating_webhooks, validating_policies, validating_webhooks, quota }
+        let namespaces = selection.has(namespace_autoprovision::NAME);
+        Waiting {
+            namespaces,
+            mutating_policies,
+            mutating_webhooks,
+            validating_policies,
+            validating_webhooks,
+            quota,
+        }
     }
 }
 
@@ -175,15 +204,18 @@ impl Chain {
                 random.clone(),
                 authorizer.clone(),
             ),
-            context: Context { lookup, authorizer, random },
+            context: Context { lookup, authorizer, random, settings: Arc::default() },
             quota: resource_quota::ResourceQuota::default(),
         }
     }
 
-    /// With these plugins and no others.
-    pub fn with(mut self, selection: &Selection) -> Self {
+    /// With these plugins and no others, told this.
+    pub fn with(mut self, selection: &Selection, settings: Settings) -> Self {
         self.plugins = selection.plugins();
         self.waiting = Waiting::of(selection);
+        let identities = [&settings.mutating_identities, &settings.validating_identities];
+        self.webhooks.identify(&Resolver::new(self.context.lookup.clone()), identities);
+        self.context.settings = Arc::new(settings);
         self
     }
 
@@ -215,6 +247,9 @@ impl Chain {
 #[async_trait]
 impl Admit for Chain {
     async fn mutate(&self, request: &mut AdmissionRequest<'_>) -> Result<(), Status> {
+        if self.waiting.namespaces {
+            namespace_autoprovision::provide(self.client().get(), &*self.context.lookup, request).await?;
+        }
         // Nothing is waited for on behalf of a namespace that does not exist.
         let account = self.plugins.iter().position(|plugin| plugin.name() == service_account::NAME);
         let (first, rest) = self.plugins.split_at(account.unwrap_or(0));
@@ -231,7 +266,10 @@ impl Admit for Chain {
                 plugin.mutate(&self.context, request)?;
             }
             let by_policies = self.waiting.mutating_policies
-                && self.policies.mutate(&self.context, request, &mut policy_rounds)?;
+                && self
+                    .policies
+                    .mutate(&self.context, request, &mut policy_rounds, self.webhooks.converter())
+                    .await?;
             let by_webhooks = self.waiting.mutating_webhooks
                 && self.webhooks.mutate(&*self.context.lookup, request, &mut rounds).await?;
             // Upstream: apiserver/pkg/admission/reinvocation.go: one more round for what changed behind a plugin
@@ -244,16 +282,24 @@ impl Admit for Chain {
 
     async fn validate(&self, request: &mut AdmissionRequest<'_>) -> Result<(), Status> {
         for plugin in &self.plugins {
+            if let Some(policy) = &self.context.settings.image_policy
+                && plugin.name() == image_policy::NAME
+            {
+                policy.validate(request).await?;
+            }
             plugin.validate(&self.context, request)?;
         }
         if self.waiting.validating_policies {
-            self.policies.validate(&self.context, request)?;
+            self.policies.validate(&self.context, request, self.webhooks.converter()).await?;
         }
         if self.waiting.validating_webhooks {
             self.webhooks.validate(&*self.context.lookup, request).await?;
         }
         match self.waiting.quota {
-            true => self.quota.charge(&*self.context.lookup, request).await,
+            true => {
+                let limited = &self.context.settings.limited_resources;
+                self.quota.charge(&*self.context.lookup, limited, request).await
+            }
             false => Ok(()),
         }
     }

@@ -14,7 +14,7 @@ use super::pod::{MIRROR_ANNOTATION, api_reference, is_mirror};
 use super::tree::{at, entries, flag, items, same, strings, text};
 use super::{Context, Plugin, core, forbid};
 use crate::authz::node_identity;
-use crate::seams::{AdmissionRequest, Attributes, Authorize, Decision, Operation};
+use crate::seams::{AdmissionRequest, Attributes, Operation};
 
 pub(super) struct NodeRestriction;
 
@@ -348,7 +348,7 @@ fn check_audience(context: &Context, request: &AdmissionRequest<'_>, pod: &Value
         is_resource: true,
         ..Default::default()
     };
-    if matches!(context.authorizer.authorize(request.user, &attributes), Decision::Allow { .. }) {
+    if context.authorizer.allows(request.user, &attributes) {
         return Ok(());
     }
     let user = &request.user.name;

@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use super::tree::{items, same, text};
 use super::{Context, Plugin, forbid, is, is_create, is_update};
-use crate::seams::{AdmissionRequest, Attributes, Authorize, Decision};
+use crate::seams::{AdmissionRequest, Attributes, Decision};
 
 const OWNERS: &str = "metadata.ownerReferences";
 
@@ -16,7 +16,7 @@ pub(super) struct OwnerReferencesPermissionEnforcement;
 
 /// Why not, when the user may not.
 fn refused(context: &Context, request: &AdmissionRequest<'_>, attributes: &Attributes) -> Option<String> {
-    match context.authorizer.authorize(request.user, attributes) {
+    match context.authorizer.decide(request.user, attributes).decision {
         Decision::Allow { .. } => None,
         Decision::Deny { reason } | Decision::NoOpinion { reason } => Some(reason),
     }

@@ -3,8 +3,11 @@
 //! Upstream: plugin/pkg/admission/podtolerationrestriction/admission.go
 
 use apimachinery::Status;
+use apimachinery::field::{Path, aggregate};
+use serde::Deserialize;
 use serde_json::{Value, json};
 
+use super::configuration::versioned;
 use super::tree::{annotation, at, integer, items, list_mut, text};
 use super::{Context, Plugin, core, is_create, is_update, is_whole};
 use crate::seams::AdmissionRequest;
@@ -14,16 +17,38 @@ const ALLOWED: &str = "scheduler.alpha.kubernetes.io/tolerationsWhitelist";
 
 pub(super) struct PodTolerationRestriction;
 
-/// The tolerations that the annotation of the request's namespace lists; none when there is no annotation.
-fn listed(context: &Context, namespace: &str, key: &str) -> Result<Vec<Value>, Status> {
+/// What the cluster says for namespaces that say nothing.
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct Tolerations {
+    default: Vec<Value>,
+    whitelist: Vec<Value>,
+}
+
+/// Upstream: plugin/pkg/admission/podtolerationrestriction/apis/podtolerationrestriction/validation/validation.go
+pub(super) fn configured(document: Option<&Value>) -> Result<Tolerations, String> {
+    let Some(document) = document else { return Ok(Tolerations::default()) };
+    let group = "podtolerationrestriction.admission.k8s.io";
+    let tolerations: Tolerations = versioned(document, group, &["v1alpha1"], "Configuration")?;
+    let mut errors = Vec::new();
+    for (list, field) in [(&tolerations.default, "default"), (&tolerations.whitelist, "whitelist")] {
+        let spec = json!({"tolerations": list});
+        errors.extend(resources::validate_tolerations(&spec, &Path::new(field)));
+    }
+    if errors.is_empty() { Ok(tolerations) } else { Err(aggregate(&errors)) }
+}
+
+/// The tolerations that the annotation of the request's namespace lists; `None` when there is no annotation.
+fn listed(context: &Context, namespace: &str, key: &str) -> Result<Option<Vec<Value>>, Status> {
     let Some(namespace) = context.lookup.get(&core("namespaces"), "", namespace) else {
         return Err(Status::not_found(&core("namespaces"), namespace));
     };
     match annotation(&namespace, key) {
-        None | Some("") => Ok(Vec::new()),
-        Some(listed) => {
-            serde_json::from_str(listed).map_err(|error| Status::failure(500, "", error.to_string()))
-        }
+        None => Ok(None),
+        Some("") => Ok(Some(Vec::new())),
+        Some(listed) => serde_json::from_str(listed)
+            .map(Some)
+            .map_err(|error| Status::failure(500, "", error.to_string())),
     }
 }
 
@@ -92,7 +117,8 @@ impl Plugin for PodTolerationRestriction {
             return Ok(());
         }
         let mut more = match is_create(request) {
-            true => listed(context, request.namespace, DEFAULTS)?,
+            true => listed(context, request.namespace, DEFAULTS)?
+                .unwrap_or_else(|| context.settings.tolerations.default.clone()),
             false => Vec::new(),
         };
         let spec = at(request.object, "spec").unwrap_or(&Value::Null);
@@ -113,13 +139,17 @@ impl Plugin for PodTolerationRestriction {
         if !concerned(request) || items(request.object, "spec.tolerations").is_empty() {
             return Ok(());
         }
-        let allowed = listed(context, request.namespace, ALLOWED)?;
+        let (allowed, whose) = match listed(context, request.namespace, ALLOWED)? {
+            Some(allowed) => (allowed, "namespace"),
+            None => (context.settings.tolerations.whitelist.clone(), "cluster"),
+        };
         let tolerations = items(request.object, "spec.tolerations");
         if allowed.is_empty() || tolerations.iter().all(|one| allowed.iter().any(|wide| covers(wide, one))) {
             return Ok(());
         }
-        let why = "pod tolerations (possibly merged with namespace default tolerations) conflict with its \
-                   namespace whitelist";
+        let why = format!(
+            "pod tolerations (possibly merged with namespace default tolerations) conflict with its {whose} whitelist"
+        );
         Err(Status::failure(500, "", why))
     }
 }

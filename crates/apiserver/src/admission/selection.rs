@@ -6,20 +6,6 @@ use std::collections::BTreeSet;
 
 use super::{PLUGINS, Plugin, WAITING};
 
-/// Upstream's plugins that this server has no part for: they can be disabled, which changes nothing, and not
-/// enabled. Most act on kinds that are not served by default.
-const ABSENT: [&str; 9] = [
-    "ClusterTrustBundleAttest",
-    "EventRateLimit",
-    "ImagePolicyWebhook",
-    "JobValidation",
-    "NamespaceAutoProvision",
-    "NodeDeclaredFeatureValidator",
-    "PodGroupProtection",
-    "PodGroupWorkloadExists",
-    "PodResizeValidator",
-];
-
 /// The names of the plugins that run.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Selection(BTreeSet<&'static str>);
@@ -41,13 +27,10 @@ impl Selection {
     pub fn of_flags(enable: &[String], disable: &[String]) -> Result<Self, Vec<String>> {
         let mut errors = Vec::new();
         for name in enable.iter().filter(|name| !known().any(|known| known == *name)) {
-            errors.push(match ABSENT.contains(&name.as_str()) {
-                true => format!("enable-admission-plugins plugin {name:?} is not part of this server"),
-                false => format!("enable-admission-plugins plugin {name:?} is unknown"),
-            });
+            errors.push(format!("enable-admission-plugins plugin {name:?} is unknown"));
         }
         for name in disable {
-            if !known().any(|known| known == name) && !ABSENT.contains(&name.as_str()) {
+            if !known().any(|known| known == name) {
                 errors.push(format!("disable-admission-plugins plugin {name:?} is unknown"));
             }
         }
@@ -106,7 +89,7 @@ mod tests {
         ] {
             assert_eq!(selection.has(name), runs, "{name}");
         }
-        assert_eq!(of_flags(&[], &["PodGroupProtection"]), Ok(Selection::default()));
+        assert!(!of_flags(&[], &["PodGroupProtection"]).unwrap().has("PodGroupProtection"));
     }
 
     #[test]
@@ -114,11 +97,6 @@ mod tests {
         for (enable, disable, wanted) in [
             (&["Nothing"][..], &[][..], "enable-admission-plugins plugin \"Nothing\" is unknown"),
             (&[], &["Nothing"], "disable-admission-plugins plugin \"Nothing\" is unknown"),
-            (
-                &["EventRateLimit"],
-                &[],
-                "enable-admission-plugins plugin \"EventRateLimit\" is not part of this server",
-            ),
             (
                 &["PodSecurity", "LimitRanger"],
                 &["LimitRanger", "PodSecurity"],

@@ -4,6 +4,7 @@ use super::fake::{Case, Fake, chain, context, user};
 use super::tree::{at, text};
 use super::*;
 
+mod configured;
 mod nodes;
 mod optional;
 mod quotas;
@@ -51,13 +52,19 @@ fn the_plugins_are_in_upstreams_order() {
         DefaultTolerationSeconds
         DefaultStorageClass
         StorageObjectInUseProtection
+        PodGroupProtection
         PersistentVolumeClaimResize
         RuntimeClass
         CertificateApproval
         CertificateSigning
+        ClusterTrustBundleAttest
         CertificateSubjectRestriction
         DefaultIngressClass
         PodTopologyLabels
+        PodGroupWorkloadExists
+        NodeDeclaredFeatureValidator
+        JobValidation
+        PodResizeValidator
         MutatingAdmissionPolicy
         MutatingAdmissionWebhook
         ValidatingAdmissionPolicy

@@ -178,6 +178,10 @@ pub fn micro(now: jiff::Timestamp) -> String {
 }
 
 impl Event {
+    pub fn to_value(&self) -> Value {
+        serde_json::to_value(self).expect("an event has no keys but strings")
+    }
+
     /// One line of JSON, with its end.
     pub fn json_line(&self) -> Vec<u8> {
         let mut line = serde_json::to_vec(self).expect("an event has no keys but strings");

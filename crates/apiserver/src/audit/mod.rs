@@ -1,7 +1,8 @@
 //! Audit: what was asked, by whom, and what came of it, as a line for each stage of a request.
 //!
 //! The [`policy`] says of which requests how much is noted; a [`Record`] gathers it on the request's way; [`event`]
-//! is what is written of it, and [`log`] the file that it is written to. [`Trail`] is what the request carries.
+//! is what is written of it, [`log`] the file that it is written to, and [`webhook`] the way to a server. [`Trail`] is
+//! what the request carries.
 //!
 //! What always holds: without a policy a request pays nothing; with one, a request whose answer was sent has had
 //! its lines handed to the log first, unless the log was told to gather them.
@@ -12,15 +13,19 @@ pub mod event;
 pub mod log;
 pub mod policy;
 mod trail;
+pub mod webhook;
 
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use apimachinery::Status;
 use async_trait::async_trait;
+use futures::FutureExt;
+use futures::future::BoxFuture;
 use http::HeaderMap;
 use http::request::Parts;
 use serde_json::{Value, json};
+use tokio_util::sync::CancellationToken;
 
 use self::event::{Event, ObjectReference};
 use self::policy::{Applied, Policy};
@@ -32,6 +37,9 @@ pub use trail::{Failure, Open, Trail};
 
 /// By it a request is known in the answer's header and in the log. A client may choose it.
 pub const AUDIT_ID: http::HeaderName = http::HeaderName::from_static("audit-id");
+
+/// The annotation that says why a request was allowed, or not.
+pub const AUTHORIZATION_REASON: &str = "authorization.k8s.io/reason";
 
 /// How much is noted of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -94,6 +102,34 @@ pub trait Sink: Send + Sync + 'static {
 
     /// As [`Sink::write`], for one whose request has gone and who cannot wait.
     fn write_late(&self, event: &Event);
+
+    /// What has to run beside the requests, once, until it has delivered everything after the shutdown.
+    fn background(&self, _shutdown: CancellationToken) -> Option<BoxFuture<'static, ()>> {
+        None
+    }
+}
+
+/// Several places that events go to.
+pub struct Sinks(pub Vec<Arc<dyn Sink>>);
+
+#[async_trait]
+impl Sink for Sinks {
+    async fn write(&self, event: &Event) -> bool {
+        let mut well = true;
+        for sink in &self.0 {
+            well &= sink.write(event).await;
+        }
+        well
+    }
+
+    fn write_late(&self, event: &Event) {
+        self.0.iter().for_each(|sink| sink.write_late(event));
+    }
+
+    fn background(&self, shutdown: CancellationToken) -> Option<BoxFuture<'static, ()>> {
+        let all: Vec<_> = self.0.iter().filter_map(|sink| sink.background(shutdown.clone())).collect();
+        (!all.is_empty()).then(|| futures::future::join_all(all).map(drop).boxed())
+    }
 }
 
 /// What is noted, and where.

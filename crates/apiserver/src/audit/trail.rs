@@ -14,7 +14,7 @@ use resources::ResourceDef;
 use schema::decode::Strictness;
 use serde_json::Value;
 
-use super::{AUDIT_ID, Annotation, Auditor, Ending, Level, Stage};
+use super::{AUDIT_ID, AUTHORIZATION_REASON, Annotation, Auditor, Ending, Level, Stage};
 use crate::authn::Clock;
 use crate::body::{Body, Response};
 use crate::handle::{Asked, decode_body};
@@ -108,7 +108,7 @@ impl Trail {
     pub fn authorized(&mut self, decision: &str, reason: &str) {
         if let Some(record) = self.record() {
             record.annotate(Annotation::new("authorization.k8s.io/decision", decision));
-            record.annotate(Annotation::new("authorization.k8s.io/reason", reason));
+            record.annotate(Annotation::new(AUTHORIZATION_REASON, reason));
         }
     }
 

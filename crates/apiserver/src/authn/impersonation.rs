@@ -116,7 +116,7 @@ fn wishes(headers: &HeaderMap) -> Result<Vec<Wish>, Status> {
 }
 
 /// The user that the request is to be handled as: `user` itself when no header asks otherwise.
-pub fn impersonate(
+pub async fn impersonate(
     user: UserInfo,
     headers: &HeaderMap,
     authorize: &dyn Authorize,
@@ -129,7 +129,7 @@ pub fn impersonate(
     let groups_given = wishes.iter().any(|wish| matches!(wish, Wish::Group(_)));
     for wish in wishes {
         let attributes = wish.attributes();
-        match authorize.authorize(&user, &attributes) {
+        match authorize.authorize(&user, &attributes).decided().await.decision {
             Decision::Allow { .. } => {}
             Decision::Deny { reason } | Decision::NoOpinion { reason } => {
                 return Err(forbidden(&user, &attributes, &reason));

@@ -1,6 +1,6 @@
 //! Who asks. [`Authenticators`] tries, in upstream's order, front proxy headers, the client certificate and the
-//! bearer token ([`static_token`], [`service_account`], [`bootstrap_token`], [`oidc`]); [`impersonation`] lets those
-//! who may act as another. [`issuer`] makes the tokens of ServiceAccounts with the keys of [`keys`].
+//! bearer token ([`static_token`], [`service_account`], [`bootstrap_token`], [`oidc`], [`webhook`]);
+//! [`impersonation`] lets those who may act as another. [`issuer`] makes the tokens of ServiceAccounts with the keys of [`keys`].
 //!
 //! What always holds: whoever is found is in `system:authenticated` too, or in `system:unauthenticated`; who is
 //! not found and showed wrong credentials gets a 401 that does not say why.
@@ -15,6 +15,7 @@ mod legacy;
 pub mod oidc;
 mod service_account;
 mod static_token;
+mod webhook;
 
 use std::sync::Arc;
 
@@ -30,6 +31,7 @@ pub use impersonation::impersonate;
 pub use issuer::TokenIssuer;
 pub use keys::{KeyError, SigningKey, VerifyingKey};
 pub use static_token::StaticToken;
+pub use webhook::TokenWebhook;
 
 use crate::seams::{Authenticate, Lookup, UserInfo};
 
@@ -62,6 +64,8 @@ pub struct Config {
     pub bootstrap_tokens: bool,
     /// Other issuers of tokens.
     pub oidc: oidc::Issuers,
+    /// Who is asked about tokens that nobody here knows.
+    pub webhook: Option<Arc<TokenWebhook>>,
 }
 
 /// All ways to be known to the server.
@@ -72,6 +76,8 @@ pub struct Authenticators {
     service_accounts: service_account::ServiceAccounts,
     bootstrap_tokens: bool,
     oidc: oidc::Issuers,
+    webhook: Option<Arc<TokenWebhook>>,
+    audiences: Vec<String>,
     lookup: Arc<dyn Lookup>,
     clock: Clock,
 }
@@ -98,10 +104,12 @@ impl Authenticators {
             service_accounts: service_account::ServiceAccounts::new(
                 config.service_account_keys,
                 config.issuers,
-                config.audiences,
+                config.audiences.clone(),
             ),
             bootstrap_tokens: config.bootstrap_tokens,
             oidc: config.oidc,
+            webhook: config.webhook,
+            audiences: config.audiences,
             lookup,
             clock,
         })
@@ -118,7 +126,16 @@ impl Authenticators {
         if let Some(user) = self.static_tokens.authenticate(token) {
             return Ok(Some(user));
         }
-        if let Some(user) = self.service_accounts.authenticate(token, audiences, &*self.lookup, now)? {
+        // Whom one does not know, or knows to be wrong, another may know.
+        let mut errors = Vec::new();
+        let mut hear = |found: Found| {
+            found.unwrap_or_else(|error| {
+                errors.push(error);
+                None
+            })
+        };
+        let account = self.service_accounts.authenticate(token, audiences, &*self.lookup, now);
+        if let Some(user) = hear(account) {
             return Ok(Some(user));
         }
         if self.bootstrap_tokens
@@ -126,7 +143,15 @@ impl Authenticators {
         {
             return Ok(Some(user));
         }
-        self.oidc.authenticate(token, now).await
+        if let Some(user) = hear(self.oidc.authenticate(token, now).await) {
+            return Ok(Some(user));
+        }
+        if let Some(webhook) = &self.webhook
+            && let Some(user) = hear(webhook.authenticate(token, audiences, &self.audiences).await)
+        {
+            return Ok(Some(user));
+        }
+        if errors.is_empty() { Ok(None) } else { Err(crate::admission::join_errors(&errors)) }
     }
 
     async fn bearer(&self, headers: &HeaderMap) -> Found {

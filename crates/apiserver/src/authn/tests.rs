@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use super::*;
 use crate::admission::fake::{Fake, random, user};
 use crate::admission::tree::text;
-use crate::seams::{Attributes, Authorize, Decision};
+use crate::seams::{Attributes, Authorize, Decision, Verdict};
 
 const NOW: i64 = 1_800_000_000;
 
@@ -474,15 +474,15 @@ fn the_issuer_describes_itself() {
 struct Only(&'static [&'static str]);
 
 impl Authorize for Only {
-    fn authorize(&self, _user: &UserInfo, attributes: &Attributes) -> Decision {
+    fn authorize<'a>(&'a self, _user: &'a UserInfo, attributes: &'a Attributes) -> Verdict<'a> {
         let Attributes { resource, subresource, namespace, name, .. } = attributes;
         let slash = |a: &str, b: &str| if a.is_empty() { b.to_owned() } else { format!("{a}/{b}") };
         let resource =
             if subresource.is_empty() { resource.clone() } else { format!("{resource}/{subresource}") };
         let asked = format!("{resource} {}", slash(namespace, name));
         match attributes.verb == "impersonate" && self.0.contains(&asked.as_str()) {
-            true => Decision::Allow { reason: String::new() },
-            false => Decision::NoOpinion { reason: String::new() },
+            true => Decision::Allow { reason: String::new() }.into(),
+            false => Decision::NoOpinion { reason: String::new() }.into(),
         }
     }
 
@@ -502,7 +502,10 @@ fn people_act_as_others_when_allowed() {
         "uids 7",
         "serviceaccounts work/runner",
     ]);
-    let act = |pairs: &[(&'static str, &str)]| impersonate(user("root", &["ops"]), &headers(pairs), &only);
+    let act = |pairs: &[(&'static str, &str)]| {
+        let headers = headers(pairs);
+        futures::executor::block_on(impersonate(user("root", &["ops"]), &headers, &only))
+    };
     let acting = |pairs: &[(&'static str, &str)]| act(pairs).unwrap();
     assert_eq!(acting(&[]), user("root", &["ops"]));
     assert_eq!(acting(&[("impersonate-user", "jane")]), user("jane", &[AUTHENTICATED]));

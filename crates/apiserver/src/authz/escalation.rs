@@ -11,7 +11,7 @@ use super::rbac::{CLUSTER_ROLES, RBAC_GROUP, ROLES, aggregate};
 use super::rule::{Rule, resource_covers, url_covers};
 use super::{Authorizer, is_master};
 use crate::admission::tree::{items, same, text};
-use crate::seams::{AdmissionRequest, Attributes, Authorize, Decision, Operation, UserInfo};
+use crate::seams::{AdmissionRequest, Attributes, Operation, UserInfo};
 
 /// Whether the user may write this role or binding. To be asked after mutating admission, before validation.
 pub fn check(authorizer: &Authorizer, request: &AdmissionRequest<'_>) -> Result<(), Status> {
@@ -66,7 +66,7 @@ fn allowed(
         is_resource: true,
         ..Default::default()
     };
-    matches!(authorizer.authorize(user, &attributes), Decision::Allow { .. })
+    authorizer.allows(user, &attributes)
 }
 
 fn forbid(request: &AdmissionRequest<'_>, why: impl std::fmt::Display) -> Status {

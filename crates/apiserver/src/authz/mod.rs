@@ -1,15 +1,17 @@
 //! Who may do what. [`Authorizer`] asks, in upstream's order, whether the user is one of `system:masters`, then
-//! the [`node`] authorizer, then [`rbac`]. [`escalation`] keeps people from granting what they do not have;
-//! [`bootstrap`] holds the roles that a cluster starts with.
+//! the [`node`] authorizer, then [`rbac`]; or whom [`config`] names, [`webhook`]s among them. [`escalation`] keeps
+//! people from granting what they do not have; [`bootstrap`] holds the roles that a cluster starts with.
 //!
 //! What always holds: a check reads indexes derived from [`Lookup`] and refreshed when its revision moves; it
-//! never waits.
+//! never waits, but for webhooks where there are any.
 
 pub mod bootstrap;
+pub mod config;
 pub mod escalation;
 mod node;
 mod rbac;
 mod rule;
+mod webhook;
 
 use std::sync::Arc;
 
@@ -19,19 +21,22 @@ use serde_json::{Value, json};
 pub use bootstrap::bootstrap_objects;
 pub(crate) use node::node_identity;
 pub use rule::Rule;
+pub use webhook::Webhook;
 
-use crate::seams::{Attributes, Authorize, Decision, Lookup, UserInfo};
+use crate::encode::escape_markup;
+use crate::seams::{Attributes, Authorize, Decided, Decision, Lookup, UserInfo, Verdict};
 
 /// Members may do everything, whatever the roles say: the way back in when roles are broken.
 pub const SYSTEM_MASTERS: &str = "system:masters";
 
 /// One authorizer, by the name that `--authorization-mode` has for it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone)]
 pub enum Mode {
     AlwaysAllow,
     AlwaysDeny,
     Node,
     Rbac,
+    Webhook(Arc<Webhook>),
 }
 
 /// The authorizers of the server, in order: the first with an opinion decides.
@@ -50,6 +55,71 @@ impl Authorizer {
     pub fn of_modes(modes: Vec<Mode>, lookup: Arc<dyn Lookup>) -> Self {
         Authorizer { modes, node: node::NodeAuthorizer::new(lookup.clone()), rbac: rbac::Rbac::new(lookup) }
     }
+
+    /// For those who decide without waiting, as admission plugins and expressions do. Where webhooks are asked, the
+    /// thread waits for them while others take over its tasks.
+    pub fn decide(&self, user: &UserInfo, attributes: &Attributes) -> Decided {
+        match self.authorize(user, attributes) {
+            Verdict::Now(decided) => decided,
+            Verdict::Later(asking) => {
+                tokio::task::block_in_place(|| tokio::runtime::Handle::current().block_on(asking))
+            }
+        }
+    }
+
+    /// Whether the user may, by [`Authorizer::decide`].
+    pub fn allows(&self, user: &UserInfo, attributes: &Attributes) -> bool {
+        matches!(self.decide(user, attributes).decision, Decision::Allow { .. })
+    }
+
+    /// What an authorizer says that asks nobody; `None` of one that does.
+    fn known(&self, mode: &Mode, user: &UserInfo, attributes: &Attributes) -> Option<Decision> {
+        Some(match mode {
+            Mode::AlwaysAllow => Decision::Allow { reason: String::new() },
+            Mode::AlwaysDeny => Decision::NoOpinion { reason: "Everything is forbidden.".to_owned() },
+            Mode::Node => self.node.authorize(user, attributes),
+            Mode::Rbac => self.rbac.authorize(user, attributes),
+            Mode::Webhook(_) => return None,
+        })
+    }
+
+    /// Asks one authorizer after the other.
+    async fn ask(&self, user: &UserInfo, attributes: &Attributes) -> Decided {
+        let mut said = Said::default();
+        for mode in &self.modes {
+            let decided = match (self.known(mode, user, attributes), mode) {
+                (Some(decision), _) => decision.into(),
+                (None, Mode::Webhook(webhook)) => webhook.authorize(user, attributes).await,
+                (None, _) => continue,
+            };
+            if let Some(decided) = said.hear(decided) {
+                return decided;
+            }
+        }
+        said.nothing()
+    }
+}
+
+/// What those said who had no opinion.
+#[derive(Default)]
+struct Said {
+    reasons: Vec<String>,
+    errors: Vec<String>,
+}
+
+impl Said {
+    /// The decision, when this is one.
+    fn hear(&mut self, decided: Decided) -> Option<Decided> {
+        let Decision::NoOpinion { reason } = decided.decision else { return Some(decided) };
+        self.reasons.extend(Some(reason).filter(|reason| !reason.is_empty()));
+        self.errors.extend(decided.error);
+        None
+    }
+
+    fn nothing(self) -> Decided {
+        let error = (!self.errors.is_empty()).then(|| crate::admission::join_errors(&self.errors));
+        Decided { decision: Decision::NoOpinion { reason: self.reasons.join("\n") }, error }
+    }
 }
 
 fn is_master(user: &UserInfo) -> bool {
@@ -58,24 +128,20 @@ fn is_master(user: &UserInfo) -> bool {
 
 impl Authorize for Authorizer {
     /// Upstream: apiserver/pkg/authorization/union/union.go Authorize
-    fn authorize(&self, user: &UserInfo, attributes: &Attributes) -> Decision {
+    fn authorize<'a>(&'a self, user: &'a UserInfo, attributes: &'a Attributes) -> Verdict<'a> {
         if is_master(user) {
-            return Decision::Allow { reason: String::new() };
+            return Decision::Allow { reason: String::new() }.into();
         }
-        let mut reasons: Vec<String> = Vec::new();
+        let mut said = Said::default();
         for mode in &self.modes {
-            let decision = match mode {
-                Mode::AlwaysAllow => Decision::Allow { reason: String::new() },
-                Mode::AlwaysDeny => Decision::NoOpinion { reason: "Everything is forbidden.".to_owned() },
-                Mode::Node => self.node.authorize(user, attributes),
-                Mode::Rbac => self.rbac.authorize(user, attributes),
+            let Some(decision) = self.known(mode, user, attributes) else {
+                return Verdict::Later(Box::pin(self.ask(user, attributes)));
             };
-            match decision {
-                Decision::NoOpinion { reason } => reasons.extend(Some(reason).filter(|r| !r.is_empty())),
-                decided => return decided,
+            if let Some(decided) = said.hear(decision.into()) {
+                return Verdict::Now(decided);
             }
         }
-        Decision::NoOpinion { reason: reasons.join("\n") }
+        Verdict::Now(said.nothing())
     }
 
     fn rules(&self, user: &UserInfo, namespace: &str) -> Value {
@@ -103,6 +169,9 @@ impl Authorize for Authorizer {
         if incomplete {
             errors.insert(0, "node authorizer does not support user rule resolution".to_owned());
         }
+        let webhooks = self.modes.iter().filter(|mode| matches!(mode, Mode::Webhook(_)));
+        let unresolved = "webhook authorizer does not support user rule resolution";
+        errors.extend(webhooks.map(|_| unresolved.to_owned()));
         let mut status = json!({
             "resourceRules": resource_rules,
             "nonResourceRules": other_rules,
@@ -133,7 +202,7 @@ pub fn forbidden(user: &UserInfo, attributes: &Attributes, reason: &str) -> Stat
         };
         format!("User {name:?} cannot {verb} resource {resource:?} in API group {group:?} {place}")
     };
-    let mut message = message.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;");
+    let mut message = escape_markup(&message);
     if !reason.is_empty() {
         message = format!("{message}: {reason}");
     }

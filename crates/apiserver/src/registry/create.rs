@@ -129,9 +129,13 @@ impl Call<'_> {
         self.mutate(Operation::Create, &asked, &mut object, None).await?;
         self.prepare(&mut object);
         let prefix = metadata::text(&object, "generateName").to_owned();
+        let unlucky = |status: Status| match prefix.is_empty() {
+            true => status,
+            false => not_unique(status),
+        };
         let generated = asked.is_empty() && !prefix.is_empty();
         if !generated {
-            return self.create_named(object).await;
+            return self.create_named(object).await.map_err(unlucky);
         }
         for _ in 1..NAME_ATTEMPTS {
             match self.create_named(self.with_generated_name(&object, &prefix)).await {
@@ -139,7 +143,7 @@ impl Call<'_> {
                 done => return done,
             }
         }
-        self.create_named(self.with_generated_name(&object, &prefix)).await
+        self.create_named(self.with_generated_name(&object, &prefix)).await.map_err(unlucky)
     }
 
     /// Owners that are named twice are taken once, with a warning.
@@ -226,4 +230,15 @@ fn json_type(value: &Value) -> &'static str {
         Value::Array(_) => "array",
         Value::Object(_) => "object",
     }
+}
+
+/// Whose name could have been generated is told to try again.
+///
+/// Upstream: apimachinery/pkg/api/errors/errors.go NewGenerateNameConflict
+fn not_unique(mut status: Status) -> Status {
+    if status.is_already_exists() {
+        status.message.push_str(", the server was not able to generate a unique name for the object");
+        status.details.get_or_insert_default().retry_after_seconds = 1;
+    }
+    status
 }

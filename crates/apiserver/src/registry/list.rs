@@ -166,6 +166,9 @@ impl Registry {
             }
             (Some(revision), _) => {
                 self.caught_up(revision).await?;
+                // Upstream: apiserver/pkg/storage/cacher/delegator: what any cache knows is told at once.
+                let whole = ListOptions { limit: 0, ..options.clone() };
+                page.options = if revision == 0 { &whole } else { options };
                 self.list_now(&page)
             }
             (None, _) => self.list_now(&page),

@@ -6,7 +6,7 @@
 
 use std::sync::Arc;
 
-use apimachinery::{Status, field};
+use apimachinery::{GroupKind, Status, field};
 use serde_json::Value;
 use storage::Expect;
 
@@ -40,7 +40,11 @@ impl Call<'_> {
         let text = |field: &str| metadata.get(field).and_then(Value::as_str).unwrap_or_default();
         if text("name") != name {
             return Err(Status::bad_request(match text("name") {
-                "" => "name must be provided".to_owned(),
+                "" => {
+                    format!(
+                        "the name of the object ({name} based on URL) was undeterminable: name must be provided"
+                    )
+                }
                 given => {
                     format!("the name of the object ({given}) does not match the name on the URL ({name})")
                 }
@@ -117,7 +121,9 @@ impl Call<'_> {
             "" | "0" => {
                 let path = field::Path::new("metadata").child("resourceVersion");
                 let error = field::Error::invalid(&path, 0, "must be specified for an update");
-                self.invalid(name, &[error])
+                // Upstream has the resource in the place of the kind here.
+                let of = GroupKind { group: resource.group, kind: resource.resource };
+                Err(Status::invalid(&of, name, &[error]))
             }
             version if version == metadata::text(old, "resourceVersion") => Ok(()),
             _ => Err(Status::modified(&resource, name)),

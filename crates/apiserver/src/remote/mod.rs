@@ -1,13 +1,14 @@
 //! What goes on to a kubelet, a pod or a service: logs, exec, attach, port-forward and proxy. [`location`] says
 //! where to; [`tunnel`] sends the request there and copies what comes back, upgraded connections byte by byte;
 //! [`links`] keeps proxied pages below the proxy; [`log_socket`] has logs for browsers. What the server asks others
-//! for itself goes through [`outbound`].
+//! for itself goes through [`outbound`], and to those an operator names through [`review_server`].
 
 mod links;
 mod location;
 mod log_socket;
 pub mod outbound;
 pub mod resolve;
+pub mod review_server;
 pub(crate) mod tunnel;
 
 use std::sync::Arc;

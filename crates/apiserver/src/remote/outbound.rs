@@ -12,8 +12,9 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
-use client::https::Trust;
+use client::https::{Identity, Tokens, Trust};
 use client::tls::Stream;
+use http::header::AUTHORIZATION;
 use http::{Request, Response, Uri};
 use http_body_util::combinators::UnsyncBoxBody;
 use hyper::body::Incoming;
@@ -25,6 +26,7 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
 use super::resolve::Resolver;
+use crate::admission::webhook::identities::Identities;
 use crate::body::BoxError;
 
 /// Upstream: net/http DefaultTransport's dialer
@@ -94,13 +96,19 @@ pub enum PeerTrust {
 pub struct Peer {
     pub address: Address,
     http: Client<Connector, OutgoingBody>,
+    /// Shown in every exchange.
+    token: Option<Tokens>,
     /// HTTP/1.1 alone, which connections that are upgraded need.
     upgrades: Connector,
 }
 
 impl Peer {
     /// One exchange, over a kept connection when there is one. The URI is a whole one.
-    pub async fn send(&self, request: Request<OutgoingBody>) -> Result<Response<Incoming>, String> {
+    pub async fn send(&self, mut request: Request<OutgoingBody>) -> Result<Response<Incoming>, String> {
+        if let Some(token) = &self.token {
+            let header = token.header().map_err(|error| error.to_string())?;
+            request.headers_mut().insert(AUTHORIZATION, header);
+        }
         self.http.request(request).await.map_err(|error| reason(&error))
     }
 
@@ -124,12 +132,19 @@ pub struct Peers {
     resolver: Resolver,
     /// What is shown to those who know this server as a front proxy.
     front_proxy: Option<Arc<dyn ResolvesClientCert>>,
+    /// What is shown to others.
+    identities: Identities,
     kept: Mutex<HashMap<PeerConfig, Arc<Peer>>>,
 }
 
 impl Peers {
     pub fn new(resolver: Resolver, front_proxy: Option<Arc<dyn ResolvesClientCert>>) -> Self {
-        Peers { resolver, front_proxy, kept: Mutex::default() }
+        Peers { resolver, front_proxy, identities: Identities::default(), kept: Mutex::default() }
+    }
+
+    /// That show who they are by a kubeconfig.
+    pub fn with_identities(resolver: Resolver, identities: Identities) -> Self {
+        Peers { resolver, front_proxy: None, identities, kept: Mutex::default() }
     }
 
     pub fn resolver(&self) -> &Resolver {
@@ -152,11 +167,13 @@ impl Peers {
     }
 
     fn make(&self, config: &PeerConfig) -> Result<Peer, String> {
+        let credentials = self.identities.at(&config.address.authority());
+        let (identity, token) = credentials.map_err(|error| error.to_string())?;
         let connector = |protocols: &[&[u8]]| {
             Ok::<_, String>(Connector {
                 address: config.address.clone(),
                 resolver: self.resolver.clone(),
-                tls: self.tls(config, protocols)?,
+                tls: self.tls(config, identity.clone(), protocols)?,
             })
         };
         // Upstream: apiserver/pkg/util/webhook/client.go hookClientConfig: only a peer on this machine is spoken
@@ -168,12 +185,14 @@ impl Peers {
             .pool_timer(TokioTimer::new())
             .pool_idle_timeout(POOL_IDLE)
             .build(connector(protocols)?);
-        Ok(Peer { address: config.address.clone(), http, upgrades: connector(&[b"http/1.1"])? })
+        let upgrades = connector(&[b"http/1.1"])?;
+        Ok(Peer { address: config.address.clone(), http, token: token.map(Tokens::new), upgrades })
     }
 
     fn tls(
         &self,
         config: &PeerConfig,
+        identity: Option<Identity>,
         protocols: &[&[u8]],
     ) -> Result<Option<(TlsConnector, ServerName<'static>)>, String> {
         let trust = match &config.trust {
@@ -182,11 +201,13 @@ impl Peers {
             PeerTrust::Bundle(pem) if pem.is_empty() => Trust::System,
             PeerTrust::Bundle(pem) => Trust::Roots(pem.clone()),
         };
-        let builder = client::https::trusting(&trust).map_err(|error| error.to_string())?;
         let mut tls = match &self.front_proxy {
-            Some(certificate) if config.front_proxy => builder.with_client_cert_resolver(certificate.clone()),
-            _ => builder.with_no_client_auth(),
-        };
+            Some(certificate) if config.front_proxy => {
+                client::https::trusting(&trust).map(|tls| tls.with_client_cert_resolver(certificate.clone()))
+            }
+            _ => client::https::tls_config(&client::https::Config { trust, identity, ..Default::default() }),
+        }
+        .map_err(|error| error.to_string())?;
         tls.alpn_protocols = protocols.iter().map(|protocol| protocol.to_vec()).collect();
         let name = ServerName::try_from(config.address.tls_name()).map_err(|error| error.to_string())?;
         Ok(Some((TlsConnector::from(Arc::new(tls)), name)))
@@ -235,6 +256,32 @@ fn dialling(host: &str, port: u16, error: &io::Error) -> io::Error {
         _ => error.to_string(),
     };
     io::Error::other(format!("dial tcp {host}:{port}: {why}"))
+}
+
+/// Why a server could not be asked, as Go's client words it, and whether that is likely to pass.
+pub(crate) fn worded(error: &client::Error, url: &str) -> (String, bool) {
+    let mut innermost: &(dyn std::error::Error + 'static) = error;
+    let mut found: Option<&io::Error> = None;
+    loop {
+        found = innermost.downcast_ref().or(found);
+        match innermost.source() {
+            Some(source) => innermost = source,
+            None => break,
+        }
+    }
+    let Some(found) = found else { return (innermost.to_string(), false) };
+    let wrapped = found.get_ref();
+    if wrapped.is_some_and(|inner| inner.is::<rustls::Error>()) {
+        return (verification(found).to_string(), false);
+    }
+    let reset = found.kind() == io::ErrorKind::ConnectionReset;
+    let uri: Option<Uri> = url.parse().ok();
+    let host = uri.as_ref().and_then(Uri::host).unwrap_or_default();
+    let port = uri.as_ref().and_then(Uri::port_u16).unwrap_or(443);
+    match wrapped {
+        Some(_) => (found.to_string(), reset),
+        None => (dialling(host, port, found).to_string(), reset),
+    }
 }
 
 /// As Go words what is wrong with a certificate.

@@ -36,7 +36,7 @@ pub fn complete(service: &mut Value, old: Option<&Value>, has: &[&str]) -> Resul
     }
     let loose = text(service, "clusterIP") == "None"
         && service["spec"]["selector"].as_object().is_none_or(|selector| selector.is_empty());
-    if policy(service).is_empty() {
+    if service["spec"].get("ipFamilyPolicy").is_none_or(Value::is_null) {
         let before = old.map(policy).unwrap_or_default();
         let default = match before {
             "" if loose => "RequireDualStack",
@@ -44,6 +44,10 @@ pub fn complete(service: &mut Value, old: Option<&Value>, has: &[&str]) -> Resul
             before => before,
         };
         service["spec"]["ipFamilyPolicy"] = default.into();
+    }
+    let wrong = resources::service_addresses(service);
+    if !wrong.is_empty() {
+        return Err(Refusal::Invalid(wrong));
     }
     if let Some(old) = old {
         release(service, old)?;

@@ -29,12 +29,16 @@ pub fn take(
     held: &mut Held,
 ) -> Result<(), Refusal> {
     let spec = Path::new("spec");
-    let asked: Vec<Option<u16>> = list(service, "ports").iter().map(|p| node_port(&p["nodePort"])).collect();
+    let may = matches!(text(service, "type"), "NodePort" | "LoadBalancer");
+    let port_of = |port: &Value| if may { node_port(&port["nodePort"]) } else { None };
+    let asked: Vec<Option<u16>> = list(service, "ports").iter().map(port_of).collect();
     for (at, port) in asked.iter().enumerate().filter_map(|(at, port)| Some((at, (*port)?))) {
         let path = spec.child("ports").index(at).child("nodePort");
         ask(range, book, own, port, held).map_err(|why| Error::invalid(&path, port, why))?;
     }
-    if let Some(port) = node_port(&service["spec"]["healthCheckNodePort"]) {
+    if resources::needs_health_check(service)
+        && let Some(port) = node_port(&service["spec"]["healthCheckNodePort"])
+    {
         ask(range, book, own, port, held).map_err(|why| {
             Refusal::Internal(format!("failed to allocate requested HealthCheck NodePort {port}: {why}"))
         })?;

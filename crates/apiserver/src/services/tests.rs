@@ -108,7 +108,7 @@ fn a_port_over_two_protocols_has_one_node_port() {
 #[test]
 fn families_are_filled_in_and_those_that_the_cluster_lacks_refused() {
     check(
-        json!({"spec": {"type": "ClusterIP", "clusterIP": "None"}}),
+        json!({"spec": {"type": "ClusterIP", "clusterIP": "None", "clusterIPs": ["None"]}}),
         Ok(json!({
             "type": "ClusterIP", "clusterIP": "None", "clusterIPs": ["None"], "ipFamilies": ["IPv4", "IPv6"],
             "ipFamilyPolicy": "RequireDualStack",
@@ -157,7 +157,7 @@ fn a_cluster_of_both_families_gives_addresses_of_both() {
     );
     check(
         four_first,
-        json!({"type": "ClusterIP", "clusterIP": "None", "selector": {"a": "b"}}),
+        json!({"type": "ClusterIP", "clusterIP": "None", "clusterIPs": ["None"], "selector": {"a": "b"}}),
         json!([["None"], ["IPv4"], "SingleStack"]),
     );
 }

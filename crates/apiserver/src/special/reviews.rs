@@ -20,10 +20,10 @@ pub async fn handle(call: &mut Call<'_>, asked: &Asked, body: &Bytes) -> Result<
     review["status"] = match &*call.def().kind {
         "TokenReview" => token_review(call, &review).await?,
         "SelfSubjectReview" => json!({"userInfo": shown(&asked.user)}),
-        "SelfSubjectAccessReview" => access(call, &review, asked.user.clone(), "")?,
-        "SubjectAccessReview" => access(call, &review, named(&review), "")?,
+        "SelfSubjectAccessReview" => access(call, &review, asked.user.clone(), "").await?,
+        "SubjectAccessReview" => access(call, &review, named(&review), "").await?,
         "LocalSubjectAccessReview" => {
-            access(call, &review, named(&review), asked.info.attributes.namespace.as_str())?
+            access(call, &review, named(&review), asked.info.attributes.namespace.as_str()).await?
         }
         "SelfSubjectRulesReview" => {
             let namespace = review["spec"]["namespace"].as_str().unwrap_or_default();
@@ -166,10 +166,14 @@ fn selector(value: &Value, valid: impl Fn(&str) -> bool) -> String {
     if valid(raw) { raw.to_owned() } else { String::new() }
 }
 
-fn access(call: &Call<'_>, review: &Value, user: UserInfo, local: &str) -> Result<Value, Status> {
+async fn access(call: &Call<'_>, review: &Value, user: UserInfo, local: &str) -> Result<Value, Status> {
     let attributes = attributes(&call.def().group_kind(), review, local)?;
     let mut status = json!({"allowed": false});
-    let reason = match call.server.config.authorize.authorize(&user, &attributes) {
+    let decided = call.server.config.authorize.authorize(&user, &attributes).decided().await;
+    if let Some(error) = decided.error {
+        status["evaluationError"] = error.into();
+    }
+    let reason = match decided.decision {
         Decision::Allow { reason } => {
             status["allowed"] = true.into();
             reason

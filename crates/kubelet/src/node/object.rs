@@ -21,7 +21,11 @@ const VERSION: &str = "v1.36.2";
 /// What the node can do that not every kubelet can, so that pods that need it come here. Sorted.
 ///
 /// Upstream: staging/src/k8s.io/component-helpers/nodedeclaredfeatures/features/registry.go AllFeatures
-const FEATURES: [&str; 1] = ["RestartAllContainersOnContainerExits"];
+const FEATURES: [&str; 3] = [
+    "InPlacePodLevelResourcesVerticalScaling",
+    "InPlacePodVerticalScalingInitContainers",
+    "RestartAllContainersOnContainerExits",
+];
 
 /// What events about the node name: upstream puts the node's name where its UID would be.
 pub fn reference(name: &str) -> ObjectReference {

@@ -570,6 +570,7 @@ fn validate_security_context(context: &Value, around: &Around, path: &Path) -> E
         }
     }
     errors.extend(validate_profiles(context, path));
+    errors.extend(super::windows::validate_options(context, &path.child("windowsOptions")));
     if get::flag(context, "allowPrivilegeEscalation") == Some(false) {
         if is_true(context, "privileged") {
             let detail = "cannot set `allowPrivilegeEscalation` to false and `privileged` to true";
@@ -618,9 +619,9 @@ pub fn validate_profiles(context: &Value, path: &Path) -> Errors {
             ("Localhost", Some(value)) => errors.extend(validate_app_armor_name(value, &localhost)),
             (_, Some(value)) if name == "seccomp" => {
                 // Upstream shows the profile with the names of its own type.
-                let shown = serde_json::json!({"Type": kind, "LocalhostProfile": value});
+                let shown = format!("{{\"Type\":{kind:?},\"LocalhostProfile\":{value:?}}}");
                 let detail = "can only be set when seccomp type is Localhost";
-                errors.push(Error::invalid(&localhost, shown, detail));
+                errors.push(Error::invalid(&localhost, value, detail).showing(shown));
             }
             ("RuntimeDefault" | "Unconfined", Some(value)) => {
                 let detail = "can only be set when AppArmor type is Localhost";

@@ -17,6 +17,7 @@ pub mod sources;
 mod validation;
 mod volumes;
 mod warnings;
+mod windows;
 
 pub use containers::ResourceIs;
 pub use defaults::{default_pod_only, default_spec, default_template, mirror_service_account};

@@ -93,7 +93,10 @@ fn validate_claims(spec: &Value, path: &Path) -> Errors {
             }
             (false, false) => {
                 let detail = "must specify one of: `resourceClaimName`, `resourceClaimTemplateName`";
-                errors.push(Error::invalid(&at, claim.clone(), detail));
+                let shown = format!(
+                    "{{\"Name\":{name:?},\"ResourceClaimName\":null,\"ResourceClaimTemplateName\":null}}"
+                );
+                errors.push(Error::invalid(&at, claim.clone(), detail).showing(shown));
             }
             _ => {}
         }
@@ -136,6 +139,30 @@ fn is_sysctl_name(name: &str) -> bool {
     name.len() <= 253 && name.split(['.', '/']).all(is_segment)
 }
 
+/// The field by which a pod shares the namespace that a sysctl is of.
+///
+/// Upstream: component-helpers/node/util/sysctl/namespace.go GetNamespace
+fn sysctl_namespace(name: &str) -> Option<&'static str> {
+    const OF_IPC: [&str; 10] = [
+        "kernel.sem",
+        "kernel.shmall",
+        "kernel.shmmax",
+        "kernel.shmmni",
+        "kernel.shm_rmid_forced",
+        "kernel.shm",
+        "kernel.msgmax",
+        "kernel.msgmnb",
+        "kernel.msgmni",
+        "kernel.msg",
+    ];
+    let separator = name.find(['.', '/']).map(|at| &name[at..=at]);
+    let name = if separator == Some("/") { name.replace('/', ".") } else { name.to_owned() };
+    if OF_IPC.contains(&name.as_str()) || name.starts_with("fs.mqueue.") {
+        return Some("hostIPC");
+    }
+    name.starts_with("net.").then_some("hostNetwork")
+}
+
 /// Upstream: pkg/apis/core/validation/validation.go validatePodSpecSecurityContext
 fn validate_security_context(spec: &Value, path: &Path) -> Errors {
     let mut errors = Errors::new();
@@ -164,6 +191,10 @@ fn validate_security_context(spec: &Value, path: &Path) -> Errors {
         } else if seen.contains(&name) {
             errors.push(Error::duplicate(&at.child("name"), name));
         }
+        if let Some(shared) = sysctl_namespace(name).filter(|shared| is_true(spec, shared)) {
+            let detail = format!("may not be specified when '{shared}' is true");
+            errors.push(Error::invalid(&at.child("name"), name, detail));
+        }
         seen.push(name);
     }
     let policy = |field: &str, supported: &[&str]| match has(context, field) {
@@ -172,6 +203,7 @@ fn validate_security_context(spec: &Value, path: &Path) -> Errors {
     };
     errors.extend(policy("fsGroupChangePolicy", &["Always", "OnRootMismatch"]));
     errors.extend(validate_profiles(context, path));
+    errors.extend(super::windows::validate_options(context, &path.child("windowsOptions")));
     errors.extend(policy("supplementalGroupsPolicy", &["Merge", "Strict"]));
     errors.extend(policy("seLinuxChangePolicy", &["Recursive"]));
     errors

@@ -375,6 +375,14 @@ fn port_warnings(containers: &[(&Value, Place<'_>)], warnings: &mut Vec<String>)
             (number(port, "containerPort"), text(port, "protocol"))
         }
         let (host_ip, host_port) = place(port);
+        if !host_ip.is_empty() && host_port == 0 {
+            let (name, protocol) = (text(port, "name"), text(port, "protocol"));
+            let container_port = number(port, "containerPort");
+            warnings.push(format!(
+                "{path}: hostIP set without hostPort: {{Name:{name} HostPort:0 ContainerPort:{container_port} \
+                 Protocol:{protocol} HostIP:{host_ip}}}"
+            ));
+        }
         for (other, at_other) in seen.iter().filter(|(other, _)| key(other) == key(port)) {
             let (other_ip, other_port) = place(other);
             let how = if (host_ip, host_port) == (other_ip, other_port) {

@@ -179,7 +179,8 @@ pub fn canonical_bytes(text: &str) -> Result<String, String> {
         Err(error) => {
             let at = match error {
                 base64::DecodeError::InvalidByte(at, _) | base64::DecodeError::InvalidLastSymbol(at, _) => at,
-                _ => text.len(),
+                base64::DecodeError::InvalidLength(length) => length - length % 4,
+                base64::DecodeError::InvalidPadding => text.len(),
             };
             Err(format!("illegal base64 data at input byte {at}"))
         }

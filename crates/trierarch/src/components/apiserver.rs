@@ -3,9 +3,10 @@
 use std::net::{IpAddr, SocketAddr};
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
+use std::sync::Arc;
 
-use apiserver::authz::Mode;
-use clap::{Args, ValueEnum};
+use apiserver::authn::Random;
+use clap::Args;
 
 use crate::certificates::{Files, read};
 use crate::control_plane::{ControlPlane, Settings};
@@ -41,9 +42,6 @@ pub struct Apiserver {
     /// The DNS domain of the cluster
     #[arg(long, value_name = "DOMAIN", default_value = "cluster.local")]
     pub cluster_domain: String,
-    /// Who decides what a user may, in order
-    #[arg(long, value_enum, value_name = "MODES", value_delimiter = ',', default_value = "Node,RBAC")]
-    pub authorization_mode: Vec<AuthorizationMode>,
     /// Whether requests without credentials are of the user system:anonymous, rather than refused
     #[arg(long, default_value_t = true, action = clap::ArgAction::Set, num_args = 0..=1, default_missing_value = "true", require_equals = true)]
     pub anonymous_auth: bool,
@@ -64,6 +62,8 @@ pub struct Apiserver {
     pub tokens: Tokens,
     #[command(flatten)]
     pub oidc: super::oidc::Oidc,
+    #[command(flatten)]
+    pub auth: super::auth_webhooks::AuthWebhooks,
     #[command(flatten)]
     pub kubelets: Kubelets,
     #[command(flatten)]
@@ -149,29 +149,6 @@ pub struct FrontProxy {
     pub proxy_client_key_file: Option<PathBuf>,
 }
 
-#[derive(Clone, Copy, Debug, ValueEnum)]
-pub enum AuthorizationMode {
-    #[value(name = "Node")]
-    Node,
-    #[value(name = "RBAC")]
-    Rbac,
-    #[value(name = "AlwaysAllow")]
-    AlwaysAllow,
-    #[value(name = "AlwaysDeny")]
-    AlwaysDeny,
-}
-
-impl From<AuthorizationMode> for Mode {
-    fn from(mode: AuthorizationMode) -> Self {
-        match mode {
-            AuthorizationMode::Node => Mode::Node,
-            AuthorizationMode::Rbac => Mode::Rbac,
-            AuthorizationMode::AlwaysAllow => Mode::AlwaysAllow,
-            AuthorizationMode::AlwaysDeny => Mode::AlwaysDeny,
-        }
-    }
-}
-
 /// `30000-32767`, or `30000+100` for the port and a hundred more.
 ///
 /// Upstream: apimachinery/pkg/util/net/port_range.go Set
@@ -202,6 +179,7 @@ impl Apiserver {
             None => Vec::new(),
         };
         let (jwt, anonymous) = self.oidc.issuers()?;
+        let random: Random = Arc::new(|bytes| rand::fill(bytes));
         Ok(Given {
             serving: pair(
                 ["--tls-cert-file", "--tls-private-key-file"],
@@ -236,7 +214,8 @@ impl Apiserver {
             jwt,
             anonymous: anonymous.unwrap_or(self.anonymous_auth),
             bootstrap_tokens: self.enable_bootstrap_token_auth,
-            modes: self.authorization_mode.iter().map(|mode| Mode::from(*mode)).collect(),
+            modes: self.auth.modes(&random)?,
+            token_webhook: self.auth.tokens(&random)?,
         })
     }
 

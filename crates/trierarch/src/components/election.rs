@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+pub use apimachinery::time::go_duration as duration;
 use clap::Args;
 use client::Client;
 use controller_runtime::LeaderElector;
@@ -35,29 +36,6 @@ pub struct Election {
     /// The kind of lock: a Lease is the only one
     #[arg(long, value_name = "KIND", default_value = "leases", value_parser = ["leases"])]
     pub leader_elect_resource_lock: String,
-}
-
-/// A duration as Go writes it: `1h30m`, `15s`, `500ms`.
-pub fn duration(text: &str) -> Result<Duration, String> {
-    let wrong = || format!("{text:?} is not a duration like 15s or 1m30s");
-    let mut rest = text;
-    let mut total = 0.0;
-    while !rest.is_empty() {
-        let digits = rest.find(|c: char| !c.is_ascii_digit() && c != '.').ok_or_else(wrong)?;
-        let (number, after) = rest.split_at(digits);
-        let unit = after.find(|c: char| c.is_ascii_digit()).unwrap_or(after.len());
-        let (unit, after) = after.split_at(unit);
-        let seconds = match unit {
-            "ms" => 0.001,
-            "s" => 1.0,
-            "m" => 60.0,
-            "h" => 3600.0,
-            _ => return Err(wrong()),
-        };
-        total += number.parse::<f64>().map_err(|_| wrong())? * seconds;
-        rest = after;
-    }
-    if text.is_empty() { Err(wrong()) } else { Duration::try_from_secs_f64(total).map_err(|_| wrong()) }
 }
 
 impl Election {
@@ -113,22 +91,5 @@ impl Election {
         outcome?;
         anyhow::ensure!(held, "another took the lease {namespace}/{name}");
         Ok(())
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn durations_are_as_go_writes_them() {
-        for (text, milliseconds) in
-            [("15s", 15_000), ("1m30s", 90_000), ("500ms", 500), ("1.5h", 5_400_000), ("0s", 0)]
-        {
-            assert_eq!(duration(text), Ok(Duration::from_millis(milliseconds)), "{text}");
-        }
-        for text in ["", "15", "s", "1x", "-1s", "1 s", "1..2s"] {
-            assert!(duration(text).is_err(), "{text}");
-        }
     }
 }

@@ -4,6 +4,7 @@
 //! that it is refused rather than taken in silence.
 
 pub mod apiserver;
+mod auth_webhooks;
 mod controller_flags;
 pub mod controller_manager;
 pub mod cri_server;

@@ -5,12 +5,17 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
+use apiserver::admission::configuration::Documents;
 use apiserver::admission::selection::Selection;
-use apiserver::audit::Auditor;
 use apiserver::audit::log::{Format, LogFile, Mode, Options};
 use apiserver::audit::policy::Policy;
-use apiserver::authn::Clock;
+use apiserver::audit::webhook::{self, WebhookSink};
+use apiserver::audit::{Auditor, Sink, Sinks};
+use apiserver::authn::{Clock, Random};
+use apiserver::pace::Throttle;
 use clap::{Args, ValueEnum};
+use client::https::Config;
+use client::kubeconfig::Kubeconfig;
 
 use super::duration;
 
@@ -34,6 +39,9 @@ pub struct ServingFlags {
     /// Admission plugins that do not run although they usually do
     #[arg(long, value_name = "NAMES", value_delimiter = ',')]
     pub disable_admission_plugins: Vec<String>,
+    /// A file with an AdmissionConfiguration: what plugins are told
+    #[arg(long, value_name = "FILE")]
+    pub admission_control_config_file: Option<PathBuf>,
     /// A file with a Policy of audit.k8s.io/v1: of which requests how much is noted
     #[arg(long, value_name = "FILE")]
     pub audit_policy_file: Option<PathBuf>,
@@ -58,6 +66,49 @@ pub struct ServingFlags {
     /// Compress files that were put aside
     #[arg(long)]
     pub audit_log_compress: bool,
+    #[command(flatten)]
+    pub audit_webhook: AuditWebhook,
+}
+
+/// Upstream: apiserver/pkg/server/options/audit.go AuditWebhookOptions
+#[derive(Args, Clone)]
+pub struct AuditWebhook {
+    /// A kubeconfig of a server that requests are noted at
+    #[arg(long, value_name = "FILE")]
+    pub audit_webhook_config_file: Option<PathBuf>,
+    /// How long to wait before what could not be noted there is sent again
+    #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = duration)]
+    pub audit_webhook_initial_backoff: Duration,
+    /// Whether a request waits until it is noted there
+    #[arg(long, value_enum, value_name = "MODE", default_value = "batch")]
+    pub audit_webhook_mode: AuditMode,
+    /// How many events may wait to be sent
+    #[arg(long, value_name = "COUNT", default_value_t = 10_000)]
+    pub audit_webhook_batch_buffer_size: usize,
+    /// How many events are sent at once
+    #[arg(long, value_name = "COUNT", default_value_t = 400)]
+    pub audit_webhook_batch_max_size: usize,
+    /// How long the first event of a batch waits for others
+    #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = duration)]
+    pub audit_webhook_batch_max_wait: Duration,
+    /// Whether batches keep a pace
+    #[arg(long, default_value_t = true, action = clap::ArgAction::Set, num_args = 0..=1, default_missing_value = "true", require_equals = true)]
+    pub audit_webhook_batch_throttle_enable: bool,
+    /// How many batches are sent a second
+    #[arg(long, value_name = "RATE", default_value_t = 10.0)]
+    pub audit_webhook_batch_throttle_qps: f64,
+    /// How many batches are sent at once after a quiet while
+    #[arg(long, value_name = "COUNT", default_value_t = 15)]
+    pub audit_webhook_batch_throttle_burst: u32,
+    /// Whether events and batches are cut down to a size
+    #[arg(long)]
+    pub audit_webhook_truncate_enabled: bool,
+    /// The size in bytes above which an event loses its objects
+    #[arg(long, value_name = "BYTES", default_value_t = 100 * 1024)]
+    pub audit_webhook_truncate_max_event_size: usize,
+    /// The size in bytes above which a batch is split
+    #[arg(long, value_name = "BYTES", default_value_t = 10 * 1024 * 1024)]
+    pub audit_webhook_truncate_max_batch_size: usize,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -73,6 +124,74 @@ pub enum AuditMode {
     BlockingStrict,
 }
 
+impl From<AuditMode> for Mode {
+    fn from(mode: AuditMode) -> Self {
+        match mode {
+            AuditMode::Batch => Mode::Batch,
+            AuditMode::Blocking => Mode::Blocking,
+            AuditMode::BlockingStrict => Mode::BlockingStrict,
+        }
+    }
+}
+
+impl AuditWebhook {
+    /// The server and how it is told; `None` when there is none.
+    fn settings(&self) -> anyhow::Result<Option<(Config, webhook::Options)>> {
+        let Some(path) = &self.audit_webhook_config_file else { return Ok(None) };
+        self.check()?;
+        let config = Kubeconfig::read(path).and_then(|kubeconfig| kubeconfig.config(None))?;
+        let throttle = Throttle {
+            per_second: self.audit_webhook_batch_throttle_qps,
+            burst: self.audit_webhook_batch_throttle_burst,
+        };
+        let truncating = webhook::Truncating {
+            max_event: self.audit_webhook_truncate_max_event_size,
+            max_batch: self.audit_webhook_truncate_max_batch_size,
+        };
+        let options = webhook::Options {
+            mode: self.audit_webhook_mode.into(),
+            batching: webhook::Batching {
+                buffer_size: self.audit_webhook_batch_buffer_size,
+                max_size: self.audit_webhook_batch_max_size,
+                max_wait: self.audit_webhook_batch_max_wait,
+                throttle: self.audit_webhook_batch_throttle_enable.then_some(throttle),
+            },
+            truncating: self.audit_webhook_truncate_enabled.then_some(truncating),
+            patience: self.audit_webhook_initial_backoff,
+        };
+        Ok(Some((config, options)))
+    }
+
+    /// Upstream: validateBackendBatchOptions, AuditTruncateOptions.Validate
+    fn check(&self) -> anyhow::Result<()> {
+        let batches = matches!(self.audit_webhook_mode, AuditMode::Batch);
+        let paced = batches && self.audit_webhook_batch_throttle_enable;
+        let (qps, burst) = (self.audit_webhook_batch_throttle_qps, self.audit_webhook_batch_throttle_burst);
+        for (concerned, well, what, value) in [
+            (batches, self.audit_webhook_batch_buffer_size > 0, "buffer size", 0.0),
+            (batches, self.audit_webhook_batch_max_size > 0, "max batch size", 0.0),
+            (paced, qps > 0.0, "throttle QPS", qps),
+            (paced, burst > 0, "throttle burst", 0.0),
+        ] {
+            anyhow::ensure!(
+                !concerned || well,
+                "invalid audit batch webhook {what} {value}, must be a positive number"
+            );
+        }
+        let (event, batch) =
+            (self.audit_webhook_truncate_max_event_size, self.audit_webhook_truncate_max_batch_size);
+        anyhow::ensure!(
+            event > 0,
+            "invalid audit truncate webhook max event size {event}, must be a positive number"
+        );
+        anyhow::ensure!(
+            batch >= event,
+            "invalid audit truncate webhook max batch size {batch}, must be greater than max event size ({event})"
+        );
+        Ok(())
+    }
+}
+
 impl ServingFlags {
     /// What is wrong is told before anything is touched.
     pub fn settings(&self) -> anyhow::Result<ServingSettings> {
@@ -86,14 +205,25 @@ impl ServingFlags {
             max_in_flight,
             event_ttl: self.event_ttl,
             plugins: plugins.map_err(|errors| anyhow::anyhow!("{}", errors.join("; ")))?,
+            admission: Arc::new(self.admission()?),
             audit: self.audit()?,
         })
     }
 
+    fn admission(&self) -> anyhow::Result<Documents> {
+        let documents = self.admission_control_config_file.as_deref().map(Documents::read).transpose();
+        documents.map(Option::unwrap_or_default).map_err(|why| anyhow::anyhow!("{why}"))
+    }
+
     fn audit(&self) -> anyhow::Result<Option<Audit>> {
-        let (Some(policy), Some(path)) = (&self.audit_policy_file, &self.audit_log_path) else {
-            if self.audit_policy_file.is_some() || self.audit_log_path.is_some() {
-                tracing::warn!("nothing is audited: it takes --audit-policy-file and --audit-log-path");
+        let webhook = self.audit_webhook.settings()?;
+        let goes_somewhere = self.audit_log_path.is_some() || webhook.is_some();
+        let Some(policy) = self.audit_policy_file.as_ref().filter(|_| goes_somewhere) else {
+            if self.audit_policy_file.is_some() || goes_somewhere {
+                tracing::warn!(
+                    "nothing is audited: it takes --audit-policy-file, and --audit-log-path or \
+                     --audit-webhook-config-file"
+                );
             }
             return Ok(None);
         };
@@ -106,23 +236,19 @@ impl ServingFlags {
             let problems = problems.join(", ");
             tracing::warn!("Audit policy contains errors, falling back to lenient decoding: {problems}");
         }
-        let log = Options {
+        let log = self.audit_log_path.as_ref().map(|path| Options {
             path: path.clone(),
             format: match self.audit_log_format {
                 AuditFormat::Json => Format::Json,
                 AuditFormat::Legacy => Format::Legacy,
             },
-            mode: match self.audit_log_mode {
-                AuditMode::Batch => Mode::Batch,
-                AuditMode::Blocking => Mode::Blocking,
-                AuditMode::BlockingStrict => Mode::BlockingStrict,
-            },
+            mode: self.audit_log_mode.into(),
             max_size: self.audit_log_maxsize,
             max_age: self.audit_log_maxage,
             max_backups: self.audit_log_maxbackup,
             compress: self.audit_log_compress,
-        };
-        Ok(Some(Audit { policy: Arc::new(policy), log }))
+        });
+        Ok(Some(Audit { policy: Arc::new(policy), log, webhook }))
     }
 }
 
@@ -132,18 +258,29 @@ pub struct ServingSettings {
     pub max_in_flight: u32,
     pub event_ttl: Duration,
     pub plugins: Selection,
+    /// What they are told.
+    pub admission: Arc<Documents>,
     pub audit: Option<Audit>,
 }
 
 #[derive(Clone)]
 pub struct Audit {
     policy: Arc<Policy>,
-    log: Options,
+    log: Option<Options>,
+    webhook: Option<(Config, webhook::Options)>,
 }
 
 impl Audit {
-    pub fn open(&self, clock: Clock) -> anyhow::Result<Auditor> {
-        Ok(Auditor { policy: self.policy.clone(), sink: Arc::new(LogFile::open(&self.log, clock)?) })
+    pub fn open(&self, clock: Clock, random: Random) -> anyhow::Result<Auditor> {
+        let mut sinks: Vec<Arc<dyn Sink>> = Vec::new();
+        if let Some(log) = &self.log {
+            sinks.push(Arc::new(LogFile::open(log, clock)?));
+        }
+        if let Some((config, options)) = &self.webhook {
+            sinks.push(Arc::new(WebhookSink::new(config, options.clone(), random)?));
+        }
+        let sink = if sinks.len() == 1 { sinks.remove(0) } else { Arc::new(Sinks(sinks)) };
+        Ok(Auditor { policy: self.policy.clone(), sink })
     }
 }
 

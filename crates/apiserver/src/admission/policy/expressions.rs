@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 use crate::admission::matching::{Matched, operation};
 use crate::admission::tree::{items, text};
 use crate::authz::Authorizer;
-use crate::seams::{AdmissionRequest, Attributes, Authorize, Decision, UserInfo};
+use crate::seams::{AdmissionRequest, Attributes, Decision, UserInfo};
 
 const OUT_OF_BUDGET: &str =
     "validation failed due to running out of cost budget, no further validation rules will be run";
@@ -169,11 +169,11 @@ impl cel::Authorize for Questioner<'_> {
             groups: vec!["system:serviceaccounts".to_owned(), format!("system:serviceaccounts:{namespace}")],
             ..UserInfo::default()
         });
-        let decision = self.authorizer.authorize(account.as_ref().unwrap_or(self.user), &attributes);
-        let allowed = matches!(decision, Decision::Allow { .. });
+        let decided = self.authorizer.decide(account.as_ref().unwrap_or(self.user), &attributes);
+        let allowed = matches!(decided.decision, Decision::Allow { .. });
         let (Decision::Allow { reason } | Decision::Deny { reason } | Decision::NoOpinion { reason }) =
-            decision;
-        AuthorizerDecision { allowed, reason, error: None }
+            decided.decision;
+        AuthorizerDecision { allowed, reason, error: decided.error }
     }
 }
 

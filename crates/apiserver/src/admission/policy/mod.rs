@@ -2,7 +2,8 @@
 //! ([`mutating`]). [`definitions`] keeps those that are in force compiled, [`params`] finds what a binding gives to
 //! its policy, [`expressions`] evaluates; match conditions of webhooks are evaluated there too.
 //!
-//! What always holds: a policy decides from caches alone and never waits; without policies a request pays for two
+//! What always holds: a policy decides from caches alone, and waits for nothing but the conversion of a custom object
+//! into the version that it knows; without policies a request pays for two
 //! comparisons of revisions; a policy is never asked about policies, so that nobody locks himself out.
 //!
 //! Upstream: apiserver/pkg/admission/plugin/policy
@@ -24,6 +25,7 @@ use super::Context;
 use super::matching::Matched;
 use super::webhook::versions;
 use crate::authz::Authorizer;
+use crate::extensions::convert::Converter;
 use crate::seams::{AdmissionRequest, Lookup};
 
 const NAMESPACES: GroupResource = GroupResource::from_static("", "namespaces");
@@ -98,20 +100,26 @@ struct Subject {
 }
 
 impl Subject {
-    fn new(context: &Context, request: &AdmissionRequest<'_>, matched: &Matched) -> Result<Self, Status> {
+    async fn new(
+        context: &Context,
+        request: &AdmissionRequest<'_>,
+        matched: &Matched,
+        converter: &Converter,
+    ) -> Result<Self, Status> {
         let namespace = namespace_of(request, &*context.lookup)?;
-        Ok(Subject { namespace, ..Subject::without_namespace(request, matched) })
+        Ok(Subject { namespace, ..Subject::without_namespace(request, matched, converter).await? })
     }
 
-    fn without_namespace(request: &AdmissionRequest<'_>, matched: &Matched) -> Self {
-        let convert =
-            |object: &Value| versions::convert_known(request, &request.gvk, &matched.gvk, object.clone());
-        Subject {
-            object: convert(request.object),
-            old_object: request.old_object.map_or(Value::Null, convert),
-            request: request_value(request, matched),
-            namespace: None,
-        }
+    async fn without_namespace(
+        request: &AdmissionRequest<'_>,
+        matched: &Matched,
+        converter: &Converter,
+    ) -> Result<Self, Status> {
+        let (own, known) = (&request.gvk, &matched.gvk);
+        let object = versions::convert(converter, request, own, known, request.object.clone()).await?;
+        let old = request.old_object.cloned().unwrap_or_default();
+        let old_object = versions::convert(converter, request, own, known, old).await?;
+        Ok(Subject { object, old_object, request: request_value(request, matched), namespace: None })
     }
 
     fn input<'s>(&'s self, params: Option<&'s Value>, authorizer: Option<Questioner<'s>>) -> Input<'s> {
@@ -138,16 +146,18 @@ fn namespace_of(request: &AdmissionRequest<'_>, lookup: &dyn Lookup) -> Result<O
 }
 
 /// Whether a webhook's match conditions hold for a request that it matched.
-pub(crate) fn conditions_hold(
+pub(crate) async fn conditions_hold(
     conditions: &Conditions,
     authorizer: &Authorizer,
     request: &AdmissionRequest<'_>,
     matched: &Matched,
+    converter: &Converter,
 ) -> Result<bool, String> {
     if conditions.is_empty() {
         return Ok(true);
     }
-    let subject = Subject::without_namespace(request, matched);
+    let subject = Subject::without_namespace(request, matched, converter).await;
+    let subject = subject.map_err(|status| status.message)?;
     conditions.hold(&subject.input(None, Some(Questioner::new(authorizer, request))), &[])
 }
 
@@ -161,30 +171,32 @@ impl Policies {
     }
 
     /// Has the object changed. True when it was.
-    pub(super) fn mutate(
+    pub(super) async fn mutate(
         &self,
         context: &Context,
         request: &mut AdmissionRequest<'_>,
         rounds: &mut Rounds,
+        converter: &Converter,
     ) -> Result<bool, Status> {
         let hooks = self.mutating.hooks(&*context.lookup);
         if hooks.is_empty() || is_exempt(request) {
             return Ok(false);
         }
-        mutating::mutate(&hooks, context, request, rounds)
+        mutating::mutate(&hooks, context, request, rounds, converter).await
     }
 
     /// Has the request judged.
-    pub(super) fn validate(
+    pub(super) async fn validate(
         &self,
         context: &Context,
         request: &mut AdmissionRequest<'_>,
+        converter: &Converter,
     ) -> Result<(), Status> {
         let hooks = self.validating.hooks(&*context.lookup);
         if hooks.is_empty() || is_exempt(request) {
             return Ok(());
         }
-        validating::validate(&hooks, context, request)
+        validating::validate(&hooks, context, request, converter).await
     }
 }
 

@@ -15,6 +15,7 @@ use super::{Rounds, Subject, params};
 use crate::admission::matching::Matched;
 use crate::admission::webhook::versions;
 use crate::admission::{Context, forbid};
+use crate::extensions::convert::Converter;
 use crate::seams::AdmissionRequest;
 
 /// What went wrong with policies that do not ignore that.
@@ -50,11 +51,12 @@ impl Failures {
 }
 
 /// Has the object changed by all policies. True when it was.
-pub(super) fn mutate(
+pub(super) async fn mutate(
     hooks: &[Hook],
     context: &Context,
     request: &mut AdmissionRequest<'_>,
     rounds: &mut Rounds,
+    converter: &Converter,
 ) -> Result<bool, Status> {
     rounds.begin(request.object);
     let mut failures = Failures::default();
@@ -90,7 +92,9 @@ pub(super) fn mutate(
             for param in params {
                 let param = param.as_deref();
                 let key = key(policy, binding, param);
-                let outcome = invoke(policy, context, request, &matched, param, &key, rounds)?;
+                let invocation =
+                    Invocation { policy, context, matched: &matched, param, key: &key, converter };
+                let outcome = invocation.run(request, rounds).await?;
                 match outcome {
                     Ok(object_changed) => changed |= object_changed,
                     Err(why) => failures.add(policy, Some(binding), &why, true),
@@ -109,49 +113,71 @@ fn key(policy: &Definition, binding: &Binding, param: Option<&Value>) -> String 
     format!("{}/{}/{}/{}", policy.name, binding.name, text("namespace"), text("name"))
 }
 
-/// One policy with one set of parameters. The outer error ends the request, the inner one is the policy's own.
-fn invoke(
-    policy: &Definition,
-    context: &Context,
-    request: &mut AdmissionRequest<'_>,
-    matched: &Matched,
-    param: Option<&Value>,
-    key: &str,
-    rounds: &mut Rounds,
-) -> Result<Result<bool, String>, Status> {
-    let mut subject = Subject::new(context, request, matched)?;
-    let mut input = subject.input(param, Some(Questioner::new(&context.authorizer, request)));
-    input.namespace = &Value::Null;
-    match policy.conditions.hold(&input, &policy.variables) {
-        Ok(true) => {}
-        Ok(false) => return Ok(Ok(false)),
-        Err(why) => return Ok(Err(why)),
-    }
-    if !rounds.wants(key) {
-        return Ok(Ok(false));
-    }
-    let before = subject.object.clone();
-    let mut failed = None;
-    for mutation in &policy.mutations {
-        if subject.object.is_null() {
-            continue;
+/// One policy with one set of parameters.
+struct Invocation<'a> {
+    policy: &'a Definition,
+    context: &'a Context,
+    matched: &'a Matched,
+    param: Option<&'a Value>,
+    key: &'a str,
+    converter: &'a Converter,
+}
+
+impl Invocation<'_> {
+    /// The outer error ends the request, the inner one is the policy's own.
+    async fn run(
+        &self,
+        request: &mut AdmissionRequest<'_>,
+        rounds: &mut Rounds,
+    ) -> Result<Result<bool, String>, Status> {
+        let Invocation { policy, context, matched, key, converter, .. } = self;
+        let mut subject = Subject::new(context, request, matched, converter).await?;
+        match self.concerns(request, &subject) {
+            Ok(true) if rounds.wants(key) => {}
+            Ok(_) => return Ok(Ok(false)),
+            Err(why) => return Ok(Err(why)),
         }
-        match patched(mutation, policy, context, request, &subject, param) {
-            Ok(object) => subject.object = versions::read(&matched.gvk, request, object)?,
-            Err(why) => {
-                failed.get_or_insert(why);
+        let before = subject.object.clone();
+        let failed = self.change(request, &mut subject)?;
+        let changed = subject.object != before;
+        if changed {
+            let (known, own) = (&matched.gvk, request.gvk.clone());
+            *request.object = versions::convert(converter, request, known, &own, subject.object).await?;
+            rounds.require_all();
+        }
+        if policy.reinvoke {
+            rounds.invoked(key);
+        }
+        Ok(failed.map_or(Ok(changed), Err))
+    }
+
+    fn concerns(&self, request: &AdmissionRequest<'_>, subject: &Subject) -> Result<bool, String> {
+        let questioner = Questioner::new(&self.context.authorizer, request);
+        let mut input = subject.input(self.param, Some(questioner));
+        input.namespace = &Value::Null;
+        self.policy.conditions.hold(&input, &self.policy.variables)
+    }
+
+    /// Makes the mutations, one on top of the other. What the first of them that fails has to say.
+    fn change(
+        &self,
+        request: &AdmissionRequest<'_>,
+        subject: &mut Subject,
+    ) -> Result<Option<String>, Status> {
+        let mut failed = None;
+        for mutation in &self.policy.mutations {
+            if subject.object.is_null() {
+                continue;
+            }
+            match patched(mutation, self.policy, self.context, request, subject, self.param) {
+                Ok(object) => subject.object = versions::read(&self.matched.gvk, request, object)?,
+                Err(why) => {
+                    failed.get_or_insert(why);
+                }
             }
         }
+        Ok(failed)
     }
-    let changed = subject.object != before;
-    if changed {
-        *request.object = versions::convert_known(request, &matched.gvk, &request.gvk, subject.object);
-        rounds.require_all();
-    }
-    if policy.reinvoke {
-        rounds.invoked(key);
-    }
-    Ok(failed.map_or(Ok(changed), Err))
 }
 
 /// The object with one mutation made.

@@ -2,7 +2,10 @@ use serde_json::{Value, json};
 
 use super::*;
 use crate::admission::Context;
-use crate::admission::fake::{Case, context};
+use crate::admission::fake::{Case, context, random};
+use crate::admission::webhook::client::WebhookClient;
+use crate::remote::outbound::Peers;
+use crate::remote::resolve::Resolver;
 
 fn policy(spec: Value) -> Value {
     let mut policy = json!({"apiVersion": "admissionregistration.k8s.io/v1", "kind": "ValidatingAdmissionPolicy",
@@ -45,10 +48,14 @@ fn world(objects: impl IntoIterator<Item = Value>) -> Context {
 /// The code and message of a refusal, or `admitted`, and the warnings.
 fn judged(context: &Context, case: &mut Case) -> (String, Vec<String>) {
     let policies = Policies::new();
+    let peers = Arc::new(Peers::new(Resolver::new(context.lookup.clone()), None));
+    let converter = Converter { webhooks: WebhookClient::new(peers), random: random() };
     let result = case.run(|request| {
-        let mut rounds = Rounds::default();
-        policies.mutate(context, request, &mut rounds)?;
-        policies.validate(context, request)
+        futures::executor::block_on(async {
+            let mut rounds = Rounds::default();
+            policies.mutate(context, request, &mut rounds, &converter).await?;
+            policies.validate(context, request, &converter).await
+        })
     });
     let told = match result {
         Ok(()) => "admitted".to_owned(),

@@ -15,6 +15,7 @@ use super::expressions::{Input, Questioner};
 use super::{Subject, params};
 use crate::admission::{Context, forbid};
 use crate::audit::Annotation;
+use crate::extensions::convert::Converter;
 use crate::seams::AdmissionRequest;
 
 /// Why a policy refuses.
@@ -39,10 +40,11 @@ enum Audit {
 }
 
 /// Asks all policies; the first refusal is told.
-pub(super) fn validate(
+pub(super) async fn validate(
     hooks: &[Hook],
     context: &Context,
     request: &mut AdmissionRequest<'_>,
+    converter: &Converter,
 ) -> Result<(), Status> {
     let mut denied: Option<(String, String)> = None;
     let mut failures = Vec::new();
@@ -82,7 +84,7 @@ pub(super) fn validate(
                 continue;
             }
             if subject.is_none() {
-                subject = Some(Subject::new(context, request, &matched)?);
+                subject = Some(Subject::new(context, request, &matched, converter).await?);
             }
             let Some(subject) = &subject else { continue };
             for param in params {

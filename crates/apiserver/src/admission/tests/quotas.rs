@@ -42,7 +42,9 @@ fn charge(lookup: &Arc<Fake>, conflicts: usize, mut case: Case) -> Result<(), St
     let chain = chain(lookup);
     let server = Server { lookup: lookup.clone(), conflicts: conflicts.into() };
     assert!(chain.client().set(Client::new(Arc::new(server), "test")).is_ok());
-    case.run(|request| futures::executor::block_on(chain.quota.charge(&**lookup, request)))
+    case.run(|request| {
+        futures::executor::block_on(chain.quota.charge(&**lookup, &Default::default(), request))
+    })
 }
 
 fn used(lookup: &Fake) -> Value {

@@ -63,7 +63,7 @@ impl WebhookClient {
             let code = answer.status().as_u16();
             let body = Limited::new(answer.into_body(), MAX_ANSWER_BYTES).collect().await;
             let body = body.map_err(|error| failed(&error.to_string()))?.to_bytes();
-            read(code, &body).map_err(CallError::Call)
+            read_answer(code, &body).map_err(CallError::Call)
         };
         tokio::time::timeout(timeout, exchange)
             .await
@@ -75,7 +75,7 @@ impl WebhookClient {
 ///
 /// Upstream: client-go/rest/request.go transformResponse, apimachinery/pkg/api/errors/errors.go
 /// NewGenericServerResponse
-fn read(code: u16, body: &[u8]) -> Result<Value, String> {
+pub(crate) fn read_answer(code: u16, body: &[u8]) -> Result<Value, String> {
     let parsed: Result<Value, _> = serde_json::from_slice(body);
     if let Ok(status) = &parsed
         && status["kind"] == "Status"
@@ -183,7 +183,7 @@ mod tests {
             ),
             (200, r#"{"kind":"Status","status":"Failure","message":"no"}"#, Err("no")),
         ] {
-            assert_eq!(read(code, body.as_bytes()), expected.map_err(str::to_owned), "{code} {body}");
+            assert_eq!(read_answer(code, body.as_bytes()), expected.map_err(str::to_owned), "{code} {body}");
         }
     }
 }

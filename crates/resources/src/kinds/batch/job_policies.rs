@@ -54,7 +54,8 @@ pub fn validate(job: &Value, path: &Path) -> Errors {
         if mode == "Indexed" {
             errors.extend(validate_success(job, policy, &at));
         } else {
-            errors.push(Error::invalid(&at, policy.clone(), "requires indexed completion mode"));
+            let error = Error::invalid(&at, policy.clone(), "requires indexed completion mode");
+            errors.push(error.showing(shown_success(policy)));
         }
     }
     if has(job, "podReplacementPolicy") {
@@ -179,6 +180,17 @@ fn validate_exit_codes(job: &Value, codes: &Value, path: &Path) -> Errors {
         errors.push(Error::invalid(&at_values, all(), "must be ordered"));
     }
     errors
+}
+
+/// A success policy by the names of upstream's own type.
+fn shown_success(policy: &Value) -> String {
+    let rule = |rule: &Value| {
+        let (indexes, count) = (&rule["succeededIndexes"], &rule["succeededCount"]);
+        format!("{{\"SucceededIndexes\":{indexes},\"SucceededCount\":{count}}}")
+    };
+    let rules = policy.get("rules").and_then(Value::as_array);
+    let rules = rules.map(|rules| rules.iter().map(rule).collect::<Vec<_>>().join(","));
+    format!("{{\"Rules\":{}}}", rules.map_or("null".to_owned(), |rules| format!("[{rules}]")))
 }
 
 fn validate_success(job: &Value, policy: &Value, path: &Path) -> Errors {

@@ -4,6 +4,8 @@
 mod update;
 mod validation;
 
+pub use validation::addresses;
+
 use crate::prelude::*;
 use crate::strategy::{Context, Strategy};
 

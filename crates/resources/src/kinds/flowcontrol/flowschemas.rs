@@ -49,7 +49,9 @@ fn validate(schema: &Value) -> Errors {
     if has(schema, "spec.distinguisherMethod") {
         let method = text(schema, "spec.distinguisherMethod.type");
         let place = path("spec.distinguisherMethod.type");
-        errors.extend(crate::validate::one_of(method, &place, &["ByNamespace", "ByUser"]));
+        let wrong = crate::validate::one_of(method, &place, &["ByNamespace", "ByUser"]);
+        // Upstream shows the method by the names of its own type.
+        errors.extend(wrong.into_iter().map(|error| error.showing(format!("{{\"Type\":{method:?}}}"))));
     }
     let level = text(schema, "spec.priorityLevelConfiguration.name");
     let place = path("spec.priorityLevelConfiguration.name");
@@ -87,8 +89,29 @@ fn validate_rule(rule: &Value, place: &Path) -> Errors {
         errors.extend(verbs(rule, &place));
         let detail = "nonResourceURLs must contain at least one value";
         errors.extend(words(rule, &place, "nonResourceURLs", "non-resource URLs", detail));
+        let urls = get::texts(rule, "nonResourceURLs");
+        for (index, url) in urls.iter().enumerate().filter(|(_, url)| **url != "*") {
+            let place = place.child("nonResourceURLs").index(index);
+            errors.extend(wrong_url(url).map(|why| Error::invalid(&place, *url, why)));
+        }
     }
     errors
+}
+
+/// Upstream: pkg/apis/flowcontrol/validation/validation.go ValidateNonResourceURLPath
+fn wrong_url(url: &str) -> Option<&'static str> {
+    let wildcards = url.matches('*').count();
+    match url {
+        "" => Some("must not be empty"),
+        "/" => None,
+        url if !url.starts_with('/') => Some("must start with slash"),
+        url if url.contains(' ') => Some("must not contain white-space"),
+        url if url.contains("//") => Some("must not contain double slash"),
+        url if wildcards > 1 || (wildcards == 1 && !url.ends_with("/*")) => {
+            Some("wildcard can only do suffix matching")
+        }
+        _ => None,
+    }
 }
 
 /// What a kind of subject is told by.

@@ -5,7 +5,7 @@ use crate::prelude::*;
 pub fn row() -> Arc<ResourceDef> {
     Row::cluster("networking.k8s.io/v1", "IPAddress", "ipaddresses")
         .short(&["ip"])
-        .columns("Name,ParentRef,Age", cells)
+        .columns("Name,ParentRef", cells)
         .strategy(Rules { name, validate, validate_update, ..Rules::PLAIN })
         .build()
 }

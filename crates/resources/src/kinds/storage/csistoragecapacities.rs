@@ -4,9 +4,6 @@ use crate::prelude::*;
 
 pub fn row() -> Arc<ResourceDef> {
     Row::namespaced("storage.k8s.io/v1", "CSIStorageCapacity", "csistoragecapacities")
-        .columns("Name,StorageClassName,Capacity", |o, _| {
-            cells![get::name(o), text(o, "storageClassName"), print::plain_or(o, "capacity", "<unset>")]
-        })
         .strategy(Rules { validate, validate_update, unconditional_update: false, ..Rules::PLAIN })
         .build()
 }

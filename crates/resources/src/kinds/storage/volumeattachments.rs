@@ -40,7 +40,7 @@ fn validate(attachment: &Value) -> Errors {
     let node = text(attachment, "spec.nodeName");
     let messages = names::dns1123_subdomain(node);
     errors.extend(messages.into_iter().map(|m| Error::invalid(&path("spec.nodeName"), node, m)));
-    if !name.is_empty() {
+    if has(attachment, "spec.source.persistentVolumeName") {
         let messages = names::dns1123_subdomain(name);
         let at = path("spec.source.persistentVolumeName");
         errors.extend(messages.into_iter().map(|m| Error::invalid(&at, name, m)));

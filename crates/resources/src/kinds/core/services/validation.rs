@@ -23,7 +23,7 @@ pub fn validate(service: &Value) -> Errors {
     errors.extend(ports(service, &spec.child("ports")));
     errors.extend(labels(service, "spec.selector", &spec.child("selector")));
     errors.extend(affinity(service, &spec));
-    errors.extend(cluster_ips(service, &spec));
+    errors.extend(addresses(service));
     for (value, at) in get::items(service, "spec.externalIPs", &spec.child("externalIPs")) {
         let value = value.as_str().unwrap_or_default();
         let bad = ip(value, &at);
@@ -141,43 +141,91 @@ fn affinity(service: &Value, spec: &Path) -> Errors {
     errors
 }
 
+/// What a Service says of its addresses and their families.
+///
 /// Upstream: pkg/apis/core/validation/validation.go ValidateServiceClusterIPsRelatedFields
-fn cluster_ips(service: &Value, spec: &Path) -> Errors {
+pub fn addresses(service: &Value) -> Errors {
     let mut errors = Errors::new();
     if text(service, "spec.type") == "ExternalName" {
         return errors;
     }
+    let spec = path("spec");
     let at = spec.child("clusterIPs");
     let all = get::texts(service, "spec.clusterIPs");
-    let single = text(service, "spec.clusterIP");
-    if !all.is_empty() && all[0] != single {
-        let value = json!(all);
-        errors.push(Error::invalid(&at, value, "first value must match `clusterIP`"));
+    match (text(service, "spec.clusterIP"), all.first()) {
+        ("", None) => {}
+        ("", Some(_)) => {
+            let detail = "must be empty when `clusterIP` is not specified";
+            errors.push(Error::invalid(&at, json!(all), detail));
+        }
+        (_, None) => errors.push(Error::required(&at, "")),
+        (single, Some(first)) if single != *first => {
+            errors.push(Error::invalid(&at, json!(all), "first value must match `clusterIP`"));
+        }
+        _ => {}
     }
-    if all.is_empty() && !single.is_empty() && single != "None" {
-        errors.extend(ip(single, &spec.child("clusterIP")));
-    }
-    if all.len() > 2 {
-        let detail = "may only hold up to 2 values";
-        errors.push(Error::invalid(&at, json!(all), detail));
-    }
+    errors.extend(families(service, &spec));
+    let before = errors.len();
     for (index, address) in all.iter().enumerate() {
-        if *address == "None" {
+        if index == 0 && *address == "None" {
             if all.len() > 1 {
-                let detail = "'None' may only be used as the first and only value";
-                errors.push(Error::invalid(&at, json!(all), detail));
+                errors.push(Error::invalid(&at, json!(all), "'None' must be the first and only value"));
             }
         } else {
             errors.extend(ip(address, &at.index(index)));
         }
     }
-    for (family, at) in get::items(service, "spec.ipFamilies", &spec.child("ipFamilies")) {
-        errors.extend(one_of(family.as_str().unwrap_or_default(), &at, &["IPv4", "IPv6"]));
+    let well = errors.len() == before;
+    if all.len() > 2 {
+        errors.push(Error::invalid(&at, json!(all), "may only hold up to 2 values"));
     }
-    let policy = text(service, "spec.ipFamilyPolicy");
-    if !policy.is_empty() {
+    if well {
+        errors.extend(of_one_family_each(&all, &get::texts(service, "spec.ipFamilies"), &at));
+    }
+    errors
+}
+
+fn families(service: &Value, spec: &Path) -> Errors {
+    let mut errors = Errors::new();
+    let mut seen = Vec::new();
+    for (family, at) in get::items(service, "spec.ipFamilies", &spec.child("ipFamilies")) {
+        let family = family.as_str().unwrap_or_default();
+        const FAMILIES: &[&str] = &["IPv4", "IPv6"];
+        if !FAMILIES.contains(&family) {
+            errors.push(Error::not_supported(&at, family, FAMILIES));
+        }
+        if seen.contains(&family) {
+            errors.push(Error::duplicate(&at, family));
+        }
+        seen.push(family);
+    }
+    if has(service, "spec.ipFamilyPolicy") {
         const POLICIES: &[&str] = &["PreferDualStack", "RequireDualStack", "SingleStack"];
-        errors.extend(one_of(policy, &spec.child("ipFamilyPolicy"), POLICIES));
+        let policy = text(service, "spec.ipFamilyPolicy");
+        if !POLICIES.contains(&policy) {
+            errors.push(Error::not_supported(&spec.child("ipFamilyPolicy"), policy, POLICIES));
+        }
+    }
+    errors
+}
+
+/// Good addresses are of different families, and of those that are named.
+fn of_one_family_each(all: &[&str], families: &[&str], at: &Path) -> Errors {
+    let mut errors = Errors::new();
+    let family = |address: &str| if address.contains(':') { "IPv6" } else { "IPv4" };
+    let pair = matches!(all, [first, second] if family(first) != family(second));
+    if all.len() > 1 && !pair {
+        let detail = "may specify no more than one IP for each IP family";
+        errors.push(Error::invalid(at, json!(all), detail));
+    }
+    if all.first() == Some(&"None") {
+        return errors;
+    }
+    for (index, (address, wanted)) in all.iter().zip(families).enumerate() {
+        if family(address) != *wanted && matches!(*wanted, "IPv4" | "IPv6") {
+            let detail = format!("expected an {wanted} value as indicated by `ipFamilies[{index}]`");
+            errors.push(Error::invalid(&at.index(index), *address, detail));
+        }
     }
     errors
 }
