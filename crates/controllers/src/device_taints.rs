@@ -10,7 +10,7 @@ use api::core::v1::Pod;
 use api::resource::v1::{
     DeviceRequestAllocationResult, DeviceTaint, DeviceToleration, ResourceClaim, ResourceSlice,
 };
-use controller_runtime::{Event, EventRecorder, Informer, WorkQueue};
+use controller_runtime::{Deletions, Event, EventRecorder, Informer, WorkQueue};
 use jiff::{SignedDuration, Timestamp};
 
 use crate::Error;
@@ -94,6 +94,7 @@ struct Controller {
     slices: Informer<ResourceSlice>,
     queue: WorkQueue<String>,
     doomed: Doomed,
+    removals: Deletions,
     events: EventRecorder,
 }
 
@@ -105,6 +106,7 @@ pub(crate) async fn run(context: Context) {
         slices: context.informers.informer(),
         queue: WorkQueue::new(),
         doomed: Doomed::default(),
+        removals: Deletions::default(),
         events: context.events("device-taint-eviction-controller"),
         context,
     });
@@ -131,6 +133,7 @@ impl Controller {
         self.claims.subscribe(move |event| this.add_users(event.object()));
         let this = self.clone();
         self.pods.subscribe(move |event| {
+            this.removals.observe(event, is_deleting);
             let (Event::Added(pod) | Event::Updated { new: pod, .. }) = event else {
                 this.doomed.remove(event.object());
                 return;
@@ -160,7 +163,12 @@ impl Controller {
     }
 
     async fn reconcile(self: Arc<Self>, key: String) -> Result<(), Error> {
-        let lives = |pod: &Arc<Pod>| !is_deleting(&**pod) && !is_terminal(pod) && !node_name(pod).is_empty();
+        let lives = |pod: &Arc<Pod>| {
+            !is_deleting(&**pod)
+                && !is_terminal(pod)
+                && !node_name(pod).is_empty()
+                && !self.removals.contains(pod.uid())
+        };
         let Some(pod) = self.pods.get(&key).filter(lives) else { return Ok(()) };
         let tell = |message: &str| self.events.normal(&*pod, "DeviceTaintManagerEviction", message);
         let Some(end) = self.pod_end(&pod) else {
@@ -180,7 +188,7 @@ impl Controller {
         tell("Marking for deletion");
         let why = ("DeletionByDeviceTaintManager", "Device Taint manager: deleting due to NoExecute taint");
         let patch = status_patch(&pod, Some(why), None, now);
-        remove(&self.context, &self.pods, &pod, patch, None).await
+        remove(&self.context, &self.pods, &self.removals, &pod, patch, None).await
     }
 }
 

@@ -7,7 +7,7 @@ use api::Object;
 use api::core::v1::{Pod, PodCondition};
 use api::meta::Time;
 use client::{DeleteOptions, PatchType};
-use controller_runtime::Informer;
+use controller_runtime::{Deletions, Informer};
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
@@ -54,24 +54,43 @@ pub(crate) fn status_patch(
     })
 }
 
-/// Writes the patch, if there is one, and deletes the pod. One that is gone is as good as deleted.
+/// Writes the patch, if there is one, and deletes the pod. One that is gone is as good as deleted. Callers ask
+/// `removals` first, so that what the cache does not show yet is not done again.
 pub(crate) async fn remove(
+    context: &Context,
+    pods: &Informer<Pod>,
+    removals: &Deletions,
+    pod: &Pod,
+    patch: Option<Value>,
+    grace_period_seconds: Option<i64>,
+) -> Result<(), Error> {
+    removals.begin(pod.uid());
+    let removed = mark_and_delete(context, pods, pod, patch, grace_period_seconds).await;
+    if !matches!(removed, Ok(true)) {
+        removals.undo(pod.uid());
+    }
+    removed.map(drop)
+}
+
+/// False when the pod was gone already.
+async fn mark_and_delete(
     context: &Context,
     pods: &Informer<Pod>,
     pod: &Pod,
     patch: Option<Value>,
     grace_period_seconds: Option<i64>,
-) -> Result<(), Error> {
+) -> Result<bool, Error> {
     if let Some(patch) = patch {
         match pods.patch(pod, Some("status"), PatchType::Merge, &patch).await {
-            Err(error) if error.is_not_found() => return Ok(()),
+            Err(error) if error.is_not_found() => return Ok(false),
             patched => patched?,
         };
     }
     let options = DeleteOptions { grace_period_seconds, ..DeleteOptions::uid(pod.uid()) };
     match context.client.delete::<Pod>(pod.namespace(), pod.name(), &options).await {
-        Err(error) if !error.is_not_found() => Err(error.into()),
-        _ => Ok(()),
+        Err(error) if error.is_not_found() => Ok(false),
+        Err(error) => Err(error.into()),
+        Ok(()) => Ok(true),
     }
 }
 

@@ -18,8 +18,8 @@ use crate::objects::is_deleting;
 const WORKERS: usize = 10;
 const FINALIZER: &str = "kubernetes";
 const PAGE: u32 = 500;
-/// While much goes, the status says what is left this often.
-const TELL_EVERY: Duration = Duration::from_secs(1);
+/// While much goes, the status says what is left this often: each time costs lists of all that may be left.
+const TELL_EVERY: Duration = Duration::from_secs(5);
 
 /// What a pass over the content found.
 #[derive(Debug, Default)]

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use api::Object;
 use api::core::v1::{Node, Pod};
-use controller_runtime::{Event, Informer, WorkQueue};
+use controller_runtime::{Deletions, Event, Informer, WorkQueue};
 use jiff::Timestamp;
 
 use crate::Error;
@@ -26,6 +26,7 @@ struct Controller {
     nodes: Informer<Node>,
     pods: Informer<Pod>,
     queue: WorkQueue<String>,
+    removals: Deletions,
 }
 
 /// Runs the controller until the shutdown.
@@ -34,6 +35,7 @@ pub(crate) async fn run(context: Context) {
         nodes: context.informers.informer(),
         pods: context.informers.informer(),
         queue: WorkQueue::new(),
+        removals: Deletions::default(),
         context,
     });
     index_by_node(&controller.pods);
@@ -59,6 +61,8 @@ pub(crate) async fn run(context: Context) {
 
 impl Controller {
     fn pod_event(&self, event: &Event<Pod>) {
+        // What is deleted without grace is not seen deleting, but gone.
+        self.removals.observe(event, |_| false);
         let (Event::Added(pod) | Event::Updated { new: pod, .. }) = event else { return };
         let key = Object::key(&**pod);
         if node_name(pod).is_empty() {
@@ -89,7 +93,8 @@ impl Controller {
     }
 
     async fn reconcile(self: Arc<Self>, key: String) -> Result<(), Error> {
-        let Some(pod) = self.pods.get(&key) else { return Ok(()) };
+        let asked = |pod: &Arc<Pod>| self.removals.contains(pod.uid());
+        let Some(pod) = self.pods.get(&key).filter(|pod| !asked(pod)) else { return Ok(()) };
         let node = node_name(&pod);
         if node.is_empty() {
             if is_deleting(&*pod) {
@@ -122,7 +127,7 @@ impl Controller {
     async fn remove(&self, pod: &Pod, why: Option<(&str, &str)>) -> Result<(), Error> {
         let now = self.context.clock().now();
         let patch = if is_terminal(pod) { None } else { status_patch(pod, why, Some("Failed"), now) };
-        remove(&self.context, &self.pods, pod, patch, Some(0)).await
+        remove(&self.context, &self.pods, &self.removals, pod, patch, Some(0)).await
     }
 }
 

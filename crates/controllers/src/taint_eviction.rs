@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use api::Object;
 use api::core::v1::{Node, Pod, Taint, Toleration};
-use controller_runtime::{Event, EventRecorder, Informer, WorkQueue};
+use controller_runtime::{Deletions, Event, EventRecorder, Informer, WorkQueue};
 use jiff::Timestamp;
 
 use crate::Error;
@@ -67,6 +67,7 @@ struct Controller {
     pods: Informer<Pod>,
     queue: WorkQueue<String>,
     doomed: Doomed,
+    removals: Deletions,
     events: EventRecorder,
 }
 
@@ -82,6 +83,7 @@ pub(crate) async fn run(context: Context) {
         pods: context.informers.informer(),
         queue: WorkQueue::new(),
         doomed: Doomed::default(),
+        removals: Deletions::default(),
         events: context.events("taint-eviction-controller"),
         context,
     });
@@ -102,6 +104,7 @@ pub(crate) async fn run(context: Context) {
     });
     let this = controller.clone();
     controller.pods.subscribe(move |event| {
+        this.removals.observe(event, is_deleting);
         let (Event::Added(pod) | Event::Updated { new: pod, .. }) = event else {
             this.doomed.remove(event.object());
             return;
@@ -120,9 +123,9 @@ pub(crate) async fn run(context: Context) {
 
 impl Controller {
     async fn reconcile(self: Arc<Self>, key: String) -> Result<(), Error> {
-        let Some(pod) = self.pods.get(&key).filter(|pod| !is_deleting(&**pod) && !is_terminal(pod)) else {
-            return Ok(());
-        };
+        let stays =
+            |pod: &Arc<Pod>| !is_deleting(&**pod) && !is_terminal(pod) && !self.removals.contains(pod.uid());
+        let Some(pod) = self.pods.get(&key).filter(stays) else { return Ok(()) };
         let Some(node) = self.nodes.get(node_name(&pod)) else { return Ok(()) };
         let now = self.context.clock().now();
         match decide(&pod, &evicting(&node), now) {
@@ -140,7 +143,7 @@ impl Controller {
                 self.events.normal(&*pod, "TaintManagerEviction", format!("Marking for deletion Pod {key}"));
                 let why = ("DeletionByTaintManager", "Taint manager: deleting due to NoExecute taint");
                 let patch = status_patch(&pod, Some(why), None, now);
-                remove(&self.context, &self.pods, &pod, patch, None).await?;
+                remove(&self.context, &self.pods, &self.removals, &pod, patch, None).await?;
             }
         }
         Ok(())

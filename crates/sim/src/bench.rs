@@ -136,7 +136,8 @@ async fn kubelets(client: Client, pods: controller_runtime::Informer<Pod>, stop:
         async move {
             let Some(pod) = pod else { return Ok::<_, Error>(()) };
             let node = pod.spec.as_ref().and_then(|spec| spec.node_name.as_deref()).unwrap_or_default();
-            if node.is_empty() || node == LOST && phase(&pod) == "Running" {
+            // The lost node's kubelet ran its pods before it was lost, and does nothing since.
+            if node.is_empty() || node == LOST && phase(&pod) != "Pending" {
                 return Ok(());
             }
             if pod.metadata.deletion_timestamp.is_some() {
