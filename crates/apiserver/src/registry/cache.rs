@@ -4,7 +4,7 @@
 //! reader that stays behind its beginning is told so instead of being waited for.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
-use std::ops::Bound;
+use std::ops::{Bound, RangeInclusive};
 use std::sync::{Arc, OnceLock, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use bytes::{Bytes, BytesMut};
@@ -13,9 +13,14 @@ use tokio::sync::watch;
 
 use super::object::Object;
 
-/// How much of its past a resource keeps: enough for a watcher to come back after a broken connection.
-const HISTORY_EVENTS: usize = 16_384;
-const HISTORY_BYTES: usize = 8 << 20;
+/// How much of its past a resource keeps: enough for a watcher to come back after a broken connection, and for one
+/// that falls behind in a burst to catch up. As many bytes as there are of the present state, within these bounds.
+///
+/// Upstream: apiserver/pkg/storage/cacher/watch_cache.go defaultUpperBoundCapacity
+const HISTORY_EVENTS: usize = 100 * 1024;
+const HISTORY_BYTES: RangeInclusive<usize> = 8 << 20..=64 << 20;
+/// So many of the newest events keep the frames that watchers were sent: who comes later has them made again.
+const FRESH: usize = 1024;
 
 /// What a watcher sees of a change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -89,8 +94,9 @@ impl Event {
         Some(Arc::new(Object::at(&entry, self.revision)))
     }
 
+    /// What only the history holds of it: the present state is there anyhow.
     fn bytes(&self) -> usize {
-        2 * self.object.stored().len() + 512
+        self.previous.as_ref().map_or(0, |previous| previous.stored().len()) + 512
     }
 }
 
@@ -109,6 +115,8 @@ pub struct State {
     objects: BTreeMap<Arc<str>, Arc<Object>>,
     history: VecDeque<Arc<Event>>,
     history_bytes: usize,
+    /// What the present objects come to.
+    bytes: usize,
     /// The state began with this revision.
     loaded: Revision,
     /// All changes after this revision are in the history.
@@ -127,10 +135,12 @@ impl State {
     pub fn new(objects: impl IntoIterator<Item = Object>, revision: Revision) -> Self {
         let objects: BTreeMap<_, _> = objects.into_iter().map(|o| (o.key.clone(), Arc::new(o))).collect();
         let newest = objects.values().map(|o| o.revision).max().unwrap_or(0);
+        let bytes = objects.values().map(|o| o.stored().len()).sum();
         State {
             objects,
             history: VecDeque::new(),
             history_bytes: 0,
+            bytes,
             loaded: revision,
             complete_after: revision,
             newest,
@@ -168,10 +178,13 @@ impl State {
             return;
         }
         let previous = self.objects.get(&change.key).cloned();
+        let length = |object: &Arc<Object>| object.stored().len();
+        self.bytes -= previous.as_ref().map_or(0, length);
         let object = match &change.value {
             Some(entry) => {
                 let object = Arc::new(Object::new(entry));
                 self.objects.insert(change.key.clone(), object.clone());
+                self.bytes += length(&object);
                 object
             }
             None => {
@@ -189,9 +202,12 @@ impl State {
     fn remember(&mut self, event: Event) {
         self.history_bytes += event.bytes();
         self.history.push_back(Arc::new(event));
-        while self.history.len() > HISTORY_EVENTS
-            || (self.history_bytes > HISTORY_BYTES && self.history.len() > 64)
-        {
+        if let Some(stale) = self.history.len().checked_sub(FRESH + 1).map(|at| &mut self.history[at]) {
+            let Event { revision, object, previous, deleted, .. } = &**stale;
+            *stale = Arc::new(Event::seen(*revision, object.clone(), previous.clone(), *deleted));
+        }
+        let most = self.bytes.clamp(*HISTORY_BYTES.start(), *HISTORY_BYTES.end());
+        while self.history.len() > HISTORY_EVENTS || (self.history_bytes > most && self.history.len() > 64) {
             let Some(oldest) = self.history.pop_front() else { return };
             self.history_bytes -= oldest.bytes();
             self.complete_after = oldest.revision;
@@ -319,6 +335,23 @@ mod tests {
         assert_eq!(kinds(9), Ok(vec![]));
         assert_eq!(kinds(4), Err(TooOld { oldest: 5 }));
         assert_eq!(state.count(), 0);
+    }
+
+    #[test]
+    fn a_burst_of_ten_thousand_is_remembered_and_an_endless_one_is_not() {
+        let mut state = State::new([], 0);
+        let value = format!(r#"{{"metadata":{{"x":"{}"}}}}"#, "x".repeat(3_000));
+        let put = |state: &mut State, revision: u64, number: u64| {
+            let mut change = change(revision, Some(&value));
+            change.key = format!("/registry/pods/a/{number}").into();
+            state.apply(&change);
+        };
+        (1..=10_000).for_each(|number| put(&mut state, number, number));
+        assert_eq!(state.since(0, usize::MAX).map(|events| events.len()), Ok(10_000));
+        (10_001..=40_000).for_each(|revision| put(&mut state, revision, revision % 10_000));
+        let kept = state.history.len();
+        assert!((5_000..20_000).contains(&kept), "{kept}");
+        assert!(state.history_bytes <= state.bytes);
     }
 
     #[test]
