@@ -160,6 +160,7 @@ objects! {
     crate::certificates::v1::CertificateSigningRequest, false;
     crate::coordination::v1::Lease, true;
     crate::discovery::v1::EndpointSlice, true;
+    crate::events::v1::Event, true;
     crate::networking::v1::NetworkPolicy, true;
     crate::networking::v1::ServiceCIDR, false;
     crate::networking::v1::IPAddress, false;
@@ -174,9 +175,11 @@ objects! {
     crate::resource::v1::ResourceClaimTemplate, true;
     crate::resource::v1::ResourceSlice, false;
     crate::scheduling::v1::PriorityClass, false;
+    crate::scheduling::v1alpha2::PodGroup, true;
     crate::storage::v1::CSIDriver, false;
     crate::storage::v1::CSINode, false;
     crate::storage::v1::CSIStorageCapacity, true;
     crate::storage::v1::StorageClass, false;
     crate::storage::v1::VolumeAttachment, false;
+    crate::storagemigration::v1beta1::StorageVersionMigration, false;
 }

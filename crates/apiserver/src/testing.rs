@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use apimachinery::Status;
 use async_trait::async_trait;
+use resources::features::{Features, Versions};
 use rustls_pki_types::CertificateDer;
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
@@ -102,8 +103,15 @@ pub async fn server() -> Arc<ApiServer> {
 
 /// A server over memory storage as a cluster has it: with upstream's admission, and what a cluster starts with.
 pub async fn cluster(config: Config) -> Arc<ApiServer> {
+    cluster_with(config, Features::NONE).await
+}
+
+/// The same with features that are off by default, and all their kinds.
+pub async fn cluster_with(config: Config, features: Features) -> Arc<ApiServer> {
     let shutdown = CancellationToken::new();
-    let registry = Registry::new(Arc::new(storage::memory::Memory::new()), resources::table().to_vec()).await;
+    let versions = Versions::parse(["api/all=true"]).expect("it is known");
+    let table = resources::features::table(features, &versions);
+    let registry = Registry::new(Arc::new(storage::memory::Memory::new()), table).await;
     let registry = registry.expect("memory storage can be read");
     let authorizer = Arc::new(crate::authz::Authorizer::new(registry.clone()));
     let chain = Arc::new(crate::admission::Chain::new(registry.clone(), authorizer, config.random.clone()));
@@ -117,7 +125,10 @@ pub async fn cluster(config: Config) -> Arc<ApiServer> {
     let user = crate::bootstrap::loopback_user();
     let own = client::Client::new(server.in_process(user), "apiserver");
     chain.client().set(own).unwrap_or_else(|_| unreachable!("the chain is new"));
-    server.bootstrap(crate::authz::bootstrap_objects()).await.expect("an empty cluster can be filled");
+    server
+        .bootstrap(crate::authz::bootstrap_objects_with(features))
+        .await
+        .expect("an empty cluster can be filled");
     server
 }
 

@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use crate::clock::Clock;
 
 /// Events that await delivery.
-const QUEUE: usize = 1000;
+pub(crate) const QUEUE: usize = 1000;
 /// Upstream: client-go/tools/record/events_cache.go, the defaults of all that follow.
 const CACHE: usize = 4096;
 const SIMILAR_MAX: usize = 10;
@@ -30,7 +30,7 @@ pub enum EventType {
 }
 
 impl EventType {
-    fn as_str(self) -> &'static str {
+    pub(crate) fn as_str(self) -> &'static str {
         match self {
             EventType::Normal => "Normal",
             EventType::Warning => "Warning",
@@ -131,19 +131,23 @@ impl EventDelivery {
             };
             let Some(told) = told else { return };
             let Some((key, delivery)) = self.correlator.correlate(told) else { continue };
+            let (client, delivery) = (&self.client, &delivery);
             tokio::select! {
                 () = shutdown.cancelled() => return,
-                written = deliver(&self.client, delivery) => self.correlator.written(key, written),
+                written = persist(move || attempt(client, delivery)) => self.correlator.written(key, written),
             }
         }
     }
 }
 
 /// The event as the server now holds it; `None` when it was refused or the server stays away.
-async fn deliver(client: &Client, delivery: Delivery) -> Option<Event> {
+pub(crate) async fn persist<E, Attempt>(attempt: impl Fn() -> Attempt) -> Option<E>
+where
+    Attempt: Future<Output = Result<E, Error>>,
+{
     let mut delay = Duration::from_millis(500);
     for _ in 0..TRIES {
-        match attempt(client, &delivery).await {
+        match attempt().await {
             Ok(event) => return Some(event),
             Err(Error::Transport(error)) => tracing::debug!(%error, "an event cannot be delivered yet"),
             Err(error) => {
@@ -233,12 +237,7 @@ impl Correlator {
                 (key, Delivery::Count(Box::new(event)))
             }
             None => {
-                let name = format!(
-                    "{}.{:x}",
-                    told.about.name.as_deref().unwrap_or_default(),
-                    told.at.as_nanosecond()
-                );
-                let known = Known { name, count: 1, first: told.at };
+                let known = Known { name: event_name(&told.about, told.at), count: 1, first: told.at };
                 let event = event(&self.source, &told, message, &known);
                 make_room(&mut self.known);
                 self.known.insert(key.clone(), known);
@@ -294,8 +293,13 @@ impl Correlator {
     }
 }
 
+/// The name of an event about an object.
+pub(crate) fn event_name(about: &ObjectReference, at: jiff::Timestamp) -> String {
+    format!("{}.{:x}", about.name.as_deref().unwrap_or_default(), at.as_nanosecond())
+}
+
 /// A full cache is emptied: what is lost is only that a few repeats become new events.
-fn make_room<K, V>(cache: &mut HashMap<K, V>) {
+pub(crate) fn make_room<K, V>(cache: &mut HashMap<K, V>) {
     if cache.len() >= CACHE {
         cache.clear();
     }

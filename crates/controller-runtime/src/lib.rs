@@ -3,7 +3,7 @@
 //!
 //! Start with [`InformerFactory`]: one list and watch per kind, however many parts of a controller read it.
 //! Handlers of an [`Informer`] put keys into a [`WorkQueue`], [`run_workers`] takes them out and reconciles,
-//! [`EventRecorder`] tells people what was done, [`LeaderElector`] lets one replica of many act.
+//! [`EventRecorder`] and [`SeriesRecorder`] tell people what was done, [`LeaderElector`] lets one replica of many act.
 //!
 //! What always holds:
 //! - Nothing polls. An idle cluster costs open watches and nothing else.
@@ -24,6 +24,7 @@ mod metrics;
 mod queue;
 mod reading;
 mod reflector;
+mod series;
 mod store;
 mod worker;
 
@@ -36,5 +37,6 @@ pub use leader::LeaderElector;
 pub use metadata::Metadata;
 pub use metrics::{QueueMetrics, scrape};
 pub use queue::WorkQueue;
+pub use series::{Deed, SeriesDelivery, SeriesRecorder};
 pub use store::{Cached, Event};
 pub use worker::run_workers;

@@ -55,6 +55,7 @@ mod service_cidrs;
 #[cfg(test)]
 mod simulation;
 mod statefulset;
+mod storage_migration;
 mod storage_protection;
 mod table;
 mod taint_eviction;
@@ -186,7 +187,9 @@ pub async fn run(
     context.tasks.spawn(context.universe.clone().run());
     let mut running = JoinSet::new();
     for controller in table::CONTROLLERS {
-        if !context.config.disabled.iter().any(|name| name == controller.name) {
+        let off = table::feature(controller.name)
+            .is_some_and(|feature| !context.config.options.features.has(feature));
+        if !off && !context.config.disabled.iter().any(|name| name == controller.name) {
             let client = match table::service_account(controller.name) {
                 Some(account) => of_account(account),
                 None => context.client.clone(),

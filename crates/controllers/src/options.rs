@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use resources::features::Features;
+
 pub use crate::node_lifecycle::EvictionRates;
 
 #[derive(Clone, Debug)]
@@ -19,6 +21,8 @@ pub struct Options {
     /// How long a token that was made by itself may be unused before it goes.
     pub legacy_token_clean_up_period: Duration,
     pub autoscaling: Autoscaling,
+    /// What is on that is off by default.
+    pub features: Features,
 }
 
 /// How the horizontal autoscaler looks at its targets.
@@ -51,6 +55,7 @@ impl Default for Options {
                 cpu_initialization_period: Duration::from_secs(300),
                 initial_readiness_delay: Duration::from_secs(30),
             },
+            features: Features::NONE,
         }
     }
 }

@@ -1,6 +1,7 @@
 //! The list of all controllers.
 
 use futures::future::BoxFuture;
+use resources::features::Feature;
 
 use crate::context::Context;
 
@@ -61,6 +62,12 @@ controllers! {
     "horizontal-pod-autoscaler-controller" => crate::autoscaler::run,
     "resourceclaim-controller" => crate::resource_claims::run,
     "device-taint-eviction-controller" => crate::device_taints::run,
+    "storage-version-migrator-controller" => crate::storage_migration::run,
+}
+
+/// What must be on for the controller to run.
+pub(crate) fn feature(controller: &str) -> Option<Feature> {
+    (controller == "storage-version-migrator-controller").then_some(Feature::StorageVersionMigrator)
 }
 
 /// The names of all controllers, as `--controllers` knows them.
@@ -150,11 +157,13 @@ pub(crate) fn service_account(controller: &str) -> Option<&str> {
 
 #[cfg(test)]
 mod tests {
+    use resources::features::Features;
+
     use super::*;
 
     #[test]
     fn every_controller_acts_as_an_account_that_has_a_role() {
-        let objects = apiserver::authz::bootstrap_objects();
+        let objects = apiserver::authz::bootstrap_objects_with(Features::ALL);
         let bound: Vec<&str> = objects
             .iter()
             .flat_map(|object| object["subjects"].as_array().into_iter().flatten())

@@ -8,6 +8,7 @@ use apimachinery::{GroupKind, GroupResource, GroupVersionKind, GroupVersionResou
 use serde_json::Value;
 
 use crate::custom::Custom;
+use crate::features::Features;
 use crate::strategy::Strategy;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -124,6 +125,8 @@ pub struct ResourceDef {
     pub custom: Option<Arc<Custom>>,
     /// What every request for the kind is warned of: that its version is deprecated.
     pub deprecation: Option<Name>,
+    /// What of what is off by default is on: fields of the kind may depend on it.
+    pub features: Features,
 }
 
 impl ResourceDef {

@@ -5,6 +5,7 @@
 use serde_json::Value;
 
 use crate::ResourceDef;
+use crate::features::Feature;
 
 /// Where the pod specs of kinds are.
 const POD_SPECS: &[(&str, &str, &str)] = &[
@@ -19,9 +20,11 @@ const POD_SPECS: &[(&str, &str, &str)] = &[
     ("batch", "jobs", "spec.template.spec"),
 ];
 
+/// Of pod specs, kept where a feature is on.
+const OF_FEATURES: &[(Feature, &str)] = &[(Feature::GenericWorkload, "schedulingGroup")];
+
 /// Of pod specs. `[]` stands for the items of a list, `{}` for the values of a map.
 const IN_PODS: &[&str] = &[
-    "schedulingGroup",
     "containers[].lifecycle.stopSignal",
     "initContainers[].lifecycle.stopSignal",
     "volumes[].projected.sources[].clusterTrustBundle",
@@ -54,6 +57,8 @@ pub fn drop_fields(def: &ResourceDef, object: &mut Value) {
         && let Some(spec) = crate::get::at_mut(object, at)
     {
         IN_PODS.iter().for_each(|path| remove(spec, path));
+        let off = OF_FEATURES.iter().filter(|(feature, _)| !def.features.has(*feature));
+        off.for_each(|(_, path)| remove(spec, path));
     }
     if let Some((_, _, paths)) = FIELDS.iter().find(|(group, plural, _)| of_kind(group, plural)) {
         paths.iter().for_each(|path| remove(object, path));
@@ -94,6 +99,15 @@ mod tests {
         let kept = json!({"volumes": [{"projected": {"sources": [{"secret": {"name": "s"}}]}}]});
         assert_eq!(set["spec"]["template"]["spec"], kept);
         assert_eq!(set["spec"]["updateStrategy"]["rollingUpdate"], json!({"partition": 1}));
+        let on = ResourceDef {
+            features: crate::features::Features::NONE.with(Feature::GenericWorkload),
+            ..(*def("pods")).clone()
+        };
+        let grouped = json!({"spec": {"schedulingGroup": {"podGroupName": "g"}}});
+        let (mut with, mut without) = (grouped.clone(), grouped.clone());
+        drop_fields(&on, &mut with);
+        drop_fields(&def("pods"), &mut without);
+        assert_eq!((with, without), (grouped, json!({"spec": {}})));
         let mut slice =
             json!({"spec": {"devices": [{"attributes": {"a": {"bools": [true], "bool": true}}}]}});
         drop_fields(&def("resourceslices"), &mut slice);

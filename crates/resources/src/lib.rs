@@ -14,6 +14,7 @@ pub mod convert;
 pub mod custom;
 pub mod definition;
 pub mod disabled;
+pub mod features;
 pub mod get;
 mod kinds;
 mod podspec;

@@ -8,6 +8,7 @@ use apimachinery::{GroupVersion, GroupVersionKind};
 use serde_json::Value;
 
 use crate::definition::{Cell, Column, ResourceDef, Scope, SelectableField, Subresource, Verb};
+use crate::features::Features;
 use crate::get;
 use crate::strategy::{Plain, Strategy};
 
@@ -50,6 +51,7 @@ impl Row {
             list_kind: format!("{kind}List").into(),
             custom: None,
             deprecation: None,
+            features: Features::NONE,
         })
     }
 

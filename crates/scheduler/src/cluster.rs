@@ -9,6 +9,7 @@ use api::core::v1::{Node, Pod};
 use crate::devices::Devices;
 use crate::groups::Groups;
 use crate::pod::Labels;
+use crate::pod_groups::PodGroups;
 use crate::tally::{Count, Namespaces, Question, Tallies, Wish};
 use crate::volumes::Volumes;
 use crate::{NodeInfo, PodInfo};
@@ -42,6 +43,8 @@ pub enum Change {
     Volumes,
     /// Something of dynamic resources: claims, slices, device classes.
     Devices,
+    /// A group of pods, by its key: it came, or one more pod of it did.
+    Group(String),
     /// Something else that plugins read: a namespace, a disruption budget, a Service.
     Other,
 }
@@ -59,6 +62,7 @@ pub enum Kind {
     Claim,
     Volumes,
     Devices,
+    Group,
     Other,
 }
 
@@ -78,6 +82,7 @@ impl Kind {
             Kind::Claim => "PersistentVolumeClaimUpdate",
             Kind::Volumes => "PersistentVolumeUpdate",
             Kind::Devices => "ResourceClaimUpdate",
+            Kind::Group => "PodGroupAdd",
             Kind::Other => "WildCardEvent",
         }
     }
@@ -96,6 +101,7 @@ impl Change {
             Change::Claim { .. } => Kind::Claim,
             Change::Volumes => Kind::Volumes,
             Change::Devices => Kind::Devices,
+            Change::Group(_) => Kind::Group,
             Change::Other => Kind::Other,
         }
     }
@@ -124,9 +130,12 @@ pub struct Cluster {
     /// Pods that wait for victims to leave a node.
     nominated: HashMap<String, Vec<Arc<PodInfo>>>,
     nominated_to: HashMap<String, String>,
+    /// How many of those keep other pods away.
+    nominated_away: usize,
     tallies: Tallies,
     namespaces: Namespaces,
     pub groups: Groups,
+    pub pod_groups: PodGroups,
     pub volumes: Volumes,
     pub devices: Devices,
 }
@@ -180,8 +189,9 @@ impl Cluster {
         self.nominated.get(node).map(Vec::as_slice).unwrap_or_default()
     }
 
-    pub fn has_nominated(&self) -> bool {
-        !self.nominated.is_empty()
+    /// Whether a pod that waits for victims to leave wants others away from it.
+    pub fn expects_to_keep_away(&self) -> bool {
+        self.nominated_away > 0
     }
 
     /// Where the pod waits for room, if it does.
@@ -351,7 +361,9 @@ impl Cluster {
         if !self.assumed.remove(key) {
             return None;
         }
-        self.take(key).map(Change::PodGone)
+        let pod = self.take(key)?;
+        self.pod_groups.wait(&pod);
+        Some(Change::PodGone(pod))
     }
 
     pub fn is_assumed(&self, key: &str) -> bool {
@@ -370,6 +382,7 @@ impl Cluster {
             self.nodes[*at].awaited = true;
         }
         self.nominated_to.insert(pod.key.clone(), node.to_owned());
+        self.nominated_away += usize::from(!pod.required_anti_affinity.is_empty());
         self.nominated.entry(node.to_owned()).or_default().push(pod);
     }
 
@@ -377,7 +390,10 @@ impl Cluster {
     pub fn withdraw(&mut self, key: &str) -> bool {
         let Some(node) = self.nominated_to.remove(key) else { return false };
         if let Some(pods) = self.nominated.get_mut(&node) {
-            pods.retain(|pod| pod.key != key);
+            if let Some(at) = pods.iter().position(|pod| pod.key == key) {
+                let pod = pods.swap_remove(at);
+                self.nominated_away -= usize::from(!pod.required_anti_affinity.is_empty());
+            }
             if pods.is_empty() {
                 self.nominated.remove(&node);
                 if let Some(at) = self.index.get(&node) {
@@ -393,6 +409,7 @@ impl Cluster {
         let at = self.nodes[index].pods.len();
         self.placed.insert(pod.key.clone(), Placed { node: node.to_owned(), at });
         self.tallies.count(&pod, index, 1, &self.nodes, &self.namespaces);
+        self.pod_groups.place(&pod);
         self.nodes[index].add_pod(pod);
     }
 
@@ -407,6 +424,7 @@ impl Cluster {
             placed.at = at;
         }
         self.tallies.count(&pod, index, -1, &self.nodes, &self.namespaces);
+        self.pod_groups.take(&pod);
         Some(pod)
     }
 }

@@ -3,14 +3,20 @@
 //! Upstream: pkg/scheduler/schedule_one.go
 
 use std::borrow::Cow;
+use std::cell::Cell;
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::Instant;
 
 use crate::cluster::Cluster;
 use crate::extender::Extender;
-use crate::framework::{Filter, Refusal};
-use crate::profile::Profile;
+use crate::framework::{Filter, LooksAt, Refusal};
+use crate::node::Load;
+use crate::plugins::Point;
+use crate::profile::{Profile, add_up};
 use crate::{NodeInfo, PodInfo};
 
 /// In clusters up to this size every node is looked at.
@@ -85,23 +91,61 @@ impl fmt::Display for Unschedulable {
     }
 }
 
-/// The filters that a pod's plugins left, with the plugins' names.
-pub struct Filters<'a>(Vec<(&'static str, Box<dyn Filter + 'a>)>);
+struct Asked<'a> {
+    plugin: &'static str,
+    filter: Box<dyn Filter + 'a>,
+    /// How often it was asked of a node as it is.
+    times: Cell<u64>,
+}
+
+/// The filters that a pod's plugins left.
+pub struct Filters<'a> {
+    all: Vec<Asked<'a>>,
+    /// How many of the first ones look at no single pods.
+    leading: usize,
+}
 
 impl<'a> Filters<'a> {
     pub fn new(profile: &'a Profile, pod: &'a PodInfo, cluster: &'a Cluster) -> Self {
         let plugins = profile.plugins.iter().filter(|configured| configured.filters);
-        let filters = plugins.filter_map(|c| Some((c.plugin.name(), c.plugin.filter(pod, cluster)?)));
-        Filters(filters.collect())
+        let filters = plugins.filter_map(|configured| {
+            let plugin = &configured.plugin;
+            Some(Asked { plugin: plugin.name(), filter: plugin.filter(pod, cluster)?, times: Cell::new(0) })
+        });
+        let all: Vec<_> = filters.collect();
+        let leading = all.iter().take_while(|asked| asked.filter.looks_at() != LooksAt::Pods).count();
+        Filters { all, leading }
+    }
+
+    /// Whether some filter looks at single pods, so that a node's load alone does not say whether it will do.
+    pub fn look_at_pods(&self) -> bool {
+        self.leading < self.all.len()
+    }
+
+    /// What the filters before the first that looks at single pods would say of the node under another load.
+    pub fn check_loaded(&self, node: &NodeInfo, load: &Load) -> Result<(), (&'static str, Refusal)> {
+        let leading = &self.all[..self.leading];
+        leading.iter().try_for_each(|asked| {
+            asked.filter.check_loaded(node, load).map_err(|refusal| (asked.plugin, refusal))
+        })
+    }
+
+    /// Whether filters of a load allow this one, on a node that will do in all else.
+    pub fn bear(&self, node: &NodeInfo, load: &Load) -> bool {
+        let mut of_load = self.all.iter().filter(|asked| asked.filter.looks_at() == LooksAt::Load);
+        of_load.all(|asked| asked.filter.check_loaded(node, load).is_ok())
     }
 
     /// The first refusal, and whose.
     pub fn check(&self, node: &NodeInfo) -> Result<(), (&'static str, Refusal)> {
-        self.0.iter().try_for_each(|(name, filter)| filter.check(node).map_err(|refusal| (*name, refusal)))
+        self.all.iter().try_for_each(|asked| {
+            asked.times.set(asked.times.get() + 1);
+            asked.filter.check(node).map_err(|refusal| (asked.plugin, refusal))
+        })
     }
 
     pub fn assume(&mut self, pod: &PodInfo, node: &NodeInfo, count: i64) {
-        self.0.iter_mut().for_each(|(_, filter)| filter.assume(pod, node, count));
+        self.all.iter_mut().for_each(|asked| asked.filter.assume(pod, node, count));
     }
 
     /// Checks the node as it is, and also as it will be when the pods arrive that wait for its room.
@@ -114,8 +158,13 @@ impl<'a> Filters<'a> {
         if !node.awaited {
             return self.check(node);
         }
-        let expected = cluster.nominated(node.name()).iter();
-        let expected: Vec<_> = expected.filter(|o| o.priority >= pod.priority && o.key != pod.key).collect();
+        let expected: Vec<_> = expected_before(pod, cluster, node).collect();
+        if !expected.is_empty() && !self.look_at_pods() {
+            // What bears the larger load bears the smaller.
+            let mut load = node.load.clone();
+            expected.iter().for_each(|other| load.add(other));
+            return self.check_loaded(node, &load);
+        }
         if !expected.is_empty() {
             let mut fuller = node.clone();
             for other in &expected {
@@ -130,17 +179,43 @@ impl<'a> Filters<'a> {
     }
 }
 
+/// The pods, not less important than this one, that wait for room of the node.
+pub fn expected_before<'a>(
+    pod: &'a PodInfo,
+    cluster: &'a Cluster,
+    node: &NodeInfo,
+) -> impl Iterator<Item = &'a Arc<PodInfo>> {
+    let waiting = if node.awaited { cluster.nominated(node.name()) } else { &[] };
+    waiting.iter().filter(|other| other.priority >= pod.priority && other.key != pod.key)
+}
+
 /// Places pods, one after the other.
 pub struct Scheduler {
     /// Where the search begins, so that all nodes get their turn.
     start: usize,
     /// Breaks ties: a small generator, seeded by the caller, so that a run can be repeated.
     random: u64,
+    /// What the last cycle took.
+    pub spent: Spent,
+}
+
+/// What the steps of a cycle took, and which plugins were asked how often.
+#[derive(Default)]
+pub struct Spent {
+    pub steps: Vec<(Point, &'static str, Duration)>,
+    pub asked: Vec<(Point, &'static str, u64)>,
+}
+
+impl Spent {
+    fn step(&mut self, point: Point, succeeded: bool, begun: Instant) {
+        let status = if succeeded { "Success" } else { "Unschedulable" };
+        self.steps.push((point, status, begun.elapsed()));
+    }
 }
 
 impl Scheduler {
     pub fn new(seed: u64) -> Self {
-        Scheduler { start: 0, random: seed | 1 }
+        Scheduler { start: 0, random: seed | 1, spent: Spent::default() }
     }
 
     /// The name of the best node.
@@ -212,12 +287,32 @@ impl Scheduler {
         pod: &PodInfo,
         cluster: &'a Cluster,
     ) -> Result<Vec<&'a NodeInfo>, Box<Unschedulable>> {
+        self.spent = Spent::default();
+        let begun = Instant::now();
         if cluster.nodes().len() > 0
             && let Some((plugin, refusal)) = profile.refuse_all(pod, cluster)
         {
+            self.spent.step(Point::PreFilter, false, begun);
             return Err(Box::new(Unschedulable::everywhere(cluster, plugin, &refusal)));
         }
         let mut filters = Filters::new(profile, pod, cluster);
+        self.spent.step(Point::PreFilter, true, begun);
+        let begun = Instant::now();
+        let found = self.among_filters(profile, pod, cluster, &mut filters);
+        // Upstream: schedule_one.go findNodesThatPassFilters: that no node will do is no failure of the step
+        self.spent.step(Point::Filter, true, begun);
+        let asked = filters.all.iter().map(|asked| (Point::Filter, asked.plugin, asked.times.get()));
+        self.spent.asked.extend(asked.filter(|(_, _, times)| *times > 0));
+        found
+    }
+
+    fn among_filters<'a>(
+        &mut self,
+        profile: &Profile,
+        pod: &PodInfo,
+        cluster: &'a Cluster,
+        filters: &mut Filters,
+    ) -> Result<Vec<&'a NodeInfo>, Box<Unschedulable>> {
         // The node that was cleared for the pod is tried first.
         let nominated = cluster.nominated_to(&pod.key).or(pod.nominated_node());
         if let Some(node) = nominated.and_then(|name| cluster.node(name))
@@ -226,10 +321,10 @@ impl Scheduler {
             return Ok(vec![node]);
         }
         if let Some((names, plugins)) = profile.narrow(pod) {
-            return search_among(pod, cluster, &mut filters, &names, &plugins);
+            return search_among(pod, cluster, filters, &names, &plugins);
         }
         let enough = nodes_to_find(cluster.nodes().len(), profile.percentage_of_nodes);
-        self.search(pod, cluster, &mut filters, enough)
+        self.search(pod, cluster, filters, enough)
     }
 
     /// The best of these; extenders' scores come on top of the plugins'.
@@ -244,7 +339,14 @@ impl Scheduler {
         if let [only] = nodes {
             return only.name().to_owned();
         }
-        let mut scores = profile.scores(pod, cluster, nodes);
+        let begun = Instant::now();
+        let scorers = profile.scorers(pod, cluster, nodes);
+        self.spent.step(Point::PreScore, true, begun);
+        let begun = Instant::now();
+        let mut scores = add_up(&scorers, nodes);
+        self.spent.step(Point::Score, true, begun);
+        let asked = scorers.iter().map(|scorer| (Point::Score, scorer.plugin, nodes.len() as u64));
+        self.spent.asked.extend(asked);
         for (score, node) in scores.iter_mut().zip(nodes) {
             *score += extra.get(node.name()).copied().unwrap_or(0);
         }
@@ -263,18 +365,18 @@ impl Scheduler {
         let mut feasible = Vec::new();
         let mut against = Unschedulable { nodes, ..Default::default() };
         let mut looked_at = 0;
+        let mut next = if nodes > 0 { self.start % nodes } else { 0 };
         while looked_at < nodes && feasible.len() < enough {
-            let at = cluster.turn((self.start + looked_at) % nodes);
+            let at = cluster.turn(next);
             looked_at += 1;
+            next = if next + 1 == nodes { 0 } else { next + 1 };
             let node = cluster.node_at(at);
             match filters.check_with_nominated(pod, cluster, node) {
                 Ok(()) => feasible.push(node),
                 Err((plugin, refusal)) => against.count(at, plugin, &refusal),
             }
         }
-        if nodes > 0 {
-            self.start = (self.start + looked_at) % nodes;
-        }
+        self.start = next;
         if feasible.is_empty() { Err(Box::new(against)) } else { Ok(feasible) }
     }
 

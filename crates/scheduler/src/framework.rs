@@ -14,6 +14,7 @@ use client::{PatchType, Resource};
 use serde_json::Value;
 
 use crate::cluster::{Change, Cluster, Kind};
+use crate::node::Load;
 use crate::{NodeInfo, PodInfo};
 
 pub const MAX_SCORE: i64 = 100;
@@ -122,7 +123,7 @@ pub trait Plugin: Send + Sync {
     fn name(&self) -> &'static str;
 
     /// Why the pod must not even be tried yet.
-    fn hold_back(&self, _pod: &PodInfo) -> Option<String> {
+    fn hold_back(&self, _pod: &PodInfo, _cluster: &Cluster) -> Option<String> {
         None
     }
 
@@ -200,8 +201,28 @@ pub trait Plugin: Send + Sync {
     }
 }
 
+/// What a filter's answer about a node depends on, and so when it must be asked again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LooksAt {
+    /// Nothing that pods change by coming or going.
+    Node,
+    /// How much the node's pods ask for together.
+    Load,
+    /// The node's pods one by one, or pods of other nodes.
+    Pods,
+}
+
 pub trait Filter {
     fn check(&self, node: &NodeInfo) -> Result<(), Refusal>;
+
+    fn looks_at(&self) -> LooksAt {
+        LooksAt::Pods
+    }
+
+    /// The same, were this the load of the node. Only for filters that look at no single pods.
+    fn check_loaded(&self, node: &NodeInfo, _load: &Load) -> Result<(), Refusal> {
+        self.check(node)
+    }
 
     /// What if `pod` were gone from `node` (`count` -1), or were there (1)? Asked when pods are to be evicted.
     fn assume(&mut self, _pod: &PodInfo, _node: &NodeInfo, _count: i64) {}

@@ -10,12 +10,14 @@ use api::core::v1::{
 };
 use api::policy::v1::PodDisruptionBudget;
 use api::resource::v1::{DeviceClass, ResourceClaim, ResourceSlice};
+use api::scheduling::v1alpha2::PodGroup;
 use api::storage::v1::{CSIDriver, CSINode, CSIStorageCapacity, StorageClass, VolumeAttachment};
 use apimachinery::selector::LabelSelector;
 use controller_runtime::{Informer, InformerFactory, WorkQueue};
 
 use crate::cluster::{Change, Cluster};
 use crate::groups::Owner;
+use crate::plugins::Gates;
 use crate::pod;
 
 /// What may have changed.
@@ -31,6 +33,7 @@ pub enum Key {
     Claim(String),
     Storage(Storage, String),
     Device(Device, String),
+    Group(String),
 }
 
 /// The kinds of dynamic resources.
@@ -71,13 +74,15 @@ pub struct Informers {
     resource_claims: Informer<ResourceClaim>,
     device_classes: Informer<DeviceClass>,
     resource_slices: Informer<ResourceSlice>,
+    /// Only when groups of pods are switched on: otherwise nobody serves them.
+    pub pod_groups: Option<Informer<PodGroup>>,
 }
 
 /// The index of pods by the node that they are on.
 pub const BY_NODE: &str = "node";
 
 impl Informers {
-    pub fn new(factory: &InformerFactory, keys: &WorkQueue<Key>) -> Self {
+    pub fn new(factory: &InformerFactory, keys: &WorkQueue<Key>, gates: Gates) -> Self {
         let informers = Informers {
             pods: factory.informer(),
             nodes: factory.informer(),
@@ -97,6 +102,7 @@ impl Informers {
             resource_claims: factory.informer(),
             device_classes: factory.informer(),
             resource_slices: factory.informer(),
+            pod_groups: gates.pod_groups.then(|| factory.informer()),
         };
         informers.pods.add_index(BY_NODE, |pod: &Pod| {
             pod.spec
@@ -125,6 +131,9 @@ impl Informers {
         tell(&informers.resource_claims, keys, |object| Key::Device(Device::Claim, object.key()));
         tell(&informers.device_classes, keys, |object| Key::Device(Device::Class, object.key()));
         tell(&informers.resource_slices, keys, |object| Key::Device(Device::Slice, object.key()));
+        if let Some(groups) = &informers.pod_groups {
+            tell(groups, keys, |group| Key::Group(group.key()));
+        }
         informers
     }
 

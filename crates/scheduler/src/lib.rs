@@ -2,8 +2,8 @@
 //!
 //! Start with [`cycle`]: how one pod is placed, a pure function of the [`cluster`] as the scheduler knows it.
 //! What a node must offer and which of several is best is asked of [`plugins`], each a file; [`framework`]
-//! says what a plugin is, a [`profile`] which of them are asked, and [`configuration`] reads profiles from a file.
-//! When a pod fits nowhere, [`preemption`] says whom to evict. [`tally`] keeps count of what pods want to know
+//! says what a plugin is, a [`profile`] which of them are asked, and [`configuration`] reads profiles from a file. Pods of one [`pod_groups`] group are tried together.
+//! When a pod fits nowhere, [`preemption`] says whom to evict, as far as [`budgets`] let it. [`tally`] keeps count of what pods want to know
 //! of other pods. [`queue`] decides which pod comes next and when a
 //! refused one is tried again; an [`extender`] is somebody else's say in it. [`run()`] feeds events of its [`informers`] into all that, and [`writes`] carry
 //! decisions out.
@@ -14,6 +14,7 @@
 //!   API knows.
 //! - A refused pod sleeps until something happens that may make it fit; nothing polls.
 
+pub mod budgets;
 pub mod cluster;
 pub mod configuration;
 pub mod cycle;
@@ -26,6 +27,7 @@ mod metrics;
 mod node;
 pub mod plugins;
 mod pod;
+mod pod_groups;
 pub mod preemption;
 pub mod profile;
 pub mod queue;

@@ -11,10 +11,14 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Registry;
 
+use crate::cycle::Spent;
+use crate::plugins::Point;
 use crate::queue::Depth;
 
 type Label = (&'static str, String);
 type ByResult = [Label; 2];
+
+type ByStep = [Label; 3];
 
 /// A histogram whose buckets begin at `start` and double.
 #[derive(Clone, Debug)]
@@ -31,6 +35,8 @@ impl MetricConstructor<Histogram> for Doubling {
 
 const ATTEMPT: Doubling = Doubling { start: 0.001, count: 15 };
 const SINCE_QUEUED: Doubling = Doubling { start: 0.01, count: 20 };
+const STEP: Doubling = Doubling { start: 0.0001, count: 12 };
+const PREEMPTION: Doubling = Doubling { start: 0.01, count: 20 };
 const VICTIMS: Doubling = Doubling { start: 1.0, count: 7 };
 const ATTEMPTS: Doubling = Doubling { start: 1.0, count: 5 };
 
@@ -71,6 +77,16 @@ struct Inner {
     under_way: Family<[Label; 1], Gauge>,
     binding: Gauge,
     unschedulable: Family<[Label; 2], Gauge>,
+    steps: Family<ByStep, Histogram, Doubling>,
+    evaluations: Family<ByStep, Counter>,
+    handled: Family<[Label; 1], Histogram, Doubling>,
+    permit_waits: Family<[Label; 1], Histogram, Doubling>,
+    evictions: Family<[Label; 1], Counter>,
+    eviction_seconds: Family<[Label; 1], Histogram, Doubling>,
+    overslept: Counter,
+    group_attempts: Family<ByResult, Counter>,
+    group_attempt_seconds: Family<ByResult, Histogram, Doubling>,
+    group_algorithm_seconds: Histogram,
 }
 
 /// A handle; clones share what is counted.
@@ -103,6 +119,16 @@ impl Default for Metrics {
             under_way,
             binding,
             unschedulable: Family::default(),
+            steps: Family::new_with_constructor(STEP),
+            evaluations: Family::default(),
+            handled: Family::new_with_constructor(STEP),
+            permit_waits: Family::new_with_constructor(ATTEMPT),
+            evictions: Family::default(),
+            eviction_seconds: Family::new_with_constructor(PREEMPTION),
+            overslept: Counter::default(),
+            group_attempts: Family::default(),
+            group_attempt_seconds: Family::new_with_constructor(ATTEMPT),
+            group_algorithm_seconds: ATTEMPT.new_metric(),
         }))
     }
 }
@@ -150,6 +176,92 @@ impl Metrics {
         registry.register("goroutines", "What is under way in the background", under_way.clone());
         let help = "Pods that fit nowhere, by the plugins that refuse them";
         registry.register("unschedulable_pods", help, unschedulable.clone());
+        self.register_steps(registry);
+    }
+
+    fn register_steps(&self, registry: &mut Registry) {
+        let Inner { steps, evaluations, handled, permit_waits, .. } = &*self.0;
+        let Inner { evictions, eviction_seconds, overslept, .. } = &*self.0;
+        let help = "Seconds of all plugins at one point of scheduling";
+        registry.register("framework_extension_point_duration_seconds", help, steps.clone());
+        let help = "How often plugins were asked, of a pod or of a node";
+        registry.register("plugin_evaluation", help, evaluations.clone());
+        let help = "Seconds of taking in what happened";
+        registry.register("event_handling_duration_seconds", help, handled.clone());
+        let help = "Seconds that a placed pod waited for permission";
+        registry.register("permit_wait_duration_seconds", help, permit_waits.clone());
+        let help = "Evictions of pods for others";
+        registry.register("preemption_goroutines_execution", help, evictions.clone());
+        let help = "Seconds of evicting a pod for another";
+        registry.register("preemption_goroutines_duration_seconds", help, eviction_seconds.clone());
+        let help = "Pods that were scheduled after they had slept so long that they were tried without cause";
+        registry.register("pod_scheduled_after_flush", help, overslept.clone());
+        let Inner { group_attempts, group_attempt_seconds, group_algorithm_seconds, .. } = &*self.0;
+        let help = "Attempts to schedule groups of pods, by how they ended";
+        registry.register("podgroup_schedule_attempts", help, group_attempts.clone());
+        let help = "Seconds of an attempt with a group of pods";
+        registry.register(
+            "podgroup_scheduling_attempt_duration_seconds",
+            help,
+            group_attempt_seconds.clone(),
+        );
+        let help = "Seconds of choosing nodes for a group of pods";
+        let name = "podgroup_scheduling_algorithm_duration_seconds";
+        registry.register(name, help, group_algorithm_seconds.clone());
+    }
+
+    /// Nodes were chosen for a group of pods.
+    pub fn group_algorithm(&self, took: Duration) {
+        self.0.group_algorithm_seconds.observe(took.as_secs_f64());
+    }
+
+    /// An attempt with a group of pods has ended.
+    pub fn group_attempt(&self, result: &str, profile: &str, took: Duration) {
+        let labels = [("result", result.to_owned()), ("profile", profile.to_owned())];
+        self.0.group_attempts.get_or_create(&labels).inc();
+        self.0.group_attempt_seconds.get_or_create(&labels).observe(took.as_secs_f64());
+    }
+
+    /// All plugins were asked at one point.
+    pub fn step(&self, point: Point, status: &str, profile: &str, took: Duration) {
+        let labels = [
+            ("extension_point", format!("{point:?}")),
+            ("status", status.to_owned()),
+            ("profile", profile.to_owned()),
+        ];
+        self.0.steps.get_or_create(&labels).observe(took.as_secs_f64());
+    }
+
+    /// The steps of choosing a node.
+    pub fn cycle(&self, profile: &str, spent: &Spent) {
+        for (point, status, took) in &spent.steps {
+            self.step(*point, status, profile, *took);
+        }
+        for (point, plugin, times) in &spent.asked {
+            let labels = [
+                ("plugin", (*plugin).to_owned()),
+                ("extension_point", format!("{point:?}")),
+                ("profile", profile.to_owned()),
+            ];
+            self.0.evaluations.get_or_create(&labels).inc_by(*times);
+        }
+    }
+
+    /// A change was taken in.
+    pub fn handled(&self, event: &str, took: Duration) {
+        self.0.handled.get_or_create(&[("event", event.to_owned())]).observe(took.as_secs_f64());
+    }
+
+    /// A placed pod waits for permission no more.
+    pub fn permit_waited(&self, result: &str, took: Duration) {
+        self.0.permit_waits.get_or_create(&[("result", result.to_owned())]).observe(took.as_secs_f64());
+    }
+
+    /// A pod was asked to leave for another.
+    pub fn evicted(&self, gone: bool, took: Duration) {
+        let labels = [("result", if gone { "success" } else { "error" }.to_owned())];
+        self.0.evictions.get_or_create(&labels).inc();
+        self.0.eviction_seconds.get_or_create(&labels).observe(took.as_secs_f64());
     }
 
     pub fn attempt(&self, outcome: Outcome, profile: &str, took: Duration) {
@@ -181,7 +293,8 @@ impl Metrics {
     }
 
     /// A pod has its node after so many attempts.
-    pub fn scheduled(&self, attempts: u32, since_queued: Duration) {
+    pub fn scheduled(&self, attempts: u32, since_queued: Duration, overslept: bool) {
+        self.0.overslept.inc_by(u64::from(overslept));
         // Upstream: pkg/scheduler/schedule_one.go getAttemptsLabel
         let label = if attempts >= 15 { "15+".to_owned() } else { attempts.to_string() };
         self.0.since_queued.get_or_create(&[("attempts", label)]).observe(since_queued.as_secs_f64());
@@ -224,7 +337,8 @@ mod tests {
     fn metrics_have_upstream_names() {
         let metrics = Metrics::default();
         metrics.attempt(Outcome::Scheduled, "default-scheduler", Duration::from_millis(3));
-        metrics.scheduled(1, Duration::from_millis(3));
+        metrics.scheduled(1, Duration::from_millis(3), true);
+        metrics.step(Point::PreFilter, "Success", "default-scheduler", Duration::from_millis(3));
         metrics.waiting(Depth { active: 2, ..Depth::default() });
         metrics.preemption();
         metrics.victims(2);
@@ -236,6 +350,8 @@ mod tests {
             r#"scheduler_pending_pods{queue="active"} 2"#,
             r#"scheduler_pod_scheduling_sli_duration_seconds_count{attempts="1"} 1"#,
             "scheduler_preemption_attempts_total 1",
+            "scheduler_pod_scheduled_after_flush_total 1",
+            r#"scheduler_framework_extension_point_duration_seconds_bucket{le="0.2048",extension_point="PreFilter",status="Success",profile="default-scheduler"} 1"#,
             "scheduler_preemption_victims_sum 2.0",
             r#"scheduler_unschedulable_pods{plugin="NodeAffinity",profile="default-scheduler"} 1"#,
             r#"scheduler_unschedulable_pods{plugin="NodePorts",profile="default-scheduler"} 0"#,

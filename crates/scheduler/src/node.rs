@@ -9,6 +9,25 @@ use api::core::v1::{Node, Taint};
 use crate::pod::{HostPort, Labels, PodInfo};
 use crate::resources::Resources;
 
+/// What pods ask for together.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Load {
+    pub requested: Resources,
+    pub pods: usize,
+}
+
+impl Load {
+    pub fn add(&mut self, pod: &PodInfo) {
+        self.requested.add(&pod.requests);
+        self.pods += 1;
+    }
+
+    pub fn sub(&mut self, pod: &PodInfo) {
+        self.requested.sub(&pod.requests);
+        self.pods -= 1;
+    }
+}
+
 #[derive(Clone, Debug, Default)]
 pub struct NodeInfo {
     /// `None` while only pods speak of the node.
@@ -21,7 +40,10 @@ pub struct NodeInfo {
     pub awaited: bool,
     pub pods: Vec<Arc<PodInfo>>,
     pub allocatable: Resources,
-    pub requested: Resources,
+    pub load: Load,
+    /// The load by the pods' priorities, the least important first: what evictions would leave is known without
+    /// looking at the pods.
+    by_priority: Vec<(i32, Load)>,
     /// What is requested as scoring counts it.
     pub scoring_requested: Resources,
     pub host_ports: Vec<HostPort>,
@@ -90,8 +112,26 @@ impl NodeInfo {
         )
     }
 
+    /// The load without the pods that are less important; `None` when there are none.
+    pub fn load_without_less_important(&self, than: i32) -> Option<Load> {
+        let less = self.by_priority.partition_point(|(priority, _)| *priority < than);
+        (less > 0).then(|| {
+            let mut load = Load::default();
+            for (_, tier) in &self.by_priority[less..] {
+                load.requested.add(&tier.requested);
+                load.pods += tier.pods;
+            }
+            load
+        })
+    }
+
     pub fn add_pod(&mut self, pod: Arc<PodInfo>) {
-        self.requested.add(&pod.requests);
+        self.load.add(&pod);
+        let tier = self.by_priority.partition_point(|(priority, _)| *priority < pod.priority);
+        if self.by_priority.get(tier).is_none_or(|(priority, _)| *priority != pod.priority) {
+            self.by_priority.insert(tier, (pod.priority, Load::default()));
+        }
+        self.by_priority[tier].1.add(&pod);
         self.scoring_requested.add(&pod.scoring_requests);
         self.host_ports.extend(pod.host_ports.iter().cloned());
         self.pods.push(pod);
@@ -100,7 +140,12 @@ impl NodeInfo {
     /// Removes the pod at this place; the last one takes it.
     pub fn remove_pod_at(&mut self, at: usize) -> Arc<PodInfo> {
         let pod = self.pods.swap_remove(at);
-        self.requested.sub(&pod.requests);
+        self.load.sub(&pod);
+        let tier = self.by_priority.partition_point(|(priority, _)| *priority < pod.priority);
+        self.by_priority[tier].1.sub(&pod);
+        if self.by_priority[tier].1.pods == 0 {
+            self.by_priority.remove(tier);
+        }
         self.scoring_requested.sub(&pod.scoring_requests);
         for port in &pod.host_ports {
             if let Some(at) = self.host_ports.iter().position(|p| p == port) {

@@ -8,6 +8,7 @@ use api::core::v1::{Affinity, NodeAffinity, Pod, PodAffinityTerm, PodSpec, Topol
 use api::meta::LabelSelector as LabelSelectorObject;
 use apimachinery::selector::LabelSelector;
 
+use crate::pod_groups::group_of;
 use crate::resources::{self, Resources};
 use crate::tally::{Question, Scope, Wish};
 
@@ -16,6 +17,10 @@ pub struct PodInfo {
     pub pod: Arc<Pod>,
     pub key: String,
     pub priority: i32,
+    /// The key of the group that it is scheduled with.
+    pub group: Option<String>,
+    /// When it began to run; of one that did not yet, the end of time.
+    pub started: jiff::Timestamp,
     pub requests: Resources,
     /// The requests as scoring counts them.
     pub scoring_requests: Resources,
@@ -138,7 +143,13 @@ impl PodInfo {
         let away = affinity.and_then(|a| a.pod_anti_affinity.as_ref());
         PodInfo {
             key: pod.key(),
+            group: group_of(&pod),
             priority: pod.spec.as_ref().and_then(|spec| spec.priority).unwrap_or(0),
+            started: pod
+                .status
+                .as_ref()
+                .and_then(|status| status.start_time.as_ref())
+                .map_or(jiff::Timestamp::MAX, |time| time.0),
             requests: resources::of_pod(&pod),
             scoring_requests: resources::of_pod_for_scoring(&pod),
             host_ports: pod.spec.as_ref().map(host_ports).unwrap_or_default(),

@@ -2,19 +2,15 @@
 //!
 //! Upstream: pkg/scheduler/framework/preemption/preemption.go, plugins/defaultpreemption/default_preemption.go
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use api::Object;
-use api::meta::Time;
-use api::policy::v1::PodDisruptionBudget;
-use apimachinery::selector::LabelSelector;
-
+use crate::budgets::Budgets;
 use crate::cluster::Cluster;
-use crate::cycle::{Filters, Unschedulable};
+use crate::cycle::{Filters, Unschedulable, expected_before};
 use crate::framework::Refusal;
+use crate::node::Load;
 use crate::profile::{Preemption, Profile};
-use crate::{NodeInfo, PodInfo, pod};
+use crate::{NodeInfo, PodInfo};
 
 /// The node to clear, and of which pods.
 #[derive(Clone)]
@@ -58,7 +54,7 @@ pub fn candidates(
     pod: &PodInfo,
     cluster: &mut Cluster,
     against: &Unschedulable,
-    budgets: &[Arc<PodDisruptionBudget>],
+    budgets: &Budgets,
     start: usize,
 ) -> Result<Vec<Candidate>, Hopeless> {
     let Some(Preemption { min_candidate_percentage, min_candidates }) = profile.preemption else {
@@ -79,14 +75,13 @@ pub fn candidates(
     let enough = min_candidates.max(potential.len() * min_candidate_percentage / 100);
     profile.ask(pod, cluster);
     let cluster = &*cluster;
-    let budgets: Vec<Budget> = budgets.iter().filter_map(Budget::new).collect();
     let mut filters = Filters::new(profile, pod, cluster);
     let mut candidates: Vec<Candidate> = Vec::new();
     let mut harmless = false;
     let mut why = Unschedulable { nodes: against.nodes, ..Unschedulable::default() };
     let (before, after) = potential.split_at(start % potential.len().max(1));
     for at in after.iter().chain(before) {
-        match victims_on(&mut filters, pod, cluster, cluster.node_at(*at), &budgets) {
+        match victims_on(&mut filters, pod, cluster, cluster.node_at(*at), budgets) {
             Ok(candidate) => {
                 harmless |= candidate.budget_violations == 0;
                 candidates.push(candidate);
@@ -108,31 +103,86 @@ pub fn candidates(
 
 /// The one that does the least harm.
 pub fn best(candidates: Vec<Candidate>) -> Option<Candidate> {
-    candidates.into_iter().min_by(|a, b| rank(a).cmp(&rank(b)))
+    candidates.into_iter().min_by_key(rank)
 }
 
 /// A node as it would be without some of its pods.
 struct Trial<'t, 'a> {
     filters: &'t mut Filters<'a>,
-    node: &'t NodeInfo,
-    cleared: NodeInfo,
+    pod: &'a PodInfo,
+    cluster: &'a Cluster,
+    node: &'a NodeInfo,
+    /// What it would bear, with the pods that wait for its room.
+    load: Load,
+    /// The node itself without these pods, where some filter looks at single pods. Where none does the load says all.
+    cleared: Option<NodeInfo>,
 }
 
-impl Trial<'_, '_> {
-    fn leave(&mut self, pod: &Arc<PodInfo>) {
-        if let Some(at) = self.cleared.pods.iter().position(|other| Arc::ptr_eq(other, pod)) {
-            self.cleared.remove_pod_at(at);
+impl<'t, 'a> Trial<'t, 'a> {
+    /// The node without the pods that are less important, and these pods.
+    fn new(
+        filters: &'t mut Filters<'a>,
+        pod: &'a PodInfo,
+        cluster: &'a Cluster,
+        node: &'a NodeInfo,
+    ) -> Result<(Self, Vec<Arc<PodInfo>>), Refusal> {
+        let Some(mut load) = node.load_without_less_important(pod.priority) else {
+            return Err(Refusal::unresolvable("No preemption victims found for incoming pod"));
+        };
+        expected_before(pod, cluster, node).for_each(|other| load.add(other));
+        // Most nodes on which evictions do not help are seen by this, without a look at their pods.
+        filters.check_loaded(node, &load).map_err(|(_, refusal)| refusal)?;
+        let less = node.pods.iter().filter(|other| other.priority < pod.priority);
+        let less: Vec<Arc<PodInfo>> = less.cloned().collect();
+        let mut trial = Trial { filters, pod, cluster, node, load, cleared: None };
+        if trial.filters.look_at_pods() {
+            let mut cleared = node.clone();
+            for at in (0..cleared.pods.len()).rev() {
+                if cleared.pods[at].priority < pod.priority {
+                    cleared.remove_pod_at(at);
+                }
+            }
+            trial.cleared = Some(cleared);
+            less.iter().for_each(|other| trial.filters.assume(other, node, -1));
+            if let Err(refusal) = trial.check() {
+                trial.end(&less);
+                return Err(refusal);
+            }
         }
-        self.filters.assume(pod, self.node, -1);
+        Ok((trial, less))
     }
 
-    fn come_back(&mut self, pod: &Arc<PodInfo>) {
-        self.cleared.add_pod(Arc::clone(pod));
-        self.filters.assume(pod, self.node, 1);
+    /// The filters know again that these pods, which were away, are there.
+    fn end(self, away: &[Arc<PodInfo>]) {
+        if self.cleared.is_some() {
+            away.iter().for_each(|other| self.filters.assume(other, self.node, 1));
+        }
     }
 
-    fn fits(&mut self, pod: &PodInfo, cluster: &Cluster) -> Result<(), Refusal> {
-        self.filters.check_with_nominated(pod, cluster, &self.cleared).map_err(|(_, refusal)| refusal)
+    fn check(&mut self) -> Result<(), Refusal> {
+        let Some(cleared) = &self.cleared else { return Ok(()) };
+        self.filters.check_with_nominated(self.pod, self.cluster, cleared).map_err(|(_, refusal)| refusal)
+    }
+
+    /// Has the pod come back if there is room for it beside the other.
+    fn spare(&mut self, other: &Arc<PodInfo>) -> bool {
+        self.load.add(other);
+        if !self.filters.bear(self.node, &self.load) {
+            self.load.sub(other);
+            return false;
+        }
+        let Some(cleared) = &mut self.cleared else { return true };
+        cleared.add_pod(Arc::clone(other));
+        self.filters.assume(other, self.node, 1);
+        if self.check().is_ok() {
+            return true;
+        }
+        self.load.sub(other);
+        self.filters.assume(other, self.node, -1);
+        if let Some(cleared) = &mut self.cleared {
+            cleared.remove_pod_at(cleared.pods.len() - 1);
+        }
+        false
     }
 }
 
@@ -140,40 +190,28 @@ impl Trial<'_, '_> {
 /// will do. Or why that does not help.
 ///
 /// Upstream: plugins/defaultpreemption/default_preemption.go SelectVictimsOnNode
-fn victims_on(
-    filters: &mut Filters,
-    pod: &PodInfo,
-    cluster: &Cluster,
-    node: &NodeInfo,
-    budgets: &[Budget],
+fn victims_on<'a>(
+    filters: &mut Filters<'a>,
+    pod: &'a PodInfo,
+    cluster: &'a Cluster,
+    node: &'a NodeInfo,
+    budgets: &Budgets,
 ) -> Result<Candidate, Refusal> {
-    let mut lower: Vec<Arc<PodInfo>> =
-        node.pods.iter().filter(|other| other.priority < pod.priority).cloned().collect();
-    if lower.is_empty() {
-        return Err(Refusal::unresolvable("No preemption victims found for incoming pod"));
-    }
-    let mut trial = Trial { filters, node, cleared: node.clone() };
-    lower.iter().for_each(|other| trial.leave(other));
-    if let Err(refusal) = trial.fits(pod, cluster) {
-        lower.iter().for_each(|other| trial.come_back(other));
-        return Err(refusal);
-    }
+    let (mut trial, mut lower) = Trial::new(filters, pod, cluster, node)?;
     // The more important are kept first, and of those the ones that budgets protect.
     lower.sort_by(|a, b| more_important(a, b));
-    let violating = violations(&lower, budgets);
+    let violating = budgets.violations(&lower);
     let mut candidate = Candidate { node: node.name().to_owned(), victims: Vec::new(), budget_violations: 0 };
     for protected in [true, false] {
         for (other, violates) in lower.iter().zip(&violating).filter(|(_, violates)| **violates == protected)
         {
-            trial.come_back(other);
-            if trial.fits(pod, cluster).is_err() {
-                trial.leave(other);
+            if !trial.spare(other) {
                 candidate.victims.push(Arc::clone(other));
                 candidate.budget_violations += usize::from(*violates);
             }
         }
     }
-    candidate.victims.iter().for_each(|victim| trial.filters.assume(victim, node, 1));
+    trial.end(&candidate.victims);
     if candidate.victims.is_empty() {
         return Err(Refusal::new(format!("expected at least one victim pod on node {:?}", node.name())));
     }
@@ -181,84 +219,61 @@ fn victims_on(
     Ok(candidate)
 }
 
-/// When the pod began to run; one that did not yet is the youngest.
-fn start(pod: &PodInfo) -> jiff::Timestamp {
-    let started = pod.pod.status.as_ref().and_then(|status| status.start_time.as_ref());
-    started.map_or(jiff::Timestamp::MAX, |time| time.0)
-}
-
 /// Higher priority first, then the one that runs longer.
 fn more_important(a: &PodInfo, b: &PodInfo) -> std::cmp::Ordering {
-    b.priority.cmp(&a.priority).then_with(|| start(a).cmp(&start(b)))
-}
-
-/// A budget as evictions are judged by it.
-struct Budget<'a> {
-    namespace: &'a str,
-    selector: LabelSelector,
-    allowed: i32,
-    /// Pods by name whose eviction was counted already.
-    disrupted: Option<&'a BTreeMap<String, Time>>,
-}
-
-impl<'a> Budget<'a> {
-    /// None for one that protects nothing.
-    fn new(budget: &'a Arc<PodDisruptionBudget>) -> Option<Self> {
-        let selector = pod::selector(budget.spec.as_ref()?.selector.as_ref());
-        let status = budget.status.as_ref();
-        (!selector.is_empty() && !selector.is_nothing()).then(|| Budget {
-            namespace: budget.namespace(),
-            selector,
-            allowed: status.and_then(|status| status.disruptions_allowed).unwrap_or(0),
-            disrupted: status.and_then(|status| status.disrupted_pods.as_ref()),
-        })
-    }
-
-    fn protects(&self, pod: &PodInfo) -> bool {
-        let labels = pod::labels(&pod.pod);
-        self.namespace == pod.pod.namespace()
-            && !labels.is_empty()
-            && self.selector.matches_map(labels)
-            && self.disrupted.is_none_or(|disrupted| !disrupted.contains_key(pod.pod.name()))
-    }
-}
-
-/// Of which pods the eviction, one after the other, is against some budget.
-///
-/// Upstream: plugins/defaultpreemption/default_preemption.go filterPodsWithPDBViolation
-fn violations(pods: &[Arc<PodInfo>], budgets: &[Budget]) -> Vec<bool> {
-    let mut left: Vec<i32> = budgets.iter().map(|budget| budget.allowed).collect();
-    let violates = |pod: &Arc<PodInfo>| {
-        let mut violates = false;
-        for (budget, left) in budgets.iter().zip(&mut left) {
-            if budget.protects(pod) {
-                *left -= 1;
-                violates |= *left < 0;
-            }
-        }
-        violates
-    };
-    pods.iter().map(violates).collect()
+    b.priority.cmp(&a.priority).then_with(|| a.started.cmp(&b.started))
 }
 
 /// Fewest broken budgets, then the least important victims, then the least of them, then the youngest.
 ///
 /// Upstream: pkg/scheduler/framework/preemption/preemption.go pickOneNodeForPreemption
-fn rank(candidate: &Candidate) -> impl Ord {
+fn rank(candidate: &Candidate) -> impl Ord + use<> {
     let highest = candidate.victims.first().map_or(i32::MIN, |victim| victim.priority);
     let sum: i64 = candidate.victims.iter().map(|v| i64::from(v.priority) + (1 << 31)).sum();
     let important = candidate.victims.iter().filter(|victim| victim.priority == highest);
-    let earliest = important.map(|victim| start(victim)).min();
+    let earliest = important.map(|victim| victim.started).min();
     (candidate.budget_violations, highest, sum, candidate.victims.len(), std::cmp::Reverse(earliest))
 }
 
 #[cfg(test)]
 mod tests {
+    use api::Object;
     use api::core::v1::{Node, Pod};
+    use api::policy::v1::PodDisruptionBudget;
     use serde_json::json;
 
     use super::*;
     use crate::cycle::Scheduler;
+    use crate::framework::{Filter, Plugin};
+    use crate::profile::Configured;
+
+    /// Asks for nothing, but has every pod looked at.
+    struct Curious;
+
+    impl Plugin for Curious {
+        fn name(&self) -> &'static str {
+            "Curious"
+        }
+
+        fn filter<'a>(&'a self, _pod: &'a PodInfo, _cluster: &'a Cluster) -> Option<Box<dyn Filter + 'a>> {
+            Some(Box::new(Curious))
+        }
+    }
+
+    impl Filter for Curious {
+        fn check(&self, _node: &NodeInfo) -> Result<(), Refusal> {
+            Ok(())
+        }
+    }
+
+    /// Profiles that must come to the same: by loads alone, pod by pod, and pod by pod before anything else.
+    fn profiles() -> [Profile; 3] {
+        let curious = || Configured::whole(Arc::new(Curious), 0);
+        let mut profiles = [Profile::default(), Profile::default(), Profile::default()];
+        profiles[1].plugins.push(curious());
+        profiles[2].plugins.insert(0, curious());
+        profiles
+    }
 
     fn pod(name: &str, priority: i32, cpu: &str) -> Arc<PodInfo> {
         let pod = json!({"metadata": {"name": name, "namespace": "default", "labels": {"app": name}},
@@ -276,18 +291,61 @@ mod tests {
             cluster.set_node(Arc::new(Node::from_value(node).unwrap()));
         }
         on.iter().for_each(|(node, name, priority, cpu)| cluster.assume(pod(name, *priority, cpu), node));
-        let preemptor = pod("important", 100, "2");
-        let profile = Profile::default();
-        let against = Scheduler::new(1).place(&profile, &preemptor, &mut cluster).unwrap_err();
-        let said = match candidates(&profile, &preemptor, &mut cluster, &against, budgets, 0) {
+        for profile in profiles() {
+            assert_eq!(said(&profile, &mut cluster, &pod("important", 100, "2"), budgets), expected);
+        }
+    }
+
+    /// Whom the pod evicts, and from where.
+    fn said(
+        profile: &Profile,
+        cluster: &mut Cluster,
+        preemptor: &PodInfo,
+        budgets: &[Arc<PodDisruptionBudget>],
+    ) -> String {
+        let against = match Scheduler::new(1).place(profile, preemptor, cluster) {
+            Ok(node) => return format!("fits {node}"),
+            Err(against) => against,
+        };
+        let budgets = Budgets::new(budgets.iter().cloned());
+        match candidates(profile, preemptor, cluster, &against, &budgets, 0) {
             Ok(candidates) => {
                 let candidate = best(candidates).unwrap();
                 let victims: Vec<_> = candidate.victims.iter().map(|v| v.pod.name().to_owned()).collect();
                 format!("{}: {}", candidate.node, victims.join(" "))
             }
             Err(why) => why.to_string(),
-        };
-        assert_eq!(said, expected);
+        }
+    }
+
+    #[test]
+    fn loads_say_the_same_as_a_look_at_every_pod() {
+        let mut random = Scheduler::new(42);
+        let mut below = move |n: u64| random.next_random() % n;
+        let mut evictions = 0;
+        for round in 0..200 {
+            let mut cluster = Cluster::default();
+            for node in 0..4 {
+                let node = json!({"metadata": {"name": format!("n{node}")},
+                    "status": {"allocatable": {"cpu": "8", "pods": "7"}}});
+                cluster.set_node(Arc::new(Node::from_value(node).unwrap()));
+            }
+            for number in 0..24 {
+                let cpu = (1 + below(3)).to_string();
+                let pod = pod(&format!("p{number}"), below(4) as i32 * 10, &cpu);
+                let node = format!("n{}", below(4));
+                match below(8) {
+                    0 => cluster.nominate(pod, &node),
+                    _ => cluster.assume(pod, &node),
+                }
+            }
+            let preemptor = pod("important", below(4) as i32 * 10, &(1 + below(8)).to_string());
+            let [by_load, by_pod, first] =
+                profiles().map(|profile| said(&profile, &mut cluster, &preemptor, &[]));
+            assert_eq!((&by_load, &by_load), (&by_pod, &first), "round {round}");
+            evictions += usize::from(by_load.starts_with('n') && by_load.contains(": "));
+        }
+        assert!(evictions > 40, "{evictions}");
     }
 
     #[test]

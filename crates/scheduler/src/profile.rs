@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::cluster::{Change, Cluster, Kind};
-use crate::framework::{Permit, Plugin, Prepared, Refusal, Write};
-use crate::plugins::TABLE;
+use crate::framework::{Permit, Plugin, Prepared, Refusal, Score, Write};
+use crate::plugins::{Gates, TABLE};
 use crate::{NodeInfo, PodInfo};
 
 /// A plugin in a profile, and what of it is in use.
@@ -57,7 +57,14 @@ pub struct Profile {
 impl Default for Profile {
     /// The default scheduler with its default plugins.
     fn default() -> Self {
-        let plugins = TABLE.iter().filter_map(|row| {
+        Profile::with(Gates::default())
+    }
+}
+
+impl Profile {
+    /// The same, with what is switched on.
+    pub fn with(gates: Gates) -> Self {
+        let plugins = TABLE.iter().filter(|row| row.is_usual(gates)).filter_map(|row| {
             let plugin = (row.make?)(None).expect("every plugin can be made without arguments");
             Some(Configured::whole(plugin, row.weight))
         });
@@ -71,8 +78,8 @@ impl Default for Profile {
 }
 
 impl Profile {
-    pub fn is_held_back(&self, pod: &PodInfo) -> bool {
-        self.plugins.iter().any(|c| c.holds_back && c.plugin.hold_back(pod).is_some())
+    pub fn is_held_back(&self, pod: &PodInfo, cluster: &Cluster) -> bool {
+        self.plugins.iter().any(|c| c.holds_back && c.plugin.hold_back(pod, cluster).is_some())
     }
 
     /// Why no node will do, and which plugin says so.
@@ -111,21 +118,19 @@ impl Profile {
         asked.filter(|c| c.plugin.events().contains(&kind)).any(|c| c.plugin.may_help(pod, change))
     }
 
-    /// The plugins' scores of the nodes, weighted, together.
-    pub fn scores(&self, pod: &PodInfo, cluster: &Cluster, nodes: &[&NodeInfo]) -> Vec<i64> {
-        let mut totals = vec![0_i64; nodes.len()];
-        let mut scores = vec![0_i64; nodes.len()];
-        for Configured { plugin, weight, .. } in self.plugins.iter().filter(|c| c.weight > 0) {
-            let Some(score) = plugin.score(pod, cluster, nodes) else { continue };
-            for (slot, node) in scores.iter_mut().zip(nodes) {
-                *slot = score.score(node);
-            }
-            score.normalize(nodes, &mut scores);
-            for (total, score) in totals.iter_mut().zip(&scores) {
-                *total += score * weight;
-            }
-        }
-        totals
+    /// The plugins that rank these nodes for the pod.
+    pub fn scorers<'a>(
+        &'a self,
+        pod: &'a PodInfo,
+        cluster: &'a Cluster,
+        nodes: &[&NodeInfo],
+    ) -> Vec<Scorer<'a>> {
+        let ranking = self.plugins.iter().filter(|c| c.weight > 0);
+        let scorers = ranking.filter_map(|Configured { plugin, weight, .. }| {
+            let score = plugin.score(pod, cluster, nodes)?;
+            Some(Scorer { plugin: plugin.name(), weight: *weight, score })
+        });
+        scorers.collect()
     }
 
     /// All plugins take what the pod needs, or none does.
@@ -202,6 +207,29 @@ impl Profile {
         }
         all
     }
+}
+
+/// A plugin that ranks, with what it worked out of the pod.
+pub struct Scorer<'a> {
+    pub plugin: &'static str,
+    weight: i64,
+    score: Box<dyn Score + 'a>,
+}
+
+/// The plugins' scores of the nodes, weighted, together.
+pub fn add_up(scorers: &[Scorer], nodes: &[&NodeInfo]) -> Vec<i64> {
+    let mut totals = vec![0_i64; nodes.len()];
+    let mut scores = vec![0_i64; nodes.len()];
+    for Scorer { weight, score, .. } in scorers {
+        for (slot, node) in scores.iter_mut().zip(nodes) {
+            *slot = score.score(node);
+        }
+        score.normalize(nodes, &mut scores);
+        for (total, score) in totals.iter_mut().zip(&scores) {
+            *total += score * weight;
+        }
+    }
+    totals
 }
 
 #[cfg(test)]

@@ -42,6 +42,8 @@ struct Waiting {
     refused_by: Vec<&'static str>,
     /// How many changes there had been when it was taken.
     changes: u64,
+    /// It was tried for no other reason than that it had slept for long.
+    overslept: bool,
 }
 
 type Order = (Reverse<i32>, u64, String);
@@ -113,6 +115,7 @@ impl Queue {
                 since: now,
                 refused_by: Vec::new(),
                 changes: 0,
+                overslept: false,
             };
             self.pods.insert(key.clone(), waiting);
             self.move_to(&key, place);
@@ -151,22 +154,38 @@ impl Queue {
         }
     }
 
-    /// How often the pod was tried, and since when it waits.
-    pub fn attempts(&self, key: &str) -> Option<(u32, Instant)> {
-        self.pods.get(key).map(|waiting| (waiting.attempts, waiting.since))
+    /// How often the pod was tried, since when it waits, and whether nothing but its long sleep had it tried.
+    pub fn attempts(&self, key: &str) -> Option<(u32, Instant, bool)> {
+        self.pods.get(key).map(|waiting| (waiting.attempts, waiting.since, waiting.overslept))
     }
 
     /// The next pod to try.
     pub fn pop(&mut self, now: Instant) -> Option<Arc<PodInfo>> {
         for key in self.due(now) {
+            if let Some(waiting) = self.pods.get_mut(&key) {
+                waiting.overslept = matches!(waiting.place, Place::Asleep(_));
+            }
             self.move_to(&key, Place::Ready);
         }
         let ready = self.ready.first().map(|(_, _, key)| key);
         // Upstream: scheduling_queue.go, feature SchedulerPopFromBackoffQ
         let key = ready.or(self.backing_off.first().map(|(_, key)| key)).cloned()?;
         self.move_to(&key, Place::Tried);
+        self.tried(&key)
+    }
+
+    /// Takes one pod that waits, whatever for but not held back.
+    pub fn take(&mut self, key: &str) -> Option<Arc<PodInfo>> {
+        let waits = |w: &&Waiting| !matches!(w.place, Place::HeldBack | Place::Tried);
+        self.pods.get(key).filter(waits)?;
+        self.move_to(key, Place::Tried);
+        self.tried(key)
+    }
+
+    /// An attempt with the pod begins.
+    fn tried(&mut self, key: &str) -> Option<Arc<PodInfo>> {
         let changes = self.changes;
-        let waiting = self.pods.get_mut(&key)?;
+        let waiting = self.pods.get_mut(key)?;
         waiting.attempts += 1;
         waiting.changes = changes;
         Some(waiting.pod.clone())
@@ -191,6 +210,7 @@ impl Queue {
             return false;
         };
         refused_by.sort_unstable();
+        waiting.overslept = false;
         waiting.refused_by = refused_by;
         waiting.arrival = arrival;
         // What happened while it was tried may have helped it.
@@ -299,7 +319,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::cluster::Change;
+    use crate::cluster::{Change, Cluster};
     use crate::profile::Profile;
 
     const BACKOFF: Backoff = Backoff { initial: Duration::from_secs(1), max: Duration::from_secs(10) };
@@ -311,7 +331,7 @@ mod tests {
     }
 
     fn set(queue: &mut Queue, pod: Arc<PodInfo>) {
-        let held_back = Profile::default().is_held_back(&pod);
+        let held_back = Profile::default().is_held_back(&pod, &Cluster::default());
         queue.set(pod, held_back, Instant::now());
     }
 
@@ -389,6 +409,19 @@ mod tests {
         assert_eq!(pop(&mut queue, now), None);
         set(&mut queue, pod("a", 0, false));
         assert_eq!(pop(&mut queue, now).as_deref(), Some("a"));
+    }
+
+    #[test]
+    fn a_pod_of_a_group_is_taken_out_of_its_sleep_with_the_others() {
+        let (mut queue, now) = (Queue::new(BACKOFF), Instant::now());
+        set(&mut queue, pod("a", 0, false));
+        set(&mut queue, pod("b", 0, true));
+        pop(&mut queue, now);
+        assert!(queue.take("default/a").is_none(), "it is being tried");
+        queue.refused("default/a", vec!["NodeResourcesFit"], now);
+        assert!(queue.take("default/a").is_some());
+        assert!(queue.take("default/b").is_none(), "it is held back");
+        assert_eq!(queue.attempts("default/a").unwrap().0, 2);
     }
 
     #[test]

@@ -5,6 +5,7 @@
 //! background, so many at most, and report back to the loop.
 
 mod binding;
+mod group;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -12,18 +13,22 @@ use std::sync::Arc;
 use api::Object;
 use api::core::v1::Pod;
 use client::Client;
-use controller_runtime::{Clock, EventRecorder, InformerFactory, LeaderElector, WorkQueue};
+use controller_runtime::{
+    Clock, Deed, EventType, InformerFactory, LeaderElector, SeriesRecorder, WorkQueue, reference,
+};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::PodInfo;
+use crate::budgets::Budgets;
 use crate::cluster::{Change, Cluster, is_terminal, is_waiting, node_differs};
 use crate::configuration::Configuration;
 use crate::cycle::{Scheduler, Unschedulable};
 use crate::extender::Extender;
 use crate::informers::{BY_NODE, Informers, Key};
 use crate::metrics::{Metrics, Outcome};
+use crate::plugins::Point;
 use crate::preemption::{self, Candidate, Hopeless};
 use crate::profile::Profile;
 use crate::queue::{Backoff, Queue};
@@ -42,6 +47,8 @@ pub struct Config {
     pub seed: u64,
     /// What is counted, for whoever asks.
     pub metrics: Metrics,
+    /// The name of the machine, for events.
+    pub host: String,
     /// Who this is among several schedulers, of which only one works; `None` when there is only this one.
     pub identity: Option<String>,
 }
@@ -70,10 +77,12 @@ struct Loop {
     extenders: Arc<[Extender]>,
     clock: Clock,
     client: Client,
-    events: HashMap<String, EventRecorder>,
+    events: HashMap<String, SeriesRecorder>,
     informers: Informers,
     keys: WorkQueue<Key>,
     cluster: Cluster,
+    /// `None` when they have to be read again.
+    budgets: Option<Budgets>,
     queue: Queue,
     scheduler: Scheduler,
     pending: HashMap<String, Pending>,
@@ -91,18 +100,21 @@ struct Attempt {
     number: u32,
     /// Since when the pod waits.
     since: Instant,
+    /// Nothing but the pod's long sleep had it tried.
+    overslept: bool,
 }
 
 impl Loop {
     async fn start(config: Config, client: Client, factory: InformerFactory, shutdown: CancellationToken) {
         let keys = WorkQueue::new();
-        let informers = Informers::new(&factory, &keys);
-        let Configuration { profiles, extenders, initial_backoff, max_backoff } = config.configuration;
+        let Configuration { gates, profiles, extenders, initial_backoff, max_backoff } = config.configuration;
+        let informers = Informers::new(&factory, &keys, gates);
         let mut events = HashMap::new();
         let mut deliveries = Vec::new();
         for profile in &profiles {
             let name = &profile.scheduler_name;
-            let (recorder, delivery) = EventRecorder::new(client.clone(), name, "", config.clock.clone());
+            let (recorder, delivery) =
+                SeriesRecorder::new(client.clone(), name, &config.host, config.clock.clone());
             events.insert(name.clone(), recorder);
             deliveries.push(delivery.run(shutdown.clone()));
         }
@@ -116,6 +128,7 @@ impl Loop {
             informers,
             keys,
             cluster: Cluster::default(),
+            budgets: None,
             queue: Queue::new(Backoff { initial: initial_backoff, max: max_backoff }),
             scheduler: Scheduler::new(config.seed),
             pending: HashMap::new(),
@@ -179,6 +192,7 @@ impl Loop {
 
     /// Brings the cluster and the queue up to date about one key.
     fn observe(&mut self, key: &Key) {
+        let begun = Instant::now();
         let change = match key {
             Key::Pod(key) => self.observe_pod(key),
             Key::Node(name) => self.observe_node(name),
@@ -196,7 +210,16 @@ impl Loop {
                 self.informers.observe_owner(*owner, key, &mut self.cluster);
                 None
             }
-            Key::Budgets => Some(Change::Other),
+            Key::Budgets => {
+                self.budgets = None;
+                Some(Change::Other)
+            }
+            Key::Group(key) => {
+                let group = self.informers.pod_groups.as_ref().and_then(|groups| groups.get(key));
+                self.cluster.pod_groups.set(key, group);
+                self.look_at_group(key);
+                Some(Change::Group(key.clone()))
+            }
             Key::Claim(key) => Some(self.informers.observe_claim(key, &mut self.cluster)),
             Key::Device(kind, key) => Some(self.informers.observe_device(*kind, key, &mut self.cluster)),
             Key::Storage(kind, key) => Some(self.informers.observe_storage(*kind, key, &mut self.cluster)),
@@ -208,6 +231,7 @@ impl Loop {
                 self.advance();
             }
             self.wake(&change);
+            self.metrics.handled(change.kind().event(), begun.elapsed());
         }
         self.keys.done(key);
     }
@@ -227,8 +251,7 @@ impl Loop {
     fn observe_pod(&mut self, key: &str) -> Option<Change> {
         let Some(pod) = self.informers.pods.get(key) else {
             self.forgive(key);
-            let waited = self.queue.get(key).cloned();
-            self.queue.remove(key);
+            let waited = self.stop_waiting(key);
             let withdrawn = self.cluster.withdraw(key);
             self.abandon(key);
             let gone = self.cluster.remove_pod(key);
@@ -238,7 +261,7 @@ impl Loop {
         if is_waiting(&pod) {
             return self.observe_waiting(key, pod);
         }
-        self.queue.remove(key);
+        self.stop_waiting(key);
         self.cluster.withdraw(key);
         if let Some(info) = self.cluster.confirm(key, &pod) {
             return Some(Change::PodPlaced(info));
@@ -248,6 +271,14 @@ impl Loop {
             return None;
         }
         self.cluster.set_pod(Arc::new(PodInfo::new(pod)))
+    }
+
+    /// The pod waits for a node no more.
+    fn stop_waiting(&mut self, key: &str) -> Option<Arc<PodInfo>> {
+        let waited = self.queue.get(key).cloned();
+        waited.iter().for_each(|pod| self.cluster.pod_groups.leave(pod));
+        self.queue.remove(key);
+        waited
     }
 
     /// A pod that has no node.
@@ -265,9 +296,19 @@ impl Loop {
             Some(node) => self.cluster.nominate(info.clone(), node),
             None => drop(self.cluster.withdraw(key)),
         }
-        let held_back = profile.is_held_back(&info);
+        let begun = Instant::now();
+        self.cluster.pod_groups.wait(&info);
+        let group = info.group.clone();
+        let held_back = profile.is_held_back(&info, &self.cluster);
+        let status = if held_back { "UnschedulableAndUnresolvable" } else { "Success" };
+        self.metrics.step(Point::PreEnqueue, status, &profile.scheduler_name, begun.elapsed());
         if self.queue.set(info, held_back, Instant::now()) {
             self.metrics.incoming(if held_back { "gated" } else { "active" }, "UnscheduledPodAdd", 1);
+            // It may be the last that others of its group waited for.
+            if let Some(group) = group {
+                self.look_at_group(&group);
+                self.wake(&Change::Group(group));
+            }
         }
         gone
     }
@@ -289,29 +330,44 @@ impl Loop {
     }
 
     async fn schedule(&mut self, pod: Arc<PodInfo>) {
+        if let Some(group) = pod.group.clone().filter(|_| self.informers.pod_groups.is_some()) {
+            return self.schedule_group(pod, group).await;
+        }
         let Some(profile) = self.profiles.get(pod.scheduler_name()).cloned() else { return };
-        self.forgive(&pod.key);
-        let begun = Instant::now();
-        let (number, since) = self.queue.attempts(&pod.key).unwrap_or((1, begun));
-        self.attempts.insert(pod.key.clone(), Attempt { begun, number, since });
-        let placed = if self.extenders.is_empty() {
-            Ok(self.scheduler.place(&profile, &pod, &mut self.cluster))
-        } else {
-            self.scheduler.place_with(&self.extenders, &profile, &pod, &mut self.cluster).await
-        };
-        self.metrics.algorithm(begun.elapsed());
-        let node = match placed {
+        self.begin(&pod);
+        let node = match self.place(&profile, &pod).await {
             Ok(Ok(node)) => node,
             Ok(Err(against)) => return self.refuse(&profile, &pod, *against).await,
             Err(why) => return self.give_up(&profile, &pod, &why),
         };
         self.cluster.withdraw(&pod.key);
-        let writes = match profile.reserve(&pod, &node, &mut self.cluster) {
+        let begun = Instant::now();
+        let reserved = profile.reserve(&pod, &node, &mut self.cluster);
+        let status = if reserved.is_ok() { "Success" } else { "Error" };
+        self.metrics.step(Point::Reserve, status, &profile.scheduler_name, begun.elapsed());
+        let writes = match reserved {
             Ok(writes) => writes,
             Err(why) => return self.give_up(&profile, &pod, &why),
         };
         self.cluster.assume(pod.clone(), &node);
         self.placed(&profile, pod, node, writes);
+    }
+
+    /// Chooses a node for the pod.
+    async fn place(
+        &mut self,
+        profile: &Profile,
+        pod: &PodInfo,
+    ) -> Result<Result<String, Box<Unschedulable>>, String> {
+        let begun = Instant::now();
+        let placed = if self.extenders.is_empty() {
+            Ok(self.scheduler.place(profile, pod, &mut self.cluster))
+        } else {
+            self.scheduler.place_with(&self.extenders, profile, pod, &mut self.cluster).await
+        };
+        self.metrics.algorithm(begun.elapsed());
+        self.metrics.cycle(&profile.scheduler_name, &std::mem::take(&mut self.scheduler.spent));
+        placed
     }
 
     /// Tells why the pod could not be placed this time, for no lack of nodes.
@@ -324,10 +380,10 @@ impl Loop {
 
     /// Counts an attempt that has ended.
     fn ended(&mut self, outcome: Outcome, profile: &Profile, key: &str) {
-        let Some(Attempt { begun, number, since }) = self.attempts.remove(key) else { return };
+        let Some(Attempt { begun, number, since, overslept }) = self.attempts.remove(key) else { return };
         self.metrics.attempt(outcome, &profile.scheduler_name, begun.elapsed());
         if outcome == Outcome::Scheduled {
-            self.metrics.scheduled(number, since.elapsed());
+            self.metrics.scheduled(number, since.elapsed(), overslept);
         }
     }
 
@@ -341,7 +397,9 @@ impl Loop {
         reason: &str,
     ) {
         if let Some(events) = self.events.get(&profile.scheduler_name) {
-            events.warning(&*pod.pod, "FailedScheduling", truncated(message));
+            let note = truncated(message);
+            let (kind, reason, action) = (EventType::Warning, "FailedScheduling", "Scheduling");
+            events.tell(reference(&*pod.pod), None, Deed { kind, reason, action, note });
         }
         if let Some(patch) = unscheduled_status(&pod.pod, message, nomination, reason, &self.clock) {
             self.writes.spawn(report(self.client.clone(), pod.clone(), patch));
@@ -358,9 +416,10 @@ impl Loop {
             self.cluster.withdraw(&pod.key);
         } else if profile.preemption.is_some() {
             self.metrics.preemption();
-            let budgets = self.informers.budgets.list();
+            let begun = Instant::now();
+            let budgets = budgets_of(&mut self.budgets, &self.informers);
             let start = self.scheduler.next_random() as usize;
-            match preemption::candidates(profile, pod, &mut self.cluster, &against, &budgets, start) {
+            match preemption::candidates(profile, pod, &mut self.cluster, &against, budgets, start) {
                 Ok(candidates) => candidate = preemption::best(self.allowed(pod, candidates).await),
                 Err(why) => {
                     if matches!(why, Hopeless::NoCandidate(_)) {
@@ -370,16 +429,36 @@ impl Loop {
                     against.preemption = Some(why.to_string());
                 }
             }
+            let status = if candidate.is_some() { "Success" } else { "Unschedulable" };
+            self.metrics.step(Point::PostFilter, status, &profile.scheduler_name, begun.elapsed());
         }
         if let Some(candidate) = &candidate {
             nomination = Nomination::To(&candidate.node);
         }
-        self.tell(profile, pod, &against.to_string(), nomination, "Unschedulable");
+        let refusal = against.to_string();
+        self.tell(profile, pod, &refusal, nomination, "Unschedulable");
         if let Some(candidate) = candidate {
             self.metrics.victims(candidate.victims.len());
             self.cluster.nominate(pod.clone(), &candidate.node);
             self.preempt(profile, pod, candidate);
         }
+        self.sleep(profile, pod, against);
+    }
+
+    /// No node will do, and nothing is done about it here: tells so.
+    fn refused(
+        &mut self,
+        profile: &Profile,
+        pod: &Arc<PodInfo>,
+        against: Unschedulable,
+        nomination: Nomination,
+    ) {
+        self.tell(profile, pod, &against.to_string(), nomination, "Unschedulable");
+        self.sleep(profile, pod, against);
+    }
+
+    /// The pod waits until something may help it.
+    fn sleep(&mut self, profile: &Profile, pod: &PodInfo, against: Unschedulable) {
         self.ended(Outcome::Unschedulable, profile, &pod.key);
         self.metrics.unschedulable(&profile.scheduler_name, &against.refused_by, true);
         let refusal = (profile.scheduler_name.clone(), against.refused_by.clone());
@@ -413,7 +492,7 @@ impl Loop {
         candidates
     }
 
-    fn preempt(&mut self, profile: &Profile, pod: &PodInfo, candidate: Candidate) {
+    fn preempt(&mut self, profile: &Profile, pod: &Arc<PodInfo>, candidate: Candidate) {
         // Less important pods that wait for the same room look for another.
         let waiting = self.cluster.nominated(&candidate.node).iter();
         let less: Vec<_> = waiting.filter(|other| other.priority < pod.priority).cloned().collect();
@@ -428,7 +507,7 @@ impl Loop {
             let eviction = Eviction {
                 victim,
                 scheduler_name: profile.scheduler_name.clone(),
-                preemptor: pod.key.clone(),
+                preemptor: pod.clone(),
                 message: message.clone(),
             };
             self.writes.spawn(evict(self.client.clone(), eviction, self.clock.clone()));
@@ -438,31 +517,48 @@ impl Loop {
     /// Tells of a victim that it went, or has the pod for which it did not go tried again.
     fn evicted(&mut self, eviction: &Eviction, gone: bool) {
         if !gone {
-            self.queue.activate(&eviction.preemptor);
+            self.queue.activate(&eviction.preemptor.key);
         } else if let Some(events) = self.events.get(&eviction.scheduler_name) {
-            events.normal(&*eviction.victim.pod, "Preempted", eviction.message.as_str());
+            let deed = Deed {
+                kind: EventType::Normal,
+                reason: "Preempted",
+                action: "Preempting",
+                note: eviction.message.clone(),
+            };
+            let (victim, preemptor) = (reference(&*eviction.victim.pod), reference(&*eviction.preemptor.pod));
+            events.tell(victim, Some(preemptor), deed);
         }
     }
 
     fn written(&mut self, written: Result<Written, tokio::task::JoinError>) {
         let (pod, node, error) = match written {
             Ok(Written::Prepared { key, outcome }) => return self.prepared(&key, outcome),
-            Ok(Written::Bound { pod, node, outcome: Ok(()) }) => {
+            Ok(Written::Bound { pod, node, outcome: Ok(()), took }) => {
+                self.metrics.step(Point::Bind, "Success", pod.scheduler_name(), took);
                 if let Some(profile) = self.profiles.get(pod.scheduler_name()).cloned() {
                     self.ended(Outcome::Scheduled, &profile, &pod.key);
                 }
                 if let Some(events) = self.events.get(pod.scheduler_name()) {
                     let (namespace, name) = (pod.pod.namespace(), pod.pod.name());
-                    let message = format!("Successfully assigned {namespace}/{name} to {node}");
-                    events.normal(&*pod.pod, "Scheduled", message);
+                    let note = format!("Successfully assigned {namespace}/{name} to {node}");
+                    let (kind, reason, action) = (EventType::Normal, "Scheduled", "Binding");
+                    events.tell(reference(&*pod.pod), None, Deed { kind, reason, action, note });
                 }
                 if let Some(profile) = self.profiles.get(pod.scheduler_name()) {
+                    let begun = Instant::now();
                     profile.bound(&pod, &node);
+                    self.metrics.step(Point::PostBind, "Success", &profile.scheduler_name, begun.elapsed());
                 }
                 return;
             }
-            Ok(Written::Bound { pod, node, outcome: Err(error) }) => (pod, node, error),
-            Ok(Written::Evicted { eviction, gone }) => return self.evicted(&eviction, gone),
+            Ok(Written::Bound { pod, node, outcome: Err(error), took }) => {
+                self.metrics.step(Point::Bind, "Error", pod.scheduler_name(), took);
+                (pod, node, error)
+            }
+            Ok(Written::Evicted { eviction, gone, took }) => {
+                self.metrics.evicted(gone, took);
+                return self.evicted(&eviction, gone);
+            }
             Ok(Written::Reported) | Err(_) => return,
         };
         tracing::warn!(pod = pod.key, node, error = &error as &dyn std::error::Error, "cannot bind");
@@ -481,6 +577,11 @@ impl Loop {
             self.queue.failed(&pod.key, Instant::now());
         }
     }
+}
+
+/// The budgets, read again if they changed.
+fn budgets_of<'a>(known: &'a mut Option<Budgets>, informers: &Informers) -> &'a Budgets {
+    known.get_or_insert_with(|| Budgets::new(informers.budgets.list()))
 }
 
 /// As much of a message as an event takes.

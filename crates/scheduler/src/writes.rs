@@ -1,12 +1,15 @@
 //! What the scheduler writes: bindings, the statuses of pods, and what must be there before a binding.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use api::Object;
 use api::core::v1::Pod;
+use api::scheduling::v1alpha2::PodGroup;
 use client::{Client, DeleteOptions, PatchType, Resource};
 use controller_runtime::Clock;
 use serde_json::{Value, json};
+use tokio::time::Instant;
 
 use crate::PodInfo;
 use crate::extender::Extender;
@@ -23,10 +26,12 @@ pub enum Written {
         pod: Arc<PodInfo>,
         node: String,
         outcome: Result<(), client::Error>,
+        took: Duration,
     },
     Evicted {
         eviction: Eviction,
         gone: bool,
+        took: Duration,
     },
     Reported,
 }
@@ -35,8 +40,8 @@ pub enum Written {
 pub struct Eviction {
     pub victim: Arc<PodInfo>,
     pub scheduler_name: String,
-    /// The key of the pod that takes its place.
-    pub preemptor: String,
+    /// The pod that takes its place.
+    pub preemptor: Arc<PodInfo>,
     /// What is told of it afterwards.
     pub message: String,
 }
@@ -110,9 +115,11 @@ pub async fn bind(
     pod: Arc<PodInfo>,
     node: String,
 ) -> Written {
+    let begun = Instant::now();
     if let Some((extenders, at)) = extender {
         let bound = extenders[at].bind(&pod.pod, &node).await;
-        return Written::Bound { pod, node, outcome: bound.map_err(client::Error::Config) };
+        let outcome = bound.map_err(client::Error::Config);
+        return Written::Bound { pod, node, outcome, took: begun.elapsed() };
     }
     let (namespace, name) = (pod.pod.namespace(), pod.pod.name());
     let binding = json!({
@@ -123,7 +130,7 @@ pub async fn bind(
     });
     let outcome =
         client.create_value(&Resource::of::<Pod>(), namespace, Some((name, "binding")), &binding).await;
-    Written::Bound { outcome: outcome.map(drop), pod, node }
+    Written::Bound { outcome: outcome.map(drop), pod, node, took: begun.elapsed() }
 }
 
 /// Which node a pod is promised.
@@ -184,8 +191,22 @@ pub async fn report(client: Client, pod: Arc<PodInfo>, patch: Value) -> Written 
     Written::Reported
 }
 
+/// The same of a group.
+pub async fn report_group(client: Client, group: Arc<PodGroup>, patch: Value) -> Written {
+    let resource = Resource::of::<PodGroup>();
+    let (namespace, name) = (group.namespace(), group.name());
+    let patched =
+        client.patch_value(&resource, namespace, name, Some("status"), PatchType::Strategic, &patch).await;
+    if let Some(error) = failure(patched.map(drop)) {
+        let error = &error as &dyn std::error::Error;
+        tracing::warn!(group = group.key(), error, "cannot report how scheduling a group went");
+    }
+    Written::Reported
+}
+
 /// Tells a victim why, then deletes it.
 pub async fn evict(client: Client, eviction: Eviction, clock: Clock) -> Written {
+    let begun = Instant::now();
     let Eviction { victim, scheduler_name, .. } = &eviction;
     let patch = json!({"status": {"conditions": [{
         "type": "DisruptionTarget",
@@ -204,7 +225,7 @@ pub async fn evict(client: Client, eviction: Eviction, clock: Clock) -> Written 
     if let Some(error) = &failure {
         tracing::warn!(pod = victim.key, error = error as &dyn std::error::Error, "cannot preempt");
     }
-    Written::Evicted { eviction, gone: failure.is_none() }
+    Written::Evicted { eviction, gone: failure.is_none(), took: begun.elapsed() }
 }
 
 async fn patch_status(client: &Client, pod: &PodInfo, patch: &Value) -> Result<(), client::Error> {

@@ -48,6 +48,7 @@ pub fn scheduler_config(clock: Clock, seed: u64) -> scheduler::Config {
         clock,
         seed,
         metrics: scheduler::Metrics::default(),
+        host: "sim".into(),
         identity: None,
     }
 }

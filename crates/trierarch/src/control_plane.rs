@@ -174,7 +174,7 @@ impl ControlPlane {
         let handshake = trust.handshake_authorities()?;
         let tls = apiserver::server::tls_config(trust.serving.clone(), &handshake)?;
         let registry =
-            Registry::new(store, [resources::table(), &resources::resource_metrics()].concat()).await?;
+            Registry::new(store, [settings.requests.table(), resources::resource_metrics()].concat()).await?;
         let api = assemble(settings, trust, registry, shutdown.clone())?;
         settings.keep_kubeconfigs(&mut renewal)?;
         let mut control_plane = ControlPlane { api, renewal: Arc::new(renewal), tasks: JoinSet::new() };
@@ -211,7 +211,7 @@ impl ControlPlane {
             stop.cancel();
         });
         self.tasks.spawn(forget_history(self.api.clone(), shutdown));
-        let mut objects = apiserver::authz::bootstrap_objects();
+        let mut objects = apiserver::authz::bootstrap_objects_with(settings.requests.features);
         objects.extend(settings.objects.iter().cloned());
         self.api.bootstrap(objects).await.context("cannot make what a cluster starts with")?;
         tracing::info!(address = settings.url(), kubeconfig = %settings.kubeconfig.display(), "the API is ready");

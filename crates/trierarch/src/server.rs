@@ -127,7 +127,10 @@ fn start_control_plane(
         sign_token: Some(sign_token),
         clock: host::clock(),
         disabled: plan.disabled_controllers.clone(),
-        options: controllers::Options::default(),
+        options: controllers::Options {
+            features: plan.settings.requests.features,
+            ..controllers::Options::default()
+        },
         metrics,
     };
     let shutdown = running.shutdown.clone();
@@ -145,10 +148,11 @@ fn start_control_plane(
     let scheduling = metrics.clone();
     control_plane.metrics().also(move |registry| scheduling.register(registry));
     let config = scheduler::Config {
-        configuration: scheduler::Configuration::default(),
+        configuration: scheduler::Configuration::with(components::gates(plan.settings.requests.features)),
         clock: host::clock(),
         seed: rand::random(),
         metrics,
+        host: host::hostname()?,
         identity: None,
     };
     let client = control_plane.client("system:kube-scheduler", &[]);

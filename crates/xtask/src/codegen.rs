@@ -380,10 +380,20 @@ fn parse_go_facts() -> HashMap<&'static str, HashMap<&'static str, GoFacts>> {
     all
 }
 
+/// What is served only when it is switched on.
+const OPTIONAL: &[&str] = &[
+    "scheduling.k8s.io/v1alpha2/PodGroup",
+    "scheduling.k8s.io/v1alpha2/PodGroupList",
+    "scheduling.k8s.io/v1alpha2/Workload",
+    "scheduling.k8s.io/v1alpha2/WorkloadList",
+    "storagemigration.k8s.io/v1beta1/StorageVersionMigration",
+    "storagemigration.k8s.io/v1beta1/StorageVersionMigrationList",
+];
+
 /// A default server serves no alpha or beta versions.
 fn is_served(gvk: &str) -> bool {
     let version = gvk.rsplit('/').nth(1).unwrap_or_default();
-    !version.contains("alpha") && !version.contains("beta")
+    !version.contains("alpha") && !version.contains("beta") || OPTIONAL.contains(&gvk)
 }
 
 fn split_gvk(gvk: &str) -> Result<(String, String, String)> {

@@ -3,12 +3,14 @@
 //! An unindented line there begins an object: `clusterrole NAME` or `role NAMESPACE/NAME`, with `to=X` for a
 //! role that is gathered into X and `from=X` for the role that gathers; or `clusterrolebinding NAME KIND:ROLE`
 //! with its subjects as `user=`, `group=` and `sa=NAMESPACE/NAME`. The indented lines after a role are its
-//! rules: `VERBS GROUPS RESOURCES [NAMES]`, the core group written `core`, or `VERBS url PATHS`.
+//! rules: `VERBS GROUPS RESOURCES [NAMES]`, the core group written `core`, or `VERBS url PATHS`. A line that begins
+//! with `?FEATURE|` counts where that feature is on.
 //!
 //! Upstream: plugin/pkg/auth/authorizer/rbac/bootstrappolicy/{policy,controller_policy,namespace_policy}.go
 
 use std::collections::BTreeMap;
 
+use resources::features::Features;
 use serde_json::{Value, json};
 
 use crate::admission::tree::{items, label, set};
@@ -18,8 +20,18 @@ const AGGREGATE_TO: &str = "rbac.authorization.k8s.io/aggregate-to-";
 
 /// All default ClusterRoles, Roles, ClusterRoleBindings and RoleBindings, aggregated roles already filled.
 pub fn bootstrap_objects() -> Vec<Value> {
+    bootstrap_objects_with(Features::NONE)
+}
+
+/// The same of a cluster with these features.
+pub fn bootstrap_objects_with(features: Features) -> Vec<Value> {
     let mut objects: Vec<Value> = Vec::new();
-    for line in TABLE.lines().filter(|line| !line.is_empty() && !line.starts_with('#')) {
+    let counts = |line: &'static str| match line.strip_prefix('?').and_then(|line| line.split_once('|')) {
+        Some((feature, line)) => features.has_named(feature).then_some(line),
+        None => Some(line),
+    };
+    let lines = TABLE.lines().filter(|line| !line.is_empty() && !line.starts_with('#'));
+    for line in lines.filter_map(counts) {
         let words: Vec<&str> = line.split_whitespace().collect();
         if line.starts_with(' ') {
             let rules = objects.last_mut().and_then(|role| role["rules"].as_array_mut());

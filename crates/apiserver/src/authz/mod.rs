@@ -18,7 +18,7 @@ use std::sync::Arc;
 use apimachinery::{GroupResource, Status};
 use serde_json::{Value, json};
 
-pub use bootstrap::bootstrap_objects;
+pub use bootstrap::{bootstrap_objects, bootstrap_objects_with};
 pub(crate) use node::node_identity;
 pub use rule::Rule;
 pub use webhook::Webhook;

@@ -7,6 +7,7 @@ use std::time::Duration;
 use anyhow::bail;
 use api::Object;
 use api::core::v1::{Node, Pod};
+use scheduler::budgets::Budgets;
 use scheduler::cluster::Cluster;
 use scheduler::cycle::Scheduler;
 use scheduler::{PodInfo, Profile, preemption};
@@ -83,7 +84,7 @@ impl Bench {
                     pod,
                     &mut self.cluster,
                     &against,
-                    &[],
+                    &Budgets::default(),
                     self.scheduler.next_random() as usize,
                 );
                 let Some(best) = candidates.ok().and_then(preemption::best) else {

@@ -25,6 +25,7 @@ use schema::structural::{Structural, default, prune};
 use serde_json::Value;
 
 use crate::definition::{Column, ResourceDef, Scope, SelectableField, Subresource, Verb};
+use crate::features::Features;
 use crate::get::{is_true, list, set, text, texts};
 
 const STATUS_VERBS: &[Verb] = &[Verb::Get, Verb::Patch, Verb::Update];
@@ -224,6 +225,7 @@ fn row(definition: &Value, version: &Value, versions: &Arc<Versions>) -> Resourc
         list_kind: name("listKind"),
         custom: Some(custom),
         deprecation: deprecation(definition, version).map(Name::from),
+        features: Features::NONE,
     }
 }
 

@@ -12,7 +12,10 @@ use serde_json::Value;
 
 use crate::get::{self, Errors, at, list, text};
 
+mod conditions;
 pub mod quantities;
+
+pub use conditions::conditions;
 
 pub const IMMUTABLE: &str = "field is immutable";
 pub const PROTOCOLS: &[&str] = &["SCTP", "TCP", "UDP"];

@@ -16,7 +16,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use crate::extender::Extender;
-use crate::plugins::{Point, Row, TABLE};
+use crate::plugins::{Gates, Point, Row, TABLE};
 use crate::profile::{Configured, Preemption, Profile};
 
 const API_VERSION: &str = "kubescheduler.config.k8s.io/v1";
@@ -36,6 +36,7 @@ pub enum Error {
 
 /// What the scheduler runs with.
 pub struct Configuration {
+    pub gates: Gates,
     pub profiles: Vec<Arc<Profile>>,
     pub extenders: Arc<[Extender]>,
     /// How long a pod waits after its first failed attempt; doubled with each, up to the maximum.
@@ -45,8 +46,16 @@ pub struct Configuration {
 
 impl Default for Configuration {
     fn default() -> Self {
+        Configuration::with(Gates::default())
+    }
+}
+
+impl Configuration {
+    /// The default one, with what is switched on.
+    pub fn with(gates: Gates) -> Self {
         Configuration {
-            profiles: vec![Arc::new(Profile::default())],
+            gates,
+            profiles: vec![Arc::new(Profile::with(gates))],
             extenders: Arc::new([]),
             initial_backoff: Duration::from_secs(1),
             max_backoff: Duration::from_secs(10),
@@ -181,7 +190,7 @@ struct PluginConfig {
 
 impl Configuration {
     /// Reads and checks a configuration in YAML or JSON.
-    pub fn parse(text: &str) -> Result<Self, Error> {
+    pub fn parse(text: &str, gates: Gates) -> Result<Self, Error> {
         let file: File = serde_saphyr::from_str(text).map_err(|error| Error::Decode(error.to_string()))?;
         if file.api_version != API_VERSION || file.kind != KIND {
             return Err(Error::Kind { kind: file.kind, version: file.api_version });
@@ -198,9 +207,10 @@ impl Configuration {
         let only = profiles.len() == 1;
         let profiles = profiles.iter().enumerate().map(|(at, profile)| {
             let path = Path::new("profiles").index(at);
-            build(profile, share, only, &ignored, &path).map(Arc::new)
+            build(profile, share, only, &ignored, gates, &path).map(Arc::new)
         });
         Ok(Configuration {
+            gates,
             profiles: profiles.collect::<Result<_, _>>()?,
             extenders,
             initial_backoff: Duration::from_secs(file.pod_initial_backoff_seconds.unwrap_or(1) as u64),
@@ -264,10 +274,11 @@ fn build(
     share: Option<i64>,
     only: bool,
     ignored: &[String],
+    gates: Gates,
     path: &Path,
 ) -> Result<Profile, Error> {
     for name in file.plugins.sets().flat_map(|set| &set.enabled) {
-        if !TABLE.iter().any(|row| row.name == name.name) {
+        if !TABLE.iter().any(|row| row.name == name.name && row.is_usual(gates)) {
             return Err(Error::Plugins(format!("{}: plugin {:?} does not exist", path.as_str(), name.name)));
         }
     }
@@ -288,7 +299,7 @@ fn build(
         preemption: None,
         percentage_of_nodes: file.percentage_of_nodes_to_score.or(share).unwrap_or(0) as usize,
     };
-    for row in ordered(&file.plugins) {
+    for row in ordered(&file.plugins).into_iter().filter(|row| row.is_usual(gates)) {
         let config = configs.get(row.name);
         let args = config.map(|(args, _)| *args).filter(|args| !args.is_null());
         let more = (row.name == "NodeResourcesFit" && !ignored.is_empty()).then(|| {

@@ -4,7 +4,7 @@ const HEAD: &str = "apiVersion: kubescheduler.config.k8s.io/v1\nkind: KubeSchedu
 
 /// What each profile of a configuration does, a line each; or the error.
 fn check(body: &str, expected: &str) {
-    let said = match Configuration::parse(&format!("{HEAD}{body}")) {
+    let said = match Configuration::parse(&format!("{HEAD}{body}"), Gates::default()) {
         Err(error) => error.to_string(),
         Ok(configuration) => {
             let lines = configuration.profiles.iter().map(|profile| {
@@ -67,14 +67,18 @@ fn what_is_wrong_is_said() {
         "profiles: [{plugins: {queueSort: {disabled: [{name: '*'}]}}}]",
         "profiles[0]: no queue sort plugin is enabled",
     );
-    let error = Configuration::parse("apiVersion: v1\nkind: Pod").map(drop).unwrap_err();
+    let error = Configuration::parse("apiVersion: v1\nkind: Pod", Gates::default()).map(drop).unwrap_err();
     assert_eq!(error.to_string(), "no kind \"Pod\" is registered for version \"v1\"");
-    assert!(Configuration::parse(&format!("{HEAD}profile: 1")).is_err(), "unknown fields are refused");
+    assert!(
+        Configuration::parse(&format!("{HEAD}profile: 1"), Gates::default()).is_err(),
+        "unknown fields are refused"
+    );
 }
 
 #[test]
 fn extenders_are_read_and_checked() {
-    let parse = |extenders: &str| Configuration::parse(&format!("{HEAD}extenders: {extenders}"));
+    let parse =
+        |extenders: &str| Configuration::parse(&format!("{HEAD}extenders: {extenders}"), Gates::default());
     let good = parse(
         "[{urlPrefix: 'http://127.0.0.1:1/x', filterVerb: filter, prioritizeVerb: rank, weight: 2, httpTimeout: 1m30s,
            managedResources: [{name: x.io/gpu, ignoredByScheduler: true}]}]",

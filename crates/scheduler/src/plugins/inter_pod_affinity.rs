@@ -46,7 +46,7 @@ impl Plugin for InterPodAffinity {
         let asks = !required.against.is_empty()
             || !required.near.is_empty()
             || !required.away.is_empty()
-            || cluster.has_nominated();
+            || cluster.expects_to_keep_away();
         asks.then(|| Box::new(required) as Box<dyn Filter>)
     }
 

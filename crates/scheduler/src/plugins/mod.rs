@@ -1,6 +1,7 @@
 //! The plugins, and [`TABLE`], which lists them in the order in which they are asked.
 
 mod dynamic_resources;
+mod gang_scheduling;
 mod image_locality;
 mod inter_pod_affinity;
 mod node_affinity;
@@ -56,14 +57,32 @@ pub struct Row {
     pub points: &'static [Point],
     /// None for what is built into the scheduler and can only be switched off.
     pub make: Option<Make>,
+    /// It is there only when gangs are switched on.
+    pub of_gangs: bool,
+}
+
+/// What is off unless it is switched on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Gates {
+    /// Pods of a PodGroup are tried together.
+    pub pod_groups: bool,
+    /// So many of a gang are placed at once, or none is.
+    pub gangs: bool,
+}
+
+impl Row {
+    /// Whether a profile has the plugin without naming it.
+    pub fn is_usual(&self, gates: Gates) -> bool {
+        gates.gangs || !self.of_gangs
+    }
 }
 
 macro_rules! row {
     ($name:literal, $weight:literal, [$($point:ident),*]) => {
-        Row { name: $name, weight: $weight, points: &[$(Point::$point),*], make: None }
+        Row { name: $name, weight: $weight, points: &[$(Point::$point),*], make: None, of_gangs: false }
     };
     ($name:literal, $weight:literal, [$($point:ident),*], $make:expr) => {
-        Row { name: $name, weight: $weight, points: &[$(Point::$point),*], make: Some($make) }
+        Row { name: $name, weight: $weight, points: &[$(Point::$point),*], make: Some($make), of_gangs: false }
     };
 }
 
@@ -116,4 +135,8 @@ pub static TABLE: &[Row] = &[
         [PreFilter, Filter],
         plain!(node_declared_features::NodeDeclaredFeatures)
     ),
+    Row {
+        of_gangs: true,
+        ..row!("GangScheduling", 0, [PreEnqueue, Permit], plain!(gang_scheduling::GangScheduling))
+    },
 ];

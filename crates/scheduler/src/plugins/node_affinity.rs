@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use crate::cluster::{Change, Cluster, Kind};
 use crate::configuration::args;
-use crate::framework::{Filter, Plugin, Refusal, Score, normalize_to_max};
+use crate::framework::{Filter, LooksAt, Plugin, Refusal, Score, normalize_to_max};
 use crate::pod::Labels;
 use crate::{NodeInfo, PodInfo};
 
@@ -117,6 +117,10 @@ impl Filter for Required<'_> {
             true => Ok(()),
             false => Err(Refusal::unresolvable("node(s) didn't match Pod's node affinity/selector")),
         }
+    }
+
+    fn looks_at(&self) -> LooksAt {
+        LooksAt::Node
     }
 }
 

@@ -3,7 +3,7 @@
 use api::core::v1::{Node, PodSpec};
 
 use crate::cluster::{Change, Cluster, Kind};
-use crate::framework::{Filter, Plugin, Refusal};
+use crate::framework::{Filter, LooksAt, Plugin, Refusal};
 use crate::{NodeInfo, PodInfo};
 
 /// A feature by the name that nodes declare, and which pods use it.
@@ -69,6 +69,10 @@ impl Filter for Needed {
             return Ok(());
         }
         Err(Refusal::unresolvable("node(s) didn't match Pod's required features"))
+    }
+
+    fn looks_at(&self) -> LooksAt {
+        LooksAt::Node
     }
 }
 

@@ -3,7 +3,7 @@
 use api::Object;
 
 use crate::cluster::{Change, Cluster, Kind};
-use crate::framework::{Filter, Plugin, Refusal};
+use crate::framework::{Filter, LooksAt, Plugin, Refusal};
 use crate::{NodeInfo, PodInfo};
 
 pub struct NodeName;
@@ -35,5 +35,9 @@ impl Filter for Named<'_> {
             return Ok(());
         }
         Err(Refusal::unresolvable("node(s) didn't match the requested node name"))
+    }
+
+    fn looks_at(&self) -> LooksAt {
+        LooksAt::Node
     }
 }

@@ -10,7 +10,8 @@ use serde_json::Value;
 use crate::cluster::{Change, Cluster, Kind};
 use crate::configuration::args::{self, Strategy, Weighted};
 use crate::devices::Devices;
-use crate::framework::{Filter, MAX_SCORE, Plugin, Refusal, Score};
+use crate::framework::{Filter, LooksAt, MAX_SCORE, Plugin, Refusal, Score};
+use crate::node::Load;
 use crate::resources::{Resource, Resources};
 use crate::{NodeInfo, PodInfo};
 
@@ -60,7 +61,8 @@ impl Plugin for Fit {
             Change::NodeAdded(node) => {
                 // What devices may stand behind is not looked at: one try too many does no harm.
                 let ignored: Vec<String> = pod.requests.others.keys().cloned().collect();
-                lacking(&pod.requests, &NodeInfo::new(node.clone()), &ignored, &Devices::default()).is_none()
+                let node = NodeInfo::new(node.clone());
+                lacking(&pod.requests, &node, &node.load, &ignored, &Devices::default()).is_none()
             }
             Change::NodeUpdated { old, new } => {
                 let allocatable =
@@ -94,17 +96,31 @@ struct Room<'a> {
 
 impl Filter for Room<'_> {
     fn check(&self, node: &NodeInfo) -> Result<(), Refusal> {
-        lacking(self.wanted, node, &self.ignored, self.devices).map_or(Ok(()), Err)
+        self.check_loaded(node, &node.load)
+    }
+
+    fn looks_at(&self) -> LooksAt {
+        LooksAt::Load
+    }
+
+    fn check_loaded(&self, node: &NodeInfo, load: &Load) -> Result<(), Refusal> {
+        lacking(self.wanted, node, load, &self.ignored, self.devices).map_or(Ok(()), Err)
     }
 }
 
-/// All that the node has too little of.
+/// All that the node has too little of under this load.
 ///
 /// Upstream: pkg/scheduler/framework/plugins/noderesources/fit.go fitsRequest
-fn lacking(wanted: &Resources, node: &NodeInfo, ignored: &[String], devices: &Devices) -> Option<Refusal> {
-    let (all, used) = (&node.allocatable, &node.requested);
+fn lacking(
+    wanted: &Resources,
+    node: &NodeInfo,
+    load: &Load,
+    ignored: &[String],
+    devices: &Devices,
+) -> Option<Refusal> {
+    let (all, used) = (&node.allocatable, &load.requested);
     let mut refusal = None;
-    if node.pods.len() as i64 + 1 > all.pods {
+    if load.pods as i64 + 1 > all.pods {
         Refusal::add(&mut refusal, "Too many pods");
     }
     let mut compare = |name: &str, want: i64, all: i64, used: i64| {
@@ -213,7 +229,7 @@ impl Balanced<'_> {
     fn balance(&self, node: &NodeInfo, with: bool) -> i64 {
         let share = |(resource, wanted): &(Resource, i64)| {
             let all = node.allocatable.amount(*resource);
-            let used = node.requested.amount(*resource) + if with { *wanted } else { 0 };
+            let used = node.load.requested.amount(*resource) + if with { *wanted } else { 0 };
             (all > 0).then(|| (used as f64 / all as f64).min(1.0))
         };
         // By default there are two; this is done twice for every node that is ranked.

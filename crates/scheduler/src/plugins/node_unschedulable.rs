@@ -1,7 +1,7 @@
 //! A cordoned node takes only pods that tolerate it.
 
 use crate::cluster::{Change, Cluster, Kind};
-use crate::framework::{Filter, Plugin, Refusal};
+use crate::framework::{Filter, LooksAt, Plugin, Refusal};
 use crate::plugins::taint_toleration::tolerates;
 use crate::{NodeInfo, PodInfo};
 
@@ -47,5 +47,9 @@ impl Filter for Cordoned {
         } else {
             Ok(())
         }
+    }
+
+    fn looks_at(&self) -> LooksAt {
+        LooksAt::Node
     }
 }

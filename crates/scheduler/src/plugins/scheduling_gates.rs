@@ -1,7 +1,7 @@
 //! A pod with scheduling gates is not tried until all are gone.
 
 use crate::PodInfo;
-use crate::cluster::Change;
+use crate::cluster::{Change, Cluster};
 use crate::framework::Plugin;
 
 pub struct SchedulingGates;
@@ -12,7 +12,7 @@ impl Plugin for SchedulingGates {
     }
 
     // Upstream: pkg/scheduler/framework/plugins/schedulinggates/scheduling_gates.go PreEnqueue
-    fn hold_back(&self, pod: &PodInfo) -> Option<String> {
+    fn hold_back(&self, pod: &PodInfo, _cluster: &Cluster) -> Option<String> {
         let gates = pod.spec()?.scheduling_gates.as_ref().filter(|gates| !gates.is_empty())?;
         let names: Vec<&str> = gates.iter().map(|gate| gate.name.as_str()).collect();
         Some(format!("waiting for scheduling gates: [{}]", names.join(" ")))

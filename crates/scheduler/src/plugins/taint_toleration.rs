@@ -3,7 +3,7 @@
 use api::core::v1::{Taint, Toleration};
 
 use crate::cluster::{Change, Cluster, Kind};
-use crate::framework::{Filter, Plugin, Refusal, Score, normalize_to_max};
+use crate::framework::{Filter, LooksAt, Plugin, Refusal, Score, normalize_to_max};
 use crate::{NodeInfo, PodInfo};
 
 pub struct TaintToleration;
@@ -88,6 +88,10 @@ impl Filter for Tolerated<'_> {
             None => Ok(()),
             Some(_) => Err(Refusal::unresolvable("node(s) had untolerated taint(s)")),
         }
+    }
+
+    fn looks_at(&self) -> LooksAt {
+        LooksAt::Node
     }
 }
 

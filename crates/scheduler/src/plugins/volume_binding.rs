@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 
 use crate::cluster::{Change, Cluster, Kind};
 use crate::configuration::args;
-use crate::framework::{Filter, Plugin, Prepared, Refusal, Write};
+use crate::framework::{Filter, LooksAt, Plugin, Prepared, Refusal, Write};
 use crate::volumes::{self, BOUND_BY_CONTROLLER, SELECTED_NODE, Volumes};
 use crate::{NodeInfo, PodInfo, pod};
 
@@ -382,6 +382,10 @@ impl Filter for Bindable<'_> {
             Some(node) => self.claims.plan(node, self.volumes).map(drop),
             None => Ok(()),
         }
+    }
+
+    fn looks_at(&self) -> LooksAt {
+        LooksAt::Node
     }
 }
 

@@ -3,7 +3,7 @@
 //! Upstream: pkg/scheduler/framework/plugins/volumezone/volume_zone.go
 
 use crate::cluster::{Change, Cluster, Kind};
-use crate::framework::{Filter, Plugin, Refusal};
+use crate::framework::{Filter, LooksAt, Plugin, Refusal};
 use crate::volumes::Volumes;
 use crate::{NodeInfo, PodInfo};
 use api::Object;
@@ -79,6 +79,10 @@ impl Filter for Zones {
             value.is_some_and(|value| zone.values.contains(value))
         });
         if fits { Ok(()) } else { Err(Refusal::unresolvable("node(s) had no available volume zone")) }
+    }
+
+    fn looks_at(&self) -> LooksAt {
+        LooksAt::Node
     }
 }
 

@@ -11,6 +11,7 @@ use crate::cluster::Change;
 use crate::cycle::Unschedulable;
 use crate::framework::{Permit, Prepared, Refusal, Write};
 use crate::metrics::Outcome;
+use crate::plugins::Point;
 use crate::profile::Profile;
 use crate::writes::{Nomination, bind, prepare, release, report};
 
@@ -84,7 +85,15 @@ impl Pending {
 impl Loop {
     /// A pod has its place, and what it needs there is reserved.
     pub(super) fn placed(&mut self, profile: &Profile, pod: Arc<PodInfo>, node: String, writes: Vec<Write>) {
-        match profile.permit(&pod, &node, &self.cluster) {
+        let begun = Instant::now();
+        let permit = profile.permit(&pod, &node, &self.cluster);
+        let status = match &permit.1 {
+            Permit::Allowed => "Success",
+            Permit::Rejected(_) => "Unschedulable",
+            Permit::Wait(_) => "Wait",
+        };
+        self.metrics.step(Point::Permit, status, &profile.scheduler_name, begun.elapsed());
+        match permit {
             (_, Permit::Allowed) => self.prepare(profile, pod, node, writes),
             (plugin, Permit::Rejected(why)) => self.reject(&pod, plugin, &why),
             (plugin, Permit::Wait(patience)) => {
@@ -136,7 +145,14 @@ impl Loop {
         for (key, profile, next) in next.collect::<Vec<_>>() {
             let Some(Pending { pod, node, stage }) = self.pending.remove(&key) else { continue };
             match (next, stage) {
-                (Next::GoOn, Stage::Permit { writes, .. }) => self.prepare(&profile, pod, node, writes),
+                (Next::GoOn, Stage::Permit { writes, since, .. }) => {
+                    self.metrics.permit_waited("Success", since.elapsed());
+                    self.prepare(&profile, pod, node, writes);
+                }
+                (Next::Reject(plugin, why), Stage::Permit { since, .. }) => {
+                    self.metrics.permit_waited("Unschedulable", since.elapsed());
+                    self.reject(&pod, plugin, &why);
+                }
                 (Next::Bind | Next::GoOn, _) => self.bind(pod, node),
                 (Next::Reject(plugin, why), _) => self.reject(&pod, plugin, &why),
                 (Next::Fail(why), _) => self.unplace(&pod, &why),

@@ -65,6 +65,8 @@ const UNIONS: &[Union] = &[
         "kind",
         &[("group", "Group"), ("serviceAccount", "ServiceAccount"), ("user", "User")],
     ),
+    ("io.k8s.api.scheduling.v1alpha2.PodGroupSchedulingPolicy", "", &[("basic", "Basic"), ("gang", "Gang")]),
+    ("io.k8s.api.scheduling.v1alpha2.PodGroupTemplateReference", "", &[("workload", "Workload")]),
 ];
 
 /// The fields that a custom kind can be selected by.

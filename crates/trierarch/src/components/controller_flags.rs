@@ -69,6 +69,9 @@ concurrency! {
 pub struct Behavior {
     #[command(flatten)]
     concurrency: Concurrency,
+    /// What is off by default and is to be on: `Name=true`, as upstream names it
+    #[arg(long, value_name = "GATES", value_delimiter = ',')]
+    feature_gates: Vec<String>,
     /// How long a node may be silent before it counts as unwell
     #[arg(long, value_name = "DURATION", default_value = "50s", value_parser = duration)]
     node_monitor_grace_period: Duration,
@@ -111,8 +114,8 @@ pub struct Behavior {
 }
 
 impl Behavior {
-    pub fn options(&self) -> Options {
-        Options {
+    pub fn options(&self) -> anyhow::Result<Options> {
+        Ok(Options {
             workers: self.concurrency.workers(),
             node_monitor_grace_period: self.node_monitor_grace_period,
             node_startup_grace_period: self.node_startup_grace_period,
@@ -131,7 +134,8 @@ impl Behavior {
                 cpu_initialization_period: self.horizontal_pod_autoscaler_cpu_initialization_period,
                 initial_readiness_delay: self.horizontal_pod_autoscaler_initial_readiness_delay,
             },
-        }
+            features: super::features(&self.feature_gates)?,
+        })
     }
 }
 
@@ -149,10 +153,10 @@ mod tests {
 
     #[test]
     fn flags_without_a_word_are_the_defaults() {
-        let options = Flags::try_parse_from(["x"]).unwrap().behavior.options();
+        let options = Flags::try_parse_from(["x"]).unwrap().behavior.options().unwrap();
         assert_eq!(format!("{options:?}"), format!("{:?}", Options::default()));
         let flags = ["x", "--concurrent-deployment-syncs=9", "--node-monitor-grace-period=40s"];
-        let options = Flags::try_parse_from(flags).unwrap().behavior.options();
+        let options = Flags::try_parse_from(flags).unwrap().behavior.options().unwrap();
         assert_eq!(options.workers, [("deployment-controller".to_owned(), 9)].into());
         assert_eq!(options.node_monitor_grace_period.as_secs(), 40);
         assert!(Flags::try_parse_from(["x", "--concurrent-gc-syncs=0"]).is_err());

@@ -194,7 +194,7 @@ pub async fn run(args: ControllerManager) -> anyhow::Result<()> {
             .transpose()?,
         clock: host::clock(),
         disabled,
-        options: args.behavior.options(),
+        options: args.behavior.options()?,
         metrics: metrics.clone(),
     };
     let client = client_of(&args.access.kubeconfig, "kube-controller-manager")?;

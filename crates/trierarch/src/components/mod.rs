@@ -25,6 +25,7 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use client::Client;
 use client::kubeconfig::{self, Kubeconfig};
+use resources::features::{Feature, Features};
 
 pub use controller_manager::{authority_of, disabled_controllers, node_cidr_masks, token_signer};
 pub use election::duration;
@@ -43,6 +44,20 @@ pub struct Access {
 pub fn client_of(path: &Path, user_agent: &str) -> anyhow::Result<Client> {
     let config = Kubeconfig::read(path)?;
     Ok(kubeconfig::client(&config, None, &user_agent_of(user_agent))?)
+}
+
+/// What of the features concerns the scheduler.
+pub fn gates(features: Features) -> ::scheduler::plugins::Gates {
+    ::scheduler::plugins::Gates {
+        pod_groups: features.has(Feature::GenericWorkload),
+        gangs: features.has(Feature::GangScheduling),
+    }
+}
+
+/// What `--feature-gates` switches on.
+pub fn features(gates: &[String]) -> anyhow::Result<Features> {
+    Features::parse(gates.iter().map(String::as_str))
+        .map_err(|error| anyhow::anyhow!("--feature-gates: {error}"))
 }
 
 fn user_agent_of(component: &str) -> String {

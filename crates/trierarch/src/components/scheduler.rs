@@ -5,12 +5,13 @@ use std::path::{Path, PathBuf};
 use anyhow::Context;
 use clap::Args;
 use controller_runtime::InformerFactory;
+use scheduler::plugins::Gates;
 use serde::Deserialize;
 use tokio_util::sync::CancellationToken;
 
 use super::election::Election;
 use super::secure_serving::SecureServing;
-use super::{client_of, read_config, say_ready};
+use super::{client_of, features, gates, read_config, say_ready};
 use crate::host;
 
 /// Upstream: cmd/kube-scheduler/app/options/options.go
@@ -22,6 +23,9 @@ pub struct Scheduler {
     /// A file with a KubeSchedulerConfiguration
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
+    /// What is off by default and is to be on: `Name=true`, as upstream names it
+    #[arg(long, value_name = "GATES", value_delimiter = ',')]
+    pub feature_gates: Vec<String>,
     #[command(flatten)]
     pub election: Election,
     #[command(flatten)]
@@ -78,17 +82,19 @@ impl LeaderElection {
     }
 }
 
-fn read(path: &Path) -> anyhow::Result<(Process, scheduler::Configuration)> {
+fn read(path: &Path, gates: Gates) -> anyhow::Result<(Process, scheduler::Configuration)> {
     let process = read_config(path, "kubescheduler.config.k8s.io/v1", "KubeSchedulerConfiguration")?;
     let text = crate::certificates::read(path)?;
-    let configuration = scheduler::Configuration::parse(&text).with_context(|| path.display().to_string())?;
+    let configuration =
+        scheduler::Configuration::parse(&text, gates).with_context(|| path.display().to_string())?;
     Ok((process, configuration))
 }
 
 pub async fn run(args: Scheduler) -> anyhow::Result<()> {
+    let gates = gates(features(&args.feature_gates)?);
     let (process, configuration) = match &args.config {
-        Some(path) => read(path)?,
-        None => Default::default(),
+        Some(path) => read(path, gates)?,
+        None => (Process::default(), scheduler::Configuration::with(gates)),
     };
     let kubeconfig = args.kubeconfig.or(process.client_connection.kubeconfig);
     let kubeconfig = kubeconfig.ok_or_else(|| {
@@ -103,6 +109,7 @@ pub async fn run(args: Scheduler) -> anyhow::Result<()> {
         clock: host::clock(),
         seed: rand::random(),
         metrics: metrics.clone(),
+        host: host::hostname()?,
         identity: None,
     };
     let tell = move || metrics.text();
@@ -125,7 +132,7 @@ mod tests {
     fn read(text: &str) -> anyhow::Result<(Process, scheduler::Configuration)> {
         let file = tempfile::NamedTempFile::new()?;
         std::fs::write(file.path(), text)?;
-        super::read(file.path())
+        super::read(file.path(), Gates::default())
     }
 
     const HEAD: &str = "apiVersion: kubescheduler.config.k8s.io/v1\nkind: KubeSchedulerConfiguration\n";

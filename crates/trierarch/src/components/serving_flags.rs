@@ -16,8 +16,10 @@ use apiserver::pace::Throttle;
 use clap::{Args, ValueEnum};
 use client::https::Config;
 use client::kubeconfig::Kubeconfig;
+use resources::ResourceDef;
+use resources::features::{Features, Versions};
 
-use super::duration;
+use super::{duration, features};
 
 /// Upstream: apiserver/pkg/server/options/{admission,audit,server_run_options}.go,
 /// cmd/kube-apiserver/app/options/options.go
@@ -42,6 +44,12 @@ pub struct ServingFlags {
     /// A file with an AdmissionConfiguration: what plugins are told
     #[arg(long, value_name = "FILE")]
     pub admission_control_config_file: Option<PathBuf>,
+    /// What is off by default and is to be on: `Name=true`, as upstream names it
+    #[arg(long, value_name = "GATES", value_delimiter = ',')]
+    pub feature_gates: Vec<String>,
+    /// Versions that are served besides the usual ones: `GROUP/VERSION=true`, or `api/alpha`, `api/beta`, `api/all`
+    #[arg(long, value_name = "VERSIONS", value_delimiter = ',')]
+    pub runtime_config: Vec<String>,
     /// A file with a Policy of audit.k8s.io/v1: of which requests how much is noted
     #[arg(long, value_name = "FILE")]
     pub audit_policy_file: Option<PathBuf>,
@@ -207,6 +215,9 @@ impl ServingFlags {
             plugins: plugins.map_err(|errors| anyhow::anyhow!("{}", errors.join("; ")))?,
             admission: Arc::new(self.admission()?),
             audit: self.audit()?,
+            features: features(&self.feature_gates)?,
+            versions: Versions::parse(self.runtime_config.iter().map(String::as_str))
+                .map_err(|error| anyhow::anyhow!("--runtime-config: {error}"))?,
         })
     }
 
@@ -261,6 +272,16 @@ pub struct ServingSettings {
     /// What they are told.
     pub admission: Arc<Documents>,
     pub audit: Option<Audit>,
+    /// What is on that is off by default.
+    pub features: Features,
+    pub versions: Versions,
+}
+
+impl ServingSettings {
+    /// The kinds that are served.
+    pub fn table(&self) -> Vec<Arc<ResourceDef>> {
+        resources::features::table(self.features, &self.versions)
+    }
 }
 
 #[derive(Clone)]

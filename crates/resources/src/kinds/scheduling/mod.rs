@@ -1,3 +1,5 @@
-//! Priorities.
+//! What matters to the scheduler besides pods and nodes.
 
+pub mod podgroups;
 pub mod priorityclasses;
+pub mod workloads;
