@@ -86,6 +86,9 @@ impl Cluster {
         let room = json!({"cpu": cpu, "memory": "8Gi", "pods": "10"});
         let status = json!({"capacity": room, "allocatable": room});
         self.create::<Node>(json!({"metadata": {"name": name}, "status": status})).await;
+        // A new node is not ready; there is nobody here who would see that it is.
+        let patch = json!({"spec": {"taints": null}});
+        self.client.patch::<Node>("", name, None, PatchType::Merge, &patch).await.unwrap();
     }
 
     async fn member(&self, name: &str, group: &str) {
