@@ -74,9 +74,12 @@ pub fn bind(source: &Path, target: &Path, recursive: bool) -> Result<()> {
     done.map_err(|e| Error::mount("bind", target, e))
 }
 
-/// Makes a bind mount read-only; the kernel ignores the flag at the first bind.
-pub fn remount_bind_read_only(target: &Path) -> Result<()> {
-    mount_remount(target, MountFlags::BIND | MountFlags::RDONLY, "")
+/// Binds `source` over `target` as a mount through which nothing can be written, known to no other mount namespace.
+pub fn bind_read_only(source: &Path, target: &Path) -> Result<()> {
+    bind(source, target, false)?;
+    set_propagation(target, Propagation::Private, false)?;
+    // The kernel ignores flags at the first bind.
+    mount_remount(target, MountFlags::BIND | MountFlags::RDONLY | MountFlags::NOSUID, "")
         .map_err(|e| Error::mount("remount", target, e))
 }
 

@@ -1,13 +1,14 @@
 //! The engine: the sandboxes and containers there are, and what happens to them.
 //!
 //! `sandbox` and `container` hold the operations, `shims` watches the processes below, `adopt` finds again what
-//! an earlier engine left, `exec` runs commands, `reset` takes everything away. Records are files; what a
+//! an earlier engine left, `program` is what it starts, `exec` runs commands, `reset` takes everything away. Records are files; what a
 //! container does now is told by its shim and kept in a watch channel that those who wait for its end read.
 
 mod adopt;
 mod container;
 mod exec;
 mod facts;
+mod program;
 mod reset;
 mod sandbox;
 mod shims;
@@ -77,13 +78,14 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl Engine {
     /// Opens the engine's directories and adopts what runs.
     pub(crate) async fn open(
-        config: Config,
+        mut config: Config,
         tickets: Tickets,
         shutdown: CancellationToken,
     ) -> Result<Arc<Self>, Error> {
         for dir in [config.sandboxes(), config.state.join("s"), config.root.join("containers")] {
             std::fs::create_dir_all(&dir).map_err(Error::io(&dir))?;
         }
+        program::protect(&mut config)?;
         let pod_cidrs: Vec<String> = read_json(&config.state.join("pod-cidrs.json")).unwrap_or_default();
         let engine = Arc::new(Self {
             images: Arc::new(Store::open(&config.root)?),

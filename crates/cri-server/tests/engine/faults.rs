@@ -84,7 +84,11 @@ impl Left {
             folders: entries(&engine.dir.join("engine/sandboxes")),
             sockets: entries(&engine.dir.join("engine/s")),
             layers: entries(&engine.dir.join("images/containers")),
-            mounts: table.lines().filter(|line| line.contains(&dir)).count(),
+            // The engine's own program is no pod's.
+            mounts: table
+                .lines()
+                .filter(|line| line.contains(&dir) && !line.contains("/engine/program "))
+                .count(),
             cgroups: groups.into_iter().filter(|name| name.starts_with("pod")).collect(),
             processes: lines.filter(ours).collect(),
         }

@@ -197,7 +197,7 @@ fn image() -> Vec<u8> {
     let file = |path: &str, mode, bytes: &[u8]| BuildFile { path: path.into(), mode, bytes: bytes.into() };
     let busybox = std::fs::read("/bin/busybox").unwrap();
     let mut files = vec![file("/bin/busybox", 0o755, &busybox)];
-    for applet in "sh sleep echo id cat hostname true kill ps stty mknod mount ls grep".split(' ') {
+    for applet in "sh sleep echo id cat hostname true kill ps stty mknod mkfifo mount ls grep".split(' ') {
         files.push(file(&format!("/bin/{applet}"), 0o120_777, b"/bin/busybox"));
     }
     files.push(file("/etc", 0o040_755, b""));

@@ -72,6 +72,46 @@ async fn a_killed_engine_leaves_containers_running_and_learns_their_ends() {
     engine.finish().await;
 }
 
+/// CVE-2019-5736: a command that is `/proc/self/exe` is the runtime's own program, run inside. Who takes hold of its
+/// file, and waits until it has ended, could write to it.
+#[tokio::test]
+async fn a_container_cannot_write_to_the_program_that_started_it() {
+    let mut engine = Engine::start("program").await;
+    let sandbox = engine.sandbox("program", own_pids()).await;
+    let mut config = shell("main", "mkfifo /tmp/config.json && exec sleep 100");
+    // What the program needs to run.
+    for libraries in ["/lib", "/lib64"] {
+        config.mounts.push(v1::Mount {
+            container_path: libraries.into(),
+            host_path: libraries.into(),
+            readonly: true,
+            ..Default::default()
+        });
+    }
+    let id = engine.run(&sandbox, config).await;
+    // It reads its bundle, which the other one holds back.
+    let itself = "/proc/self/exe oci-runtime --root /tmp create --bundle /tmp x";
+    let cmd = itself.split(' ').map(str::to_owned).collect();
+    let mut runtime = engine.clients.runtime.clone();
+    let request = v1::ExecSyncRequest { container_id: id.clone(), cmd, timeout: 10 };
+    let itself = tokio::spawn(async move { runtime.exec_sync(request).await });
+    let attack = r#"
+        while [ -z "$found" ]; do
+            for process in /proc/[0-9]*; do
+                [ -e $process/exe ] && ! [ $process/exe -ef /bin/busybox ] && found=$process
+            done
+        done
+        exec 3<$found/exe || exit 2
+        (while :; do echo '{}' >/tmp/config.json; done) >/dev/null 2>&1 &
+        while [ -e $found/exe ]; do :; done
+        kill $!
+        echo spoiled >/proc/self/fd/3"#;
+    let (said, code) = engine.exec(&id, attack).await;
+    assert!(code == 1 && said.contains("Read-only file system"), "{code}: {said}");
+    assert_eq!(itself.await.unwrap().unwrap().into_inner().exit_code, 1);
+    engine.finish().await;
+}
+
 #[tokio::test]
 async fn a_dead_shim_ends_its_containers_and_its_pod() {
     let mut engine = Engine::start("shim").await;
