@@ -80,14 +80,26 @@ fn may_carry(node: &Node) -> bool {
         && !taints.into_iter().any(|taint| taint.key == TO_BE_DELETED)
 }
 
-/// The node's addresses towards the world, or those among the nodes when it has none.
-fn addresses(node: &Node) -> Vec<IpAddr> {
-    let of = |kind: &str| -> Vec<IpAddr> {
+/// The node's addresses towards the world, and those among the nodes.
+fn addresses(node: &Node) -> [Vec<IpAddr>; 2] {
+    ["ExternalIP", "InternalIP"].map(|kind| {
         let all = node.status.iter().flat_map(|status| status.addresses.iter().flatten());
         all.filter(|address| address.type_ == kind).filter_map(|a| a.address.parse().ok()).collect()
-    };
-    let outer = of("ExternalIP");
-    if outer.is_empty() { of("InternalIP") } else { outer }
+    })
+}
+
+/// A node that may carry traffic of Services.
+struct Able<'a> {
+    name: &'a str,
+    addresses: [Vec<IpAddr>; 2],
+}
+
+impl Able<'_> {
+    /// The addresses that are handed out by themselves; others only who asks for them gets.
+    fn usual(&self) -> &[IpAddr] {
+        let [outer, inner] = &self.addresses;
+        if outer.is_empty() { inner } else { outer }
+    }
 }
 
 /// The Service that a slice belongs to.
@@ -119,7 +131,7 @@ fn listening(nodes: &[Arc<Node>], slices: &[Arc<EndpointSlice>]) -> BTreeMap<Pla
             u16::try_from(endpoint.port).ok()
         };
         let kubelet = node.status.as_ref().and_then(kubelet);
-        for address in addresses(node) {
+        for address in addresses(node).concat() {
             of_nodes.insert(address);
             for port in kubelet.into_iter().chain([PROXY_HEALTH_PORT]) {
                 places.insert((address, "TCP".to_owned(), port), None);
@@ -148,8 +160,9 @@ fn decide(
     slices: &[Arc<EndpointSlice>],
 ) -> BTreeMap<String, Share> {
     let mut places = listening(nodes, slices);
-    let able: Vec<(&str, Vec<IpAddr>)> =
-        nodes.iter().filter(|node| may_carry(node)).map(|node| (node.name(), addresses(node))).collect();
+    let able = nodes.iter().filter(|node| may_carry(node));
+    let able: Vec<Able> = able.map(|node| Able { name: node.name(), addresses: addresses(node) }).collect();
+    let of_nodes: BTreeSet<IpAddr> = nodes.iter().flat_map(|node| addresses(node).concat()).collect();
     let mut ours: Vec<&Arc<Service>> = services.iter().filter(|service| is_ours(service)).collect();
     ours.sort_by_cached_key(|service| (created(&***service), service.key()));
     let nodes_of = nodes_with_endpoints(slices);
@@ -158,7 +171,8 @@ fn decide(
         for service in &ours {
             let share = shares.entry(service.key()).or_default();
             let had = present(service);
-            for address in candidates(service, &able, nodes_of.get(&service.key())) {
+            let asked = asked(service).filter(|address| of_nodes.contains(address));
+            for address in candidates(service, &able, nodes_of.get(&service.key()), asked) {
                 if had.contains(&address) == keeps {
                     take(service, address, &mut places, share);
                 }
@@ -168,11 +182,18 @@ fn decide(
     shares
 }
 
-/// The addresses that a Service could have.
+/// The address that a Service asks for. One that no node has is nothing that we could give, and is ignored as the
+/// field's definition has it.
+fn asked(service: &Service) -> Option<IpAddr> {
+    service.spec.as_ref()?.load_balancer_ip.as_ref()?.parse().ok()
+}
+
+/// The addresses that a Service could have: of the family of the one that it asks for, that one.
 fn candidates(
     service: &Service,
-    able: &[(&str, Vec<IpAddr>)],
+    able: &[Able],
     nodes_with_endpoints: Option<&HashSet<&str>>,
+    asked: Option<IpAddr>,
 ) -> Vec<IpAddr> {
     let spec = spec(service);
     let is_local = spec.external_traffic_policy.as_deref() == Some("Local");
@@ -181,8 +202,12 @@ fn candidates(
         let family = if address.is_ipv6() { "IPv6" } else { "IPv4" };
         spec.ip_families.as_ref().is_none_or(|families| families.iter().any(|one| one == family))
     };
-    let nodes = able.iter().filter(|(name, _)| !is_local || has_endpoints(name));
-    nodes.flat_map(|(_, addresses)| addresses).filter(|address| has_family(address)).copied().collect()
+    let nodes: Vec<&Able> = able.iter().filter(|node| !is_local || has_endpoints(node.name)).collect();
+    let is_other = |address: &&IpAddr| asked.is_none_or(|asked| asked.is_ipv6() != address.is_ipv6());
+    let usual = nodes.iter().flat_map(|node| node.usual()).filter(is_other);
+    let all = nodes.iter().flat_map(|node| node.addresses.iter().flatten());
+    let asked = all.filter(|address| asked == Some(**address));
+    usual.chain(asked).copied().filter(has_family).collect()
 }
 
 /// Gives an address to a Service, all of its ports or none.

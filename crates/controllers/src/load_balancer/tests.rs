@@ -100,6 +100,36 @@ fn a_service_gets_the_addresses_of_the_nodes_that_may_carry_it() {
 }
 
 #[test]
+fn an_address_that_is_asked_for_is_the_one() {
+    let asks = |address: &str, families: Value| {
+        let spec = json!({"spec": {"loadBalancerIP": address, "ipFamilies": families}});
+        [changed(&service("web", 1, &[80]), spec)]
+    };
+    let [a, b] = two_nodes();
+    let outer = json!({"status": {"addresses": [
+        {"type": "InternalIP", "address": "192.0.2.2"}, {"type": "ExternalIP", "address": "203.0.113.2"},
+    ]}});
+    let nodes = [a, changed(&b, outer)];
+    for (address, families, expected) in [
+        ("192.0.2.1", json!(["IPv4"]), "web: 192.0.2.1"),
+        ("203.0.113.2", json!(["IPv4"]), "web: 203.0.113.2"),
+        ("192.0.2.2", json!(["IPv4"]), "web: 192.0.2.2"),
+        ("2001:db8::1", json!(["IPv4", "IPv6"]), "web: 192.0.2.1 203.0.113.2 2001:db8::1"),
+        ("2001:db8::1", json!(["IPv4"]), "web: 192.0.2.1 203.0.113.2"),
+        ("198.51.100.1", json!(["IPv4"]), "web: 192.0.2.1 203.0.113.2"),
+        ("junk", json!(["IPv4"]), "web: 192.0.2.1 203.0.113.2"),
+    ] {
+        check(&asks(address, families), &nodes, &[], &[expected]);
+    }
+    // Who asks for what a node has, but cannot carry just now, gets nothing else meanwhile.
+    let unfit = [node("a", &["192.0.2.1"], false), node("b", &["192.0.2.2"], true)];
+    check(&asks("192.0.2.1", json!(["IPv4"])), &unfit, &[], &["web: "]);
+    let older = service("older", 0, &[80]);
+    let [web] = asks("192.0.2.1", json!(["IPv4"]));
+    check(&[older, web], &two_nodes(), &[], &["older: 192.0.2.1 192.0.2.2", "web:  (taken 192.0.2.1)"]);
+}
+
+#[test]
 fn only_services_without_a_class_are_ours() {
     let web = service("web", 1, &[80]);
     check(
