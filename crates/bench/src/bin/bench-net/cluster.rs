@@ -132,7 +132,9 @@ impl Cluster {
     pub fn proxy(&self) -> anyhow::Result<Proxy> {
         let mut command = Command::new(&self.binary);
         command.arg("proxy").arg("--kubeconfig").arg(&self.kubeconfig);
-        command.args(["--hostname-override=host", "--healthz-bind-address=127.0.0.1:10256"]);
+        // It passes for that of a node, since the proxy of no node is not healthy.
+        command.arg(format!("--hostname-override={}-1", self.name));
+        command.arg("--healthz-bind-address=127.0.0.1:10256");
         let child = self.host.run(|| command.spawn())?.context("cannot start a proxy")?;
         let proxy = Proxy { child };
         self.host.run(|| {
