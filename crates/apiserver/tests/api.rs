@@ -195,8 +195,11 @@ async fn refusals_are_in_upstreams_words() {
             &[("accept", "text/html")],
             String::new(),
             406,
-            "only the following media types are accepted: application/json, application/yaml, \
-             application/vnd.kubernetes.protobuf",
+            "406: Not Acceptable
+
+Available representations: application/json, application/yaml, \
+             application/vnd.kubernetes.protobuf, application/json;stream=watch, \
+             application/vnd.kubernetes.protobuf;stream=watch",
         ),
         (
             "POST",

@@ -190,7 +190,14 @@ fn nothing_that_comes_in_panics() {
             }
             def.strategy.deletion(&odd, Some(i64::MIN));
             let cells = (def.cells)(&odd, 1_000);
-            assert_eq!(cells.len(), def.columns.len(), "{} has a cell for each column", def.gvr());
+            // Upstream tells an address's age without saying so.
+            let undeclared = usize::from(def.plural == "ipaddresses");
+            assert_eq!(
+                cells.len(),
+                def.columns.len() + undeclared,
+                "{} has a cell for each column",
+                def.gvr()
+            );
             for field in &def.selectable_fields {
                 (field.value)(&odd);
             }

@@ -1,5 +1,7 @@
 //! What is off by default, switched on: a server, the controllers and the scheduler together, without faults.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use std::sync::Arc;
 use std::time::Duration;
 

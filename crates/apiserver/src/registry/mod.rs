@@ -489,7 +489,10 @@ pub fn store_error(error: storage::Error) -> Status {
         storage::Error::Closed => Status::service_unavailable("the server is shutting down"),
         other => {
             tracing::error!(error = &other as &dyn std::error::Error, "the store failed");
-            Status::internal(other)
+            // The cause tells what to do: that no space is left on the device, for one.
+            let causes =
+                std::iter::successors(Some(&other as &dyn std::error::Error), |error| error.source());
+            Status::internal(causes.map(ToString::to_string).collect::<Vec<_>>().join(": "))
         }
     }
 }

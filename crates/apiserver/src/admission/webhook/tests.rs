@@ -377,7 +377,7 @@ async fn a_custom_object_is_converted_for_a_webhook_that_knows_another_version()
     assert_eq!(asked[0]["requestKind"]["version"], "v1");
     assert_eq!(asked[0]["object"]["colour"], "red");
     // Policies know the other version too.
-    let constraints = json!({"resourceRules": [{"operations": ["*"], "apiGroups": ["example.com"],
+    let constraints = json!({"resourceRules": [{"operations": ["CREATE"], "apiGroups": ["example.com"],
                              "apiVersions": ["v2"], "resources": ["paints"]}]});
     let louder = "[JSONPatch{op: 'replace', path: '/colour', value: object.colour + '!'}]";
     for (kind, plural, spec) in [

@@ -10,7 +10,9 @@ pub fn row() -> Arc<ResourceDef> {
         .build()
 }
 
-/// Upstream forgets to declare the age column that it fills; clients are better served with it declared.
+/// Upstream fills a column for the age, which it does not declare.
+///
+/// Upstream: pkg/printers/internalversion/printers.go printIPAddress
 fn cells(address: &Value, now: i64) -> Vec<Cell> {
     let Some(parent) = at(address, "spec.parentRef") else {
         return cells![get::name(address), "<none>", age(address, now)];
