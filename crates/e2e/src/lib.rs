@@ -231,6 +231,13 @@ impl Cluster {
         succeed(self.kubectl("apply -f").arg(file));
     }
 
+    /// Puts an object to a path of the API, for subresources that Debian's kubectl does not know.
+    pub fn put(&self, path: &str, object: &Value) {
+        let file = self.data_dir().join("object.json");
+        std::fs::write(&file, object.to_string()).expect("the object can be written");
+        succeed(self.kubectl("replace --raw").arg(path).arg("-f").arg(file));
+    }
+
     /// One object, as JSON.
     pub fn get(&self, what: &str) -> Value {
         serde_json::from_str(&self.kubectl_prints(&format!("get {what} -o json")))

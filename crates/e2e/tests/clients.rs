@@ -238,10 +238,21 @@ fn custom_resources(kubectl: &Kubectl<'_>) {
     kubectl.prints("delete crd widgets.example.com");
 }
 
+/// The minor version that a kubectl says it has.
+fn minor(kubectl: &Path) -> u32 {
+    let said = succeed(Command::new(kubectl).args(["version", "--client", "--output=json"]));
+    let version: serde_json::Value = serde_json::from_str(&said).unwrap();
+    let minor = version["clientVersion"]["minor"].as_str().unwrap();
+    minor.trim_end_matches('+').parse().unwrap()
+}
+
 #[test]
 fn every_kubectl_does_its_work() {
     let plane = ControlPlane::start();
-    for program in kubectls() {
+    // Debian's is of before much that is done here.
+    let (programs, old): (Vec<_>, Vec<_>) = kubectls().into_iter().partition(|program| minor(program) >= 27);
+    eprintln!("too old: {old:?}");
+    for program in programs {
         eprintln!("with {}", program.display());
         let kubectl = Kubectl { plane: &plane, program: &program };
         objects(&kubectl);

@@ -57,9 +57,9 @@ fn attach(cluster: &Cluster) -> String {
     });
     assert_eq!(attachment["spec"]["attacher"], NAME);
     let name = attachment["metadata"]["name"].as_str().unwrap().to_owned();
-    let patch = r#"{"status":{"attached":true,"attachmentMetadata":{"disk":"7"}}}"#;
-    let mut kubectl = cluster.kubectl("patch volumeattachment --subresource=status --type=merge");
-    e2e::succeed(kubectl.args([&name, "-p", patch]));
+    let mut attached = attachment;
+    attached["status"] = serde_json::json!({"attached": true, "attachmentMetadata": {"disk": "7"}});
+    cluster.put(&format!("/apis/storage.k8s.io/v1/volumeattachments/{name}/status"), &attached);
     name
 }
 

@@ -25,9 +25,13 @@ fn a_debug_container_joins_a_running_pod() {
     let before = cluster.get("pod web");
     assert_eq!(before["metadata"]["generation"], 1, "being bound to a node is no change of what is wanted");
 
-    let debug = "debug web --image=test.local/web:v1 --container=looker --target=web --profile=general";
-    let mut kubectl = cluster.kubectl(debug);
-    succeed(kubectl.args(["--", "/bin/sh", "-c", "echo looked; ls /proc/1/root/start"]));
+    let mut debugged = before.clone();
+    debugged["spec"]["ephemeralContainers"] = serde_json::json!([{
+        "name": "looker", "image": "test.local/web:v1", "targetContainerName": "web",
+        "command": ["/bin/sh", "-c", "echo looked; ls /proc/1/root/start"],
+        "securityContext": {"capabilities": {"add": ["SYS_PTRACE"]}},
+    }]);
+    cluster.put("/api/v1/namespaces/default/pods/web/ephemeralcontainers", &debugged);
     eventually("the debug container sees the other's processes and files", || {
         let said = cluster.kubectl("logs web -c looker").output().unwrap();
         let said = String::from_utf8_lossy(&said.stdout).into_owned();
