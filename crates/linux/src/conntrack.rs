@@ -8,12 +8,8 @@
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::OwnedFd;
-use std::time::Duration;
 
-use rustix::net::netlink::{NETFILTER, SocketAddrNetlink};
-use rustix::net::{
-    AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, bind, recv, send, socket_with,
-};
+use crate::netfilter::{NLM_F_ACK, NLM_F_DUMP, attributes, open, request};
 
 /// One tracked flow.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -32,18 +28,10 @@ pub struct Flow {
 const SUBSYSTEM: u16 = 1 << 8; // NFNL_SUBSYS_CTNETLINK
 const GET: u16 = SUBSYSTEM | 1; // IPCTNL_MSG_CT_GET
 const DELETE: u16 = SUBSYSTEM | 2; // IPCTNL_MSG_CT_DELETE
-const NLMSG_ERROR: u16 = 2;
-const NLMSG_DONE: u16 = 3;
-const NLM_F_REQUEST: u16 = 1;
-const NLM_F_ACK: u16 = 4;
-const NLM_F_DUMP: u16 = 0x300;
 const CTA_TUPLE_ORIG: u16 = 1;
 const CTA_TUPLE_REPLY: u16 = 2;
 const CTA_ID: u16 = 12;
 const CTA_ZONE: u16 = 18;
-/// netlink header and nfgenmsg.
-const NETLINK_HEADER: usize = 16;
-const HEADERS: usize = NETLINK_HEADER + 4;
 
 /// Cuts the flows that `is_stale` names and returns how many there were. A flow that ended meanwhile is no error.
 pub fn delete(mut is_stale: impl FnMut(&Flow) -> bool) -> io::Result<usize> {
@@ -54,7 +42,7 @@ pub fn delete(mut is_stale: impl FnMut(&Flow) -> bool) -> io::Result<usize> {
     }
     let mut cut = 0;
     for flow in &stale {
-        match request(&socket, DELETE, NLM_F_REQUEST | NLM_F_ACK, flow.family, &flow.identity, |_| {}) {
+        match request(&socket, DELETE, NLM_F_ACK, flow.family, &flow.identity, |_| {}) {
             Ok(()) => cut += 1,
             Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {}
             Err(error) => return Err(error),
@@ -80,78 +68,10 @@ pub fn list() -> io::Result<Vec<Flow>> {
     Ok(flows)
 }
 
-fn open() -> io::Result<OwnedFd> {
-    let socket = socket_with(AddressFamily::NETLINK, SocketType::RAW, SocketFlags::CLOEXEC, Some(NETFILTER))?;
-    bind(&socket, &SocketAddrNetlink::new(0, 0))?;
-    // The kernel always answers; should it not, an error beats a hang.
-    let limit = Some(Duration::from_secs(10));
-    rustix::net::sockopt::set_socket_timeout(&socket, rustix::net::sockopt::Timeout::Recv, limit)?;
-    Ok(socket)
-}
-
 fn dump(socket: &OwnedFd, family: u8) -> io::Result<Vec<Flow>> {
     let mut flows = Vec::new();
-    request(socket, GET, NLM_F_REQUEST | NLM_F_DUMP, family, &[], |payload| {
-        flows.extend(flow(family, payload))
-    })?;
+    request(socket, GET, NLM_F_DUMP, family, &[], |payload| flows.extend(flow(family, payload)))?;
     Ok(flows)
-}
-
-/// One request and all its answers; `answer` is given what follows the headers.
-fn request(
-    socket: &OwnedFd,
-    kind: u16,
-    flags: u16,
-    family: u8,
-    attributes: &[u8],
-    mut answer: impl FnMut(&[u8]),
-) -> io::Result<()> {
-    let length = HEADERS + attributes.len();
-    let mut message = Vec::with_capacity(length);
-    message.extend_from_slice(&u32::try_from(length).map_err(io::Error::other)?.to_ne_bytes());
-    message.extend_from_slice(&kind.to_ne_bytes());
-    message.extend_from_slice(&flags.to_ne_bytes());
-    message.extend_from_slice(&[0; 8]);
-    message.extend_from_slice(&[family, 0, 0, 0]);
-    message.extend_from_slice(attributes);
-    send(socket, &message, SendFlags::empty())?;
-
-    let mut buffer = vec![0; 128 << 10];
-    loop {
-        let (received, _) = recv(socket, &mut buffer[..], RecvFlags::empty())?;
-        let mut rest = &buffer[..received];
-        while let Some((kind, body)) = next_message(&mut rest) {
-            match kind {
-                NLMSG_DONE => return Ok(()),
-                NLMSG_ERROR => {
-                    let code = body.first_chunk().map_or(-libc::EPROTO, |code| i32::from_ne_bytes(*code));
-                    return if code == 0 { Ok(()) } else { Err(io::Error::from_raw_os_error(-code)) };
-                }
-                _ => answer(body.get(4..).unwrap_or_default()),
-            }
-        }
-    }
-}
-
-/// The next netlink message: its type and what follows its header.
-fn next_message<'a>(rest: &mut &'a [u8]) -> Option<(u16, &'a [u8])> {
-    let length = u32::from_ne_bytes(*rest.first_chunk()?) as usize;
-    let kind = u16::from_ne_bytes(rest.get(4..6)?.try_into().ok()?);
-    let body = rest.get(NETLINK_HEADER..length)?;
-    *rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
-    Some((kind, body))
-}
-
-/// The attributes of a message: type without its flags, the whole attribute, and its value.
-fn attributes(mut rest: &[u8]) -> impl Iterator<Item = (u16, &[u8], &[u8])> {
-    std::iter::from_fn(move || {
-        let length = u16::from_ne_bytes(rest.get(..2)?.try_into().ok()?) as usize;
-        let kind = u16::from_ne_bytes(rest.get(2..4)?.try_into().ok()?) & 0x3fff;
-        let value = rest.get(4..length)?;
-        let whole = rest.get(..length.next_multiple_of(4)).unwrap_or(&rest[..length]);
-        rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
-        Some((kind, whole, value))
-    })
 }
 
 fn flow(family: u8, payload: &[u8]) -> Option<Flow> {
@@ -204,6 +124,7 @@ mod tests {
     use std::net::UdpSocket;
 
     use super::*;
+    use crate::netfilter::next_message;
     use crate::netns::NetNs;
 
     #[test]

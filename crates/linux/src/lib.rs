@@ -15,6 +15,7 @@ pub mod namespaces;
 pub mod process;
 
 pub mod conntrack;
+mod netfilter;
 pub mod netlink;
 pub mod netns;
 pub mod nft;

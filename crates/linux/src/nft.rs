@@ -1,13 +1,16 @@
-//! nftables, by the text of `nft -f`. The `nft` program is the one sink so far; a batch is one transaction.
+//! nftables: tables, chains and rules by the text of `nft -f`, elements of sets and maps by netlink, since there are
+//! many and they change often. Either is one transaction.
 //!
 //! What always holds: everything runs in the network namespace of the calling thread.
 
 mod claims;
+mod elements;
 
 use std::io::{self, Write};
 use std::process::{Command, Stdio};
 
 pub use claims::{Claims, Difference, elements_text};
+pub use elements::{Batch, Data, Element, Family, Fields, Steps, Verb, has_table};
 
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -15,8 +18,10 @@ pub enum Error {
     Missing,
     #[error("cannot run nft")]
     Run(#[source] io::Error),
-    /// nft's own words, and the kernel's. Nothing of the batch took effect.
-    #[error("nft refused: {0}")]
+    #[error("cannot speak with the kernel's nftables")]
+    Netlink(#[source] io::Error),
+    /// nft's own words, or the kernel's. Nothing of the batch took effect.
+    #[error("nftables refused: {0}")]
     Refused(String),
 }
 

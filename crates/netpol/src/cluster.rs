@@ -11,7 +11,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use linux::nft::{Claims, Protocol};
+use linux::nft::{Claims, Protocol, Steps};
 
 use crate::object::{NamedPort, PodFacts, Resolver};
 use crate::policy::{Direction, Labels, Policy, Rule, Selector, Term};
@@ -247,10 +247,12 @@ impl Cluster {
         }
         self.chains = self.chains();
         let added_chains = self.chains.iter().filter(|(chain, body)| chains.get(chain) != Some(body));
+        let added_chains: BTreeMap<_, _> = added_chains.map(|(chain, body)| (*chain, body.clone())).collect();
         let difference = self.claims.settle();
         Change {
+            has_new_rules: added_chains.keys().any(|chain| chains.contains_key(chain)),
             added_sets,
-            added_chains: added_chains.map(|(chain, body)| (*chain, body.clone())).collect(),
+            added_chains,
             removed: difference.removed,
             added: difference.added,
             removed_chains: chains.into_keys().filter(|chain| !self.chains.contains_key(chain)).collect(),
@@ -260,15 +262,22 @@ impl Cluster {
 
     /// The whole table anew, in place of whatever is there.
     pub fn text(&self) -> String {
-        let mut text = table::frame();
-        let whole = Change {
+        table::frame() + &self.whole().text()
+    }
+
+    /// The same where no table is yet: until the elements come, no policy holds either way.
+    pub fn steps(&self) -> Steps {
+        let steps = self.whole().steps();
+        Steps { before: table::frame() + &steps.before, ..steps }
+    }
+
+    fn whole(&self) -> Change {
+        Change {
             added_sets: self.sets.iter().map(|(number, set)| (*number, set.into())).collect(),
             added_chains: self.chains.clone(),
             added: self.claims.elements().map(|(element, value)| (*element, *value)).collect(),
             ..Change::default()
-        };
-        text.push_str(&whole.text());
-        text
+        }
     }
 
     fn settle_isolation(&mut self, dirty: &mut Dirty) {

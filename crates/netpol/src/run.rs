@@ -9,12 +9,14 @@ use api::core::v1::{Namespace as ApiNamespace, Pod as ApiPod, Service};
 use api::networking::v1::NetworkPolicy;
 use client::{Client, ListOptions};
 use controller_runtime::{Cached, Event, Filter, Informer, InformerFactory};
+use linux::nft::{Family, Steps, has_table};
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::cluster::{self, Cluster};
 use crate::object::{Namespace, Pod, PodFacts, Resolver, StoredPolicy};
 use crate::sandboxes::{Files, Sandbox, Sandboxes};
+use crate::table::TABLE;
 use crate::{Config, Error};
 
 /// How long events are gathered after the first: a rollout's come in bursts, and a transaction costs a process.
@@ -313,8 +315,7 @@ impl Rules {
             }
             let changed = dirty.take();
             let ticket = changed.ticket;
-            let batch = self.decide(changed);
-            match apply(batch).await {
+            match apply(self.decide(changed)).await {
                 Ok(()) => {
                     self.is_in_step = true;
                     retry = FIRST_RETRY;
@@ -332,8 +333,8 @@ impl Rules {
         }
     }
 
-    /// Brings the decider up to date and returns the text that does the same to the kernel's table.
-    fn decide(&mut self, changed: Changed) -> String {
+    /// Brings the decider up to date and returns what does the same to the kernel's table.
+    fn decide(&mut self, changed: Changed) -> Steps {
         let Changed { mut pods, namespaces, policies, dns, sandboxes, .. } = changed;
         for (id, sandbox) in sandboxes {
             self.set_sandbox(id, sandbox, &mut pods);
@@ -354,7 +355,14 @@ impl Rules {
             self.set_pod(&key);
         }
         let change = self.cluster.settle();
-        if self.is_in_step { change.text() } else { self.cluster.text() }
+        if self.is_in_step {
+            change.steps()
+        } else if has_table(Family::Inet, TABLE).unwrap_or(true) {
+            // Policies are in force by what is there, and shall be at every moment.
+            Steps::of_text(self.cluster.text())
+        } else {
+            self.cluster.steps()
+        }
     }
 
     /// Notes a sandbox, or that it is gone. Whose rules that changes is added to `pods`.
@@ -432,10 +440,7 @@ fn orphan(id: &str) -> String {
     format!("sandbox {id}")
 }
 
-async fn apply(batch: String) -> Result<(), Error> {
-    if batch.is_empty() {
-        return Ok(());
-    }
-    let applied = tokio::task::spawn_blocking(move || linux::nft::apply(&batch)).await;
+async fn apply(steps: Steps) -> Result<(), Error> {
+    let applied = tokio::task::spawn_blocking(|| steps.apply()).await;
     Ok(applied.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))?)
 }

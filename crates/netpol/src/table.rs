@@ -6,9 +6,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
+use std::net::IpAddr;
 use std::sync::Arc;
 
-use linux::nft::elements_text;
+use linux::nft::{self, Data, Family, Fields, Steps, Verb, elements_text};
 
 use crate::cluster::{Element, Member, Set, Value};
 use crate::policy::{Direction, Namespaces, Policy, Rule, Term};
@@ -46,7 +47,7 @@ pub struct Body {
     pub rules: Vec<String>,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum SetKind {
     Pods,
     Ports,
@@ -64,6 +65,8 @@ impl From<&Set> for SetKind {
 /// What differs between two states of the table. A chain that is there already and is added gets new rules.
 #[derive(Debug, Default)]
 pub struct Change {
+    /// Whether any chain gets new rules.
+    pub has_new_rules: bool,
     pub added_sets: BTreeMap<u32, SetKind>,
     pub added_chains: BTreeMap<Chain, Arc<Body>>,
     pub removed: BTreeMap<Element, Value>,
@@ -84,6 +87,32 @@ impl Change {
 
     /// One transaction: first what others will refer to, last what none refers to any more.
     pub fn text(&self) -> String {
+        let mut text = self.added_text();
+        write_elements(&mut text, "delete", self.removed_elements());
+        write_elements(&mut text, "add", self.added.iter());
+        self.write_removed(&mut text);
+        text
+    }
+
+    /// The same, its elements by netlink where that makes no difference: no packet comes by a chain or set before
+    /// an element leads there, but new rules and their elements belong together.
+    pub fn steps(&self) -> Steps {
+        if self.has_new_rules {
+            return Steps::of_text(self.text());
+        }
+        let mut steps = Steps::of_text(self.added_text());
+        let (removed, added) = (by_set(self.removed_elements()), by_set(self.added.iter()));
+        for (verb, sets) in [(Verb::Delete, removed), (Verb::Add, added)] {
+            for (set, elements) in sets {
+                let elements = elements.into_iter().map(kernel_element);
+                steps.elements.put(verb, (Family::Inet, TABLE, &set.to_string()), elements);
+            }
+        }
+        self.write_removed(&mut steps.after);
+        steps
+    }
+
+    fn added_text(&self) -> String {
         let mut text = String::new();
         for (number, kind) in &self.added_sets {
             for ipv6 in [false, true] {
@@ -91,7 +120,11 @@ impl Change {
                     SetKind::Pods => address_type(ipv6).to_owned(),
                     SetKind::Ports => format!("{} . inet_proto . inet_service", address_type(ipv6)),
                 };
-                let _ = writeln!(text, "add set {ON} {} {{ type {keys}; }}", set_name(*kind, ipv6, *number));
+                let _ = writeln!(
+                    text,
+                    "add set {ON} {} {{ type {keys}; }}",
+                    SetName::Numbered(*kind, ipv6, *number)
+                );
             }
         }
         for (chain, body) in &self.added_chains {
@@ -111,23 +144,27 @@ impl Change {
                 let _ = writeln!(text, "add rule {ON} {chain} {rule}");
             }
         }
-        // Elements of a set that goes go with it.
-        let stays = |(element, _): &(&Element, &Value)| match element {
+        text
+    }
+
+    /// Without those of a set that goes, which go with it.
+    fn removed_elements(&self) -> impl Iterator<Item = (&Element, &Value)> {
+        self.removed.iter().filter(|(element, _)| match element {
             Element::Member(set, _) => !self.removed_sets.contains_key(set),
             _ => true,
-        };
-        write_elements(&mut text, "delete", self.removed.iter().filter(stays));
-        write_elements(&mut text, "add", self.added.iter());
+        })
+    }
+
+    fn write_removed(&self, text: &mut String) {
         // Those that refer to others come last in the order of chains.
         for chain in self.removed_chains.iter().rev() {
             let _ = writeln!(text, "delete chain {ON} {chain}");
         }
         for (number, kind) in &self.removed_sets {
             for ipv6 in [false, true] {
-                let _ = writeln!(text, "delete set {ON} {}", set_name(*kind, ipv6, *number));
+                let _ = writeln!(text, "delete set {ON} {}", SetName::Numbered(*kind, ipv6, *number));
             }
         }
-        text
     }
 }
 
@@ -143,40 +180,83 @@ fn digit(ipv6: bool) -> char {
     if ipv6 { '6' } else { '4' }
 }
 
-fn set_name(kind: SetKind, ipv6: bool, number: u32) -> String {
-    let kind = match kind {
-        SetKind::Pods => "pods",
-        SetKind::Ports => "ports",
-    };
-    format!("{kind}{}-{number}", digit(ipv6))
+/// A set or map.
+#[derive(PartialEq, Eq, PartialOrd, Ord)]
+enum SetName {
+    Numbered(SetKind, bool, u32),
+    Fixed(&'static str, bool),
 }
 
-/// The set or map of an element, and the element as nft reads it.
-fn element_text(element: &Element, value: &Value) -> (String, String) {
-    let of = |name: &str, address: &std::net::IpAddr| format!("{name}{}", digit(address.is_ipv6()));
-    let (set, key, direction) = match element {
-        Element::Member(set, Member::Address(address)) => {
-            (set_name(SetKind::Pods, address.is_ipv6(), *set), address.to_string(), None)
+impl std::fmt::Display for SetName {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            SetName::Numbered(SetKind::Pods, ipv6, number) => write!(f, "pods{}-{number}", digit(*ipv6)),
+            SetName::Numbered(SetKind::Ports, ipv6, number) => write!(f, "ports{}-{number}", digit(*ipv6)),
+            SetName::Fixed(name, ipv6) => write!(f, "{name}{}", digit(*ipv6)),
         }
-        Element::Member(set, Member::Port(address, protocol, port)) => {
-            let key = format!("{address} . {} . {port}", protocol.name());
-            (set_name(SetKind::Ports, address.is_ipv6(), *set), key, None)
-        }
-        Element::Isolated(direction, address) => {
-            (of(direction.name(), address), address.to_string(), Some(*direction))
-        }
-        Element::Itself(address) => (of("self", address), format!("{address} . {address}"), None),
-        Element::Resolves(address, protocol) => {
-            (of("resolves", address), format!("{address} . {}", protocol.name()), None)
-        }
-        Element::Resolver(address) => (of("resolvers", address), address.to_string(), None),
-    };
-    match (value, direction) {
-        (Value::Chain(number), Some(direction)) => {
-            (set, format!("{key} : goto {}", Chain::Pods(direction, *number)))
-        }
-        _ => (set, key),
     }
+}
+
+/// The set or map of an element.
+fn set_of(element: &Element) -> SetName {
+    match element {
+        Element::Member(set, Member::Address(one)) => SetName::Numbered(SetKind::Pods, one.is_ipv6(), *set),
+        Element::Member(set, Member::Port(one, ..)) => SetName::Numbered(SetKind::Ports, one.is_ipv6(), *set),
+        Element::Isolated(direction, one) => SetName::Fixed(direction.name(), one.is_ipv6()),
+        Element::Itself(one) => SetName::Fixed("self", one.is_ipv6()),
+        Element::Resolves(one, _) => SetName::Fixed("resolves", one.is_ipv6()),
+        Element::Resolver(one) => SetName::Fixed("resolvers", one.is_ipv6()),
+    }
+}
+
+/// The chain that an element leads to.
+fn chain_of(element: &Element, value: &Value) -> Option<Chain> {
+    match (element, value) {
+        (Element::Isolated(direction, _), Value::Chain(number)) => Some(Chain::Pods(*direction, *number)),
+        _ => None,
+    }
+}
+
+/// An element as nft reads it.
+fn element_text(element: &Element, value: &Value) -> String {
+    let key = match element {
+        Element::Member(_, Member::Address(address)) => address.to_string(),
+        Element::Member(_, Member::Port(address, protocol, port)) => {
+            format!("{address} . {} . {port}", protocol.name())
+        }
+        Element::Isolated(_, address) | Element::Resolver(address) => address.to_string(),
+        Element::Itself(address) => format!("{address} . {address}"),
+        Element::Resolves(address, protocol) => format!("{address} . {}", protocol.name()),
+    };
+    match chain_of(element, value) {
+        Some(chain) => format!("{key} : goto {chain}"),
+        None => key,
+    }
+}
+
+/// An element as the kernel holds it.
+fn kernel_element((element, value): (&Element, &Value)) -> nft::Element {
+    let address = |address: &IpAddr| Fields::default().address(*address);
+    let key = match element {
+        Element::Member(_, Member::Address(one)) => address(one),
+        Element::Member(_, Member::Port(one, protocol, port)) => address(one).protocol(*protocol).port(*port),
+        Element::Isolated(_, one) | Element::Resolver(one) => address(one),
+        Element::Itself(one) => address(one).address(*one),
+        Element::Resolves(one, protocol) => address(one).protocol(*protocol),
+    };
+    let data = chain_of(element, value).map_or(Data::None, |chain| Data::Goto(chain.to_string()));
+    nft::Element { key, last: None, data }
+}
+
+/// Elements by the set or map that they are in.
+fn by_set<'a>(
+    elements: impl Iterator<Item = (&'a Element, &'a Value)>,
+) -> BTreeMap<SetName, Vec<(&'a Element, &'a Value)>> {
+    let mut sets: BTreeMap<SetName, Vec<_>> = BTreeMap::new();
+    for (element, value) in elements {
+        sets.entry(set_of(element)).or_default().push((element, value));
+    }
+    sets
 }
 
 fn write_elements<'a>(
@@ -184,12 +264,10 @@ fn write_elements<'a>(
     verb: &str,
     elements: impl Iterator<Item = (&'a Element, &'a Value)>,
 ) {
-    let mut sets: BTreeMap<String, Vec<String>> = BTreeMap::new();
-    for (element, value) in elements {
-        let (set, element) = element_text(element, value);
-        sets.entry(set).or_default().push(element);
-    }
-    for (set, elements) in sets {
+    let sets = by_set(elements).into_iter().map(|(set, elements)| (set.to_string(), elements));
+    for (set, elements) in sets.collect::<BTreeMap<_, _>>() {
+        let elements: Vec<String> =
+            elements.into_iter().map(|(element, value)| element_text(element, value)).collect();
         elements_text(text, verb, &format!("{ON} {set}"), &elements);
     }
 }
@@ -280,7 +358,7 @@ fn peer_conditions(
     if !peers.terms.is_empty() {
         let number = number_of(Set::Pods(peers.terms.clone()));
         conditions.extend([false, true].map(|ipv6| {
-            let set = set_name(SetKind::Pods, ipv6, number);
+            let set = SetName::Numbered(SetKind::Pods, ipv6, number);
             (Some(ipv6), format!("{} {side} @{set} ", ip(ipv6)))
         }));
     }
@@ -311,7 +389,7 @@ fn port_conditions(
         let only_subjects = direction == Direction::Ingress;
         let number = number_of(Set::Ports { of, names: ports.names.clone(), only_subjects });
         conditions.extend([false, true].map(|ipv6| {
-            let set = set_name(SetKind::Ports, ipv6, number);
+            let set = SetName::Numbered(SetKind::Ports, ipv6, number);
             (Some(ipv6), format!("{} daddr . meta l4proto . th dport @{set} ", ip(ipv6)))
         }));
     }

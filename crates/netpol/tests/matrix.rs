@@ -15,7 +15,7 @@ use std::time::Duration;
 use api::Object;
 use api::networking::v1::NetworkPolicy;
 use linux::netns::NetNs;
-use linux::nft::Protocol;
+use linux::nft::{Protocol, Steps};
 use netpol::cluster::{Cluster, Pod};
 use netpol::object::{NamedPort, PodFacts};
 use netpol::policy::Policy;
@@ -233,14 +233,15 @@ impl World {
         }
     }
 
-    fn apply(&self, text: &str) {
-        let applied = self.node.run(|| linux::nft::apply(text)).unwrap();
+    fn apply(&self, steps: Steps) {
+        let text = steps.before.clone();
+        let applied = self.node.run(|| steps.apply()).unwrap();
         applied.unwrap_or_else(|error| panic!("{error}\n{text}"));
     }
 
     fn settle_whole(&mut self) {
         self.cluster.settle();
-        self.apply(&self.cluster.text());
+        self.apply(self.cluster.steps());
     }
 
     fn listed(&self) -> String {
@@ -249,8 +250,8 @@ impl World {
 
     /// Brings the kernel up to date by the difference, and tries every path over both families.
     fn check(&mut self, what: &str, is_open: impl Fn(&Path) -> bool) {
-        let change = self.cluster.settle().text();
-        self.apply(&change);
+        let change = self.cluster.settle().steps();
+        self.apply(change);
         // A flow of UDP that was let through is let through on, and ports come again by chance.
         self.node.run(|| linux::conntrack::delete(|_| true)).unwrap().unwrap();
         // Nobody can keep a pod from itself.

@@ -56,15 +56,13 @@ fn measure(local: usize) {
     let apply = |what: &str, cluster: &mut Cluster, is_first: bool| {
         let begun = Instant::now();
         let change = cluster.settle();
-        let text = if is_first { cluster.text() } else { change.text() };
+        let steps = if is_first { cluster.steps() } else { change.steps() };
         let decided = begun.elapsed();
-        let applied = namespace.run(|| linux::nft::apply(&text)).unwrap();
+        let applied = namespace.run(|| steps.apply()).unwrap();
         applied.unwrap_or_else(|error| panic!("{error}"));
-        let (all, size) = (begun.elapsed(), text.len());
-        println!(
-            "{local} of 10,000 pods here: {what}: decided in {decided:.1?}, in force after {all:.1?}, {size} bytes"
-        );
-        text
+        let all = begun.elapsed();
+        println!("{local} of 10,000 pods here: {what}: decided in {decided:.1?}, in force after {all:.1?}");
+        change
     };
     let before = resident_mib();
     let mut cluster = Cluster::default();
@@ -89,7 +87,7 @@ fn measure(local: usize) {
     cluster.set_pod("far", Some(pod(10_100, 1, false)));
     apply("a pod elsewhere", &mut cluster, false);
     cluster.set_policy("p0", Some(policy(0, 81)));
-    assert!(apply("a policy's port", &mut cluster, false).contains("tcp dport 81"));
+    assert!(apply("a policy's port", &mut cluster, false).text().contains("tcp dport 81"));
     cluster.set_policy("p0", None);
     apply("a policy that goes", &mut cluster, false);
     cluster.set_namespace("ns-1", Some([("name".to_owned(), "other".to_owned())].into()));

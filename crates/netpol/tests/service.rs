@@ -10,7 +10,7 @@ use std::time::Duration;
 use api::Object;
 use api::networking::v1::NetworkPolicy;
 use linux::netns::NetNs;
-use linux::nft::Protocol;
+use linux::nft::{Protocol, Steps};
 use netpol::cluster::{Cluster, Pod};
 use netpol::object::{NamedPort, PodFacts, Resolver};
 use netpol::policy::Policy;
@@ -42,15 +42,16 @@ impl World {
         let outside = network::join(&node, 3, &address("198.51.100.7"));
         let mut world = World { node, pods, outside, cluster: Cluster::default() };
         // What the Service proxy does, as far as policies see it.
-        world.apply(
+        world.apply(Steps::of_text(
             "add table ip proxy
             add chain ip proxy prerouting { type nat hook prerouting priority -100; }
             add chain ip proxy postrouting { type nat hook postrouting priority 100; }
             add rule ip proxy prerouting ip daddr 10.43.0.7 tcp dport 80 dnat to 10.42.0.1:8080
             add rule ip proxy prerouting ip daddr 10.43.0.10 udp dport 53 dnat to 198.51.100.7:10053
             add rule ip proxy postrouting ct status dnat ip saddr 10.42.0.1 ip daddr 10.42.0.1 masquerade
-            ",
-        );
+            "
+            .to_owned(),
+        ));
         let route = async {
             let netlink = linux::netlink::Netlink::open().unwrap();
             let link = netlink.link("veth3").await.unwrap().unwrap().index;
@@ -73,12 +74,13 @@ impl World {
             ports: vec![NamedPort { name: "dns".to_owned(), protocol: Protocol::Udp, number: 53 }],
         }));
         world.cluster.settle();
-        world.apply(&world.cluster.text());
+        world.apply(world.cluster.steps());
         world
     }
 
-    fn apply(&self, text: &str) {
-        let applied = self.node.run(|| linux::nft::apply(text)).unwrap();
+    fn apply(&self, steps: Steps) {
+        let text = steps.before.clone();
+        let applied = self.node.run(|| steps.apply()).unwrap();
         applied.unwrap_or_else(|error| panic!("{error}\n{text}"));
     }
 
@@ -87,8 +89,8 @@ impl World {
         let policy = json!({"metadata": {"name": "p", "namespace": "x"}, "spec": spec});
         let policy = Policy::read(&NetworkPolicy::from_value(policy).unwrap());
         self.cluster.set_policy("x/p", Some(Arc::new(policy)));
-        let change = self.cluster.settle().text();
-        self.apply(&change);
+        let change = self.cluster.settle().steps();
+        self.apply(change);
     }
 
     /// A server in pod `a` that sends back what it gets, on one connection after another.

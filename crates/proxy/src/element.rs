@@ -7,6 +7,9 @@
 use std::net::{IpAddr, SocketAddr};
 
 pub use linux::nft::Protocol;
+use linux::nft::{Data, Element, Fields};
+
+use crate::range::Range;
 
 /// Set in a mark: masquerade the connection.
 pub const MARK_MASQUERADE: u32 = 0x4000_0000;
@@ -17,6 +20,8 @@ pub const MARK_SLOT: u32 = 0x8000_0000;
 /// More endpoints of one port than this are left out, so that a choice fits its bits of the mark.
 pub const MAX_ENDPOINTS: usize = 0xffff;
 
+/// The chain that answers with an error.
+pub(crate) const REFUSE: &str = "refuse";
 /// The set of the node's addresses at which node ports are, where not all are.
 pub(crate) const NODE_PORT_ADDRESSES: &str = "node-port-addresses";
 
@@ -44,6 +49,15 @@ impl Frontend {
     pub fn protocol(&self) -> Protocol {
         match self {
             Frontend::Address { protocol, .. } | Frontend::NodePort { protocol, .. } => *protocol,
+        }
+    }
+
+    fn fields(&self) -> Fields {
+        match self {
+            Frontend::Address { address, protocol, port } => {
+                Fields::default().address(*address).protocol(*protocol).port(*port)
+            }
+            Frontend::NodePort { protocol, port, .. } => Fields::default().protocol(*protocol).port(*port),
         }
     }
 }
@@ -111,7 +125,7 @@ pub enum Key {
     /// A frontend that only some sources may use.
     Guarded(Frontend),
     /// A source range that may use a guarded frontend.
-    Allowed(Frontend, String),
+    Allowed(Frontend, Range),
     /// An address of the node at which node ports are.
     NodePortAddress(IpAddr),
 }
@@ -161,6 +175,36 @@ impl Key {
             Key::NodePortAddress(_) => NODE_PORT_ADDRESSES,
         }
     }
+
+    /// The element as the kernel holds it; its text is what `Display` of both writes.
+    pub(crate) fn element(&self, value: &Value) -> Element {
+        let address = |address: &IpAddr| Fields::default().address(*address);
+        let (key, last) = match self {
+            Key::Service(frontend)
+            | Key::FromOutside(frontend)
+            | Key::Refused(frontend)
+            | Key::Guarded(frontend) => (frontend.fields(), None),
+            Key::Endpoint(frontend, mark) | Key::Slot(frontend, mark) => {
+                (frontend.fields().mark(*mark), None)
+            }
+            Key::ClusterAddress(one) | Key::NodePortAddress(one) => (address(one), None),
+            Key::Hairpin(one) => (address(one).address(*one), None),
+            Key::Allowed(frontend, range) => {
+                let with = |address| frontend.fields().address(address);
+                (with(range.first()), Some(with(range.last())))
+            }
+        };
+        let data = match value {
+            Value::Present => Data::None,
+            Value::Pick(pick) => Data::Goto(pick.chain()),
+            Value::Endpoint(to) => Data::Fields(address(&to.ip()).port(to.port())),
+            Value::Slot(mark) => Data::Fields(Fields::default().mark(*mark)),
+            Value::Untouched => Data::Accept,
+            Value::Refuse => Data::Goto(REFUSE.to_owned()),
+            Value::Discard => Data::Drop,
+        };
+        Element { key, last, data }
+    }
 }
 
 impl std::fmt::Display for Key {
@@ -187,7 +231,7 @@ impl std::fmt::Display for Value {
             Value::Endpoint(address) => write!(f, " : {} . {}", address.ip(), address.port()),
             Value::Slot(mark) => write!(f, " : {mark:#x}"),
             Value::Untouched => f.write_str(" : accept"),
-            Value::Refuse => f.write_str(" : goto refuse"),
+            Value::Refuse => write!(f, " : goto {REFUSE}"),
             Value::Discard => f.write_str(" : drop"),
         }
     }

@@ -4,52 +4,83 @@ use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 /// A range of addresses, as `10.42.0.0/16`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Range {
-    pub first: IpAddr,
-    pub length: u8,
+///
+/// What always holds: the bits of `first` that the range leaves open are zero, so that a range is one value.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Range {
+    first: IpAddr,
+    length: u8,
 }
 
 impl Range {
-    pub fn parse(text: &str) -> Option<Self> {
+    pub(crate) fn parse(text: &str) -> Option<Self> {
         let (first, length) = text.split_once('/')?;
-        let range = Range { first: first.parse().ok()?, length: length.parse().ok()? };
-        (range.length <= if range.first.is_ipv4() { 32 } else { 128 }).then_some(range)
+        Range::around(first.parse().ok()?, length.parse().ok()?)
+    }
+
+    /// The range of so many fixed bits that an address is in.
+    pub(crate) fn around(address: IpAddr, length: u8) -> Option<Self> {
+        let range = Range { first: address, length };
+        let is_possible = length <= Range::of(address).length;
+        is_possible.then(|| Range { first: range.address(range.fixed(address)), length })
     }
 
     /// The range of this one address.
-    pub fn of(address: IpAddr) -> Self {
+    pub(crate) fn of(address: IpAddr) -> Self {
         Range { first: address, length: if address.is_ipv4() { 32 } else { 128 } }
     }
 
-    pub fn is_ipv6(&self) -> bool {
+    pub(crate) fn first(&self) -> IpAddr {
+        self.first
+    }
+
+    /// How many bits are fixed.
+    pub(crate) fn length(&self) -> u8 {
+        self.length
+    }
+
+    pub(crate) fn is_ipv6(&self) -> bool {
         self.first.is_ipv6()
     }
 
-    pub fn contains(&self, address: IpAddr) -> bool {
-        self.is_ipv6() == address.is_ipv6() && self.masked(self.first) == self.masked(address)
+    pub(crate) fn contains(&self, address: IpAddr) -> bool {
+        self.is_ipv6() == address.is_ipv6() && bits(self.first) == self.fixed(address)
     }
 
-    /// The bits that the range fixes, at the top of the number.
-    fn masked(&self, address: IpAddr) -> u128 {
-        let bits = match address {
-            IpAddr::V4(address) => u128::from(u32::from(address)) << 96,
-            IpAddr::V6(address) => u128::from(address),
-        };
-        bits & u128::MAX.checked_shl(128 - u32::from(self.length)).unwrap_or(0)
+    pub(crate) fn last(&self) -> IpAddr {
+        self.address(bits(self.first) | !self.mask())
     }
-}
 
-/// Without the bits that the range leaves open: nft would take them for part of the address.
-impl fmt::Display for Range {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let bits = self.masked(self.first);
-        let first = if self.is_ipv6() {
+    fn mask(&self) -> u128 {
+        u128::MAX.checked_shl(128 - u32::from(self.length)).unwrap_or(0)
+    }
+
+    /// The bits of an address that the range fixes.
+    fn fixed(&self, address: IpAddr) -> u128 {
+        bits(address) & self.mask()
+    }
+
+    /// The address of the range's family with these bits.
+    fn address(&self, bits: u128) -> IpAddr {
+        if self.is_ipv6() {
             IpAddr::from(Ipv6Addr::from(bits))
         } else {
             IpAddr::from(Ipv4Addr::from((bits >> 96) as u32))
-        };
-        write!(f, "{first}/{}", self.length)
+        }
+    }
+}
+
+/// The bits of an address, at the top of the number.
+fn bits(address: IpAddr) -> u128 {
+    match address {
+        IpAddr::V4(address) => u128::from(u32::from(address)) << 96,
+        IpAddr::V6(address) => u128::from(address),
+    }
+}
+
+impl fmt::Display for Range {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.first, self.length)
     }
 }
 
@@ -72,6 +103,13 @@ mod tests {
 
     #[test]
     fn ranges_are_read_strictly_and_written_without_open_bits() {
+        for (text, last) in [
+            ("10.42.7.9/16", "10.42.255.255"),
+            ("10.0.0.1/32", "10.0.0.1"),
+            ("::/0", "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff"),
+        ] {
+            assert_eq!(Range::parse(text).unwrap().last().to_string(), last, "{text}");
+        }
         for (text, written) in [
             ("10.42.0.0/16", Some("10.42.0.0/16")),
             ("10.42.7.9/16", Some("10.42.0.0/16")),

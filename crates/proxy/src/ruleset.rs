@@ -1,13 +1,14 @@
-//! The whole table: what all Services want of it, and the text that makes the kernel's table so.
+//! The whole table: what all Services want of it, and what makes the kernel's table so: by text, or in [`Steps`] of
+//! which elements are one.
 //!
 //! What always holds: an element that several Services want has the value of the first of them by name
-//! ([`Claims`]); a change is one transaction, so that no packet sees half of it.
+//! ([`Claims`]); elements change in one transaction, so that no packet sees half of a change.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 use std::net::IpAddr;
 
-use linux::nft::{Claims, Difference};
+use linux::nft::{Batch, Claims, Difference, Family, Steps, Verb};
 
 use crate::element::{Key, NODE_PORT_ADDRESSES, Pick, Value};
 use crate::range::{self, Range};
@@ -54,7 +55,7 @@ impl NodePorts {
         let ranges = range::apart(texts.iter().filter_map(|text| Range::parse(text)));
         let ranges: Vec<Range> = ranges.into_iter().filter(|range| range.is_ipv6() == ipv6).collect();
         // The whole of a family is as good as nothing said.
-        if ranges.iter().any(|range| range.length == 0) { Vec::new() } else { ranges }
+        if ranges.iter().any(|range| range.length() == 0) { Vec::new() } else { ranges }
     }
 
     /// Whether node ports are at this address, one of the node's.
@@ -107,16 +108,29 @@ impl Change {
 
     /// One transaction: first the chains that elements will lead to, last those that none leads to any more.
     pub fn text(&self) -> String {
-        let mut text = String::new();
-        for (ipv6, pick) in &self.added_picks {
-            add_pick(&mut text, *ipv6, pick);
-        }
+        let Steps { before: mut text, after, .. } = self.chains();
         elements_text(&mut text, "delete", &self.removed);
         elements_text(&mut text, "add", &self.added);
-        for (ipv6, pick) in &self.removed_picks {
-            let _ = writeln!(text, "delete chain {} {}", on(*ipv6), pick.chain());
+        text + &after
+    }
+
+    /// The same, its elements by netlink: a chain that no element leads to yet, or any more, is nobody's concern.
+    pub fn steps(&self) -> Steps {
+        let mut steps = self.chains();
+        put(&mut steps.elements, Verb::Delete, &self.removed);
+        put(&mut steps.elements, Verb::Add, &self.added);
+        steps
+    }
+
+    fn chains(&self) -> Steps {
+        let mut steps = Steps::default();
+        for (ipv6, pick) in &self.added_picks {
+            add_pick(&mut steps.before, *ipv6, pick);
         }
-        text
+        for (ipv6, pick) in &self.removed_picks {
+            let _ = writeln!(steps.after, "delete chain {} {}", on(*ipv6), pick.chain());
+        }
+        steps
     }
 }
 
@@ -179,6 +193,19 @@ impl Ruleset {
 
     /// The whole table of both families anew, in place of whatever is there.
     pub fn text(&self) -> String {
+        let mut text = self.chains_text();
+        elements_text(&mut text, "add", self.claims.elements());
+        text
+    }
+
+    /// The same where no table is yet: until the elements come, Services do not work either way.
+    pub fn steps(&self) -> Steps {
+        let mut steps = Steps::of_text(self.chains_text());
+        put(&mut steps.elements, Verb::Add, self.claims.elements());
+        steps
+    }
+
+    fn chains_text(&self) -> String {
         let mut text = String::new();
         for ipv6 in [false, true] {
             frame_text(&mut text, &self.frame, ipv6);
@@ -186,8 +213,26 @@ impl Ruleset {
         for (ipv6, pick) in self.picks.keys() {
             add_pick(&mut text, *ipv6, pick);
         }
-        elements_text(&mut text, "add", self.claims.elements());
         text
+    }
+}
+
+/// Elements by the set or map that they are in, and by the table's family.
+fn by_set<'a>(
+    elements: impl IntoIterator<Item = (&'a Key, &'a Value)>,
+) -> BTreeMap<(bool, &'static str), Vec<(&'a Key, &'a Value)>> {
+    let mut sets: BTreeMap<_, Vec<_>> = BTreeMap::new();
+    for (key, value) in elements {
+        sets.entry((key.is_ipv6(), key.set())).or_default().push((key, value));
+    }
+    sets
+}
+
+fn put<'a>(batch: &mut Batch, verb: Verb, elements: impl IntoIterator<Item = (&'a Key, &'a Value)>) {
+    for ((ipv6, set), elements) in by_set(elements) {
+        let family = if ipv6 { Family::Ip6 } else { Family::Ip };
+        let elements = elements.into_iter().map(|(key, value)| key.element(value));
+        batch.put(verb, (family, TABLE, set), elements);
     }
 }
 
@@ -201,11 +246,8 @@ fn elements_text<'a>(
     verb: &str,
     elements: impl IntoIterator<Item = (&'a Key, &'a Value)>,
 ) {
-    let mut sets: BTreeMap<(bool, &str), Vec<String>> = BTreeMap::new();
-    for (key, value) in elements {
-        sets.entry((key.is_ipv6(), key.set())).or_default().push(format!("{key}{value}"));
-    }
-    for ((ipv6, set), elements) in sets {
+    for ((ipv6, set), elements) in by_set(elements) {
+        let elements: Vec<String> = elements.iter().map(|(key, value)| format!("{key}{value}")).collect();
         linux::nft::elements_text(text, verb, &format!("{} {set}", on(ipv6)), &elements);
     }
 }

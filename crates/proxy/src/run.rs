@@ -12,6 +12,7 @@ use api::discovery::v1::EndpointSlice;
 use client::Client;
 use controller_runtime::{Clock, Event, Filter, Informer, InformerFactory};
 use linux::netlink::Netlink;
+use linux::nft::{Family, Steps, has_table};
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
@@ -20,14 +21,10 @@ use crate::endpoints::Here;
 use crate::health::{Answer, Health, Servers, State};
 use crate::metrics::{Metrics, Starved, Watched};
 use crate::range::Range;
-use crate::ruleset::{Frame, NodePorts, Ruleset};
+use crate::ruleset::{Frame, NodePorts, Ruleset, TABLE};
 use crate::service::{self, Rest, Wanted};
 use crate::{Config, Error};
 
-/// How long events are gathered in a burst, as of a rollout: a transaction costs a process.
-const GATHER: Duration = Duration::from_millis(5);
-/// What comes so long after the last transaction is no part of a burst, and does not wait.
-const BURST: Duration = Duration::from_millis(50);
 const FIRST_RETRY: Duration = Duration::from_millis(500);
 const LAST_RETRY: Duration = Duration::from_secs(30);
 
@@ -237,7 +234,6 @@ impl Proxy {
     async fn follow(&mut self, dirty: &Dirty, state: &watch::Sender<State>) -> Error {
         let mut retry = FIRST_RETRY;
         let mut udp = BTreeMap::new();
-        let mut last_applied: Option<tokio::time::Instant> = None;
         dirty.add(None);
         loop {
             dirty.wake.notified().await;
@@ -246,15 +242,10 @@ impl Proxy {
             state.send_modify(|state| {
                 state.pending_since.get_or_insert(queued);
             });
-            if last_applied.is_some_and(|last| last.elapsed() < BURST) {
-                tokio::time::sleep(GATHER).await;
-            }
             let begun = tokio::time::Instant::now();
             let (services, all) = dirty.take();
             let is_full = !self.is_in_step;
-            let batch = self.decide(services, all, &mut udp);
-            let applied = apply(batch).await;
-            last_applied = Some(tokio::time::Instant::now());
+            let applied = apply(self.decide(services, all, &mut udp)).await;
             self.metrics.synced(begun.elapsed(), is_full, applied.is_ok(), self.clock.now());
             if applied.is_ok() {
                 let node = self.view.nodes.get(&self.view.node_name);
@@ -281,14 +272,14 @@ impl Proxy {
         }
     }
 
-    /// Brings the ruleset up to date and returns the text that does the same to the kernel's table. Frontends
-    /// of UDP whose endpoints changed are added to `udp`.
+    /// Brings the ruleset up to date and returns what does the same to the kernel's table. Frontends of UDP whose
+    /// endpoints changed are added to `udp`.
     fn decide(
         &mut self,
         mut services: BTreeSet<String>,
         all: bool,
         udp: &mut BTreeMap<Frontend, BTreeSet<SocketAddr>>,
-    ) -> String {
+    ) -> Steps {
         if all {
             services.extend(self.ruleset.services().cloned());
             services.extend(self.wanted.keys().cloned());
@@ -309,7 +300,14 @@ impl Proxy {
             }
         }
         let change = self.ruleset.settle();
-        if self.is_in_step { change.text() } else { self.ruleset.text() }
+        if self.is_in_step {
+            change.steps()
+        } else if has_tables() {
+            // Services work by what is there, and shall at every moment.
+            Steps::of_text(self.ruleset.text())
+        } else {
+            self.ruleset.steps()
+        }
     }
 
     fn count_starved(&mut self, before: &[Starved], after: &[Starved]) {
@@ -360,11 +358,13 @@ impl Proxy {
     }
 }
 
-async fn apply(batch: String) -> Result<(), Error> {
-    if batch.is_empty() {
-        return Ok(());
-    }
-    let applied = tokio::task::spawn_blocking(move || linux::nft::apply(&batch)).await;
+/// Whether an earlier proxy left a table; so too when the kernel does not say.
+fn has_tables() -> bool {
+    [Family::Ip, Family::Ip6].into_iter().any(|family| has_table(family, TABLE).unwrap_or(true))
+}
+
+async fn apply(steps: Steps) -> Result<(), Error> {
+    let applied = tokio::task::spawn_blocking(|| steps.apply()).await;
     Ok(applied.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))?)
 }
 

@@ -240,7 +240,7 @@ impl<'a> Port<'a> {
         for frontend in self.load_balancer_ips.iter().map(frontend) {
             elements.insert(Key::Guarded(frontend), Value::Present);
             for range in &ranges {
-                elements.insert(Key::Allowed(frontend, range.to_string()), Value::Present);
+                elements.insert(Key::Allowed(frontend, *range), Value::Present);
             }
         }
     }

@@ -13,6 +13,7 @@ use api::core::v1::Service;
 use api::discovery::v1::EndpointSlice;
 use linux::netlink::{Netlink, Route, VethPair};
 use linux::netns::NetNs;
+use linux::nft::Steps;
 use proxy::NodePorts;
 use proxy::endpoints::Here;
 use proxy::ruleset::{Frame, Ruleset, TABLE};
@@ -120,15 +121,13 @@ impl Node {
         let ruleset =
             Ruleset::new(Frame { cluster_cidrs: vec!["10.42.0.0/16".to_owned()], ..Frame::default() });
         let node = Node { namespace, pods: joined, outside, ruleset };
-        node.apply(&node.ruleset.text());
+        node.apply(node.ruleset.steps());
         node
     }
 
-    fn apply(&self, text: &str) {
-        self.namespace
-            .run(|| linux::nft::apply(text))
-            .unwrap()
-            .unwrap_or_else(|error| panic!("{error}\n{text}"));
+    fn apply(&self, steps: Steps) {
+        let text = steps.before.clone();
+        self.namespace.run(|| steps.apply()).unwrap().unwrap_or_else(|error| panic!("{error}\n{text}"));
     }
 
     /// Changes the Service `shop/web` by one transaction, as the proxy does.
@@ -146,13 +145,13 @@ impl Node {
         let wanted = proxy::service::wanted(&service, &[&slice], &here);
         self.ruleset.set("shop/web", wanted.elements);
         let change = self.ruleset.settle();
-        self.apply(&change.text());
+        self.apply(change.steps());
     }
 
     fn remove(&mut self) {
         self.ruleset.set("shop/web", Default::default());
         let change = self.ruleset.settle();
-        self.apply(&change.text());
+        self.apply(change.steps());
     }
 
     /// Servers that say which pod they are and whom they see, in every pod.
@@ -292,6 +291,40 @@ fn affinity_keeps_a_client_at_its_endpoint_until_the_endpoint_goes() {
 }
 
 #[test]
+fn affinity_lasts_while_a_client_comes_and_ends_when_it_stays_away() {
+    let mut node = Node::new(3);
+    node.serve();
+    let timeout = Duration::from_secs(3);
+    let sticky = spec(&json!({"sessionAffinity": "ClientIP",
+        "sessionAffinityConfig": {"clientIP": {"timeoutSeconds": timeout.as_secs()}}}));
+    node.set(&sticky, &endpoints(&[1, 2]));
+    let client = node.pods[2].namespace.try_clone().unwrap();
+    let remembered = |node: &Node| {
+        let listed = node.namespace.run(|| linux::nft::list_table_text("ip", TABLE).unwrap()).unwrap();
+        listed.contains("10.42.0.3 . 10.43.0.7 . tcp . 80 timeout 3s")
+    };
+    assert!(!remembered(&node));
+    // Every connection begins the time anew.
+    let first = ask(&client, CLUSTER_IP).unwrap();
+    let begun = std::time::Instant::now();
+    while begun.elapsed() < timeout + timeout / 2 {
+        assert_eq!(ask(&client, CLUSTER_IP).unwrap(), first);
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    // Forgotten, it goes wherever chance leads: sooner or later elsewhere.
+    let moved = (0..30).any(|_| {
+        let left = std::time::Instant::now();
+        while remembered(&node) {
+            assert!(left.elapsed() < timeout * 3, "still remembered after {:?}", left.elapsed());
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        assert!(left.elapsed() > timeout / 2, "forgotten after {:?}", left.elapsed());
+        ask(&client, CLUSTER_IP).unwrap() != first
+    });
+    assert!(moved);
+}
+
+#[test]
 fn a_load_balancer_address_admits_only_its_source_ranges() {
     let mut node = Node::new(2);
     node.serve();
@@ -343,7 +376,7 @@ fn ten_thousand_services_load_and_change_quickly() {
     }
     node.ruleset.settle();
     let started = std::time::Instant::now();
-    node.apply(&node.ruleset.text());
+    node.apply(node.ruleset.steps());
     let loaded = started.elapsed();
     let started = std::time::Instant::now();
     node.set(&spec(&json!({"clusterIP": "10.43.200.1", "clusterIPs": ["10.43.200.1"]})), &endpoints(&[1]));
@@ -376,7 +409,7 @@ fn node_ports_are_at_the_primary_address_alone() {
         node.ruleset = Ruleset::new(Frame { node_ports, ..Frame::default() });
         node.ruleset.set_node(&[NODE.parse().unwrap()]);
         node.ruleset.settle();
-        node.apply(&node.ruleset.text());
+        node.apply(node.ruleset.steps());
         node.set(&spec, &endpoints(&[1]));
         assert_eq!(reached(&node), expected);
         // Nothing anywhere is refused at the same addresses; elsewhere nobody listens, which is refused too.

@@ -105,3 +105,12 @@ pub fn join(node: &NetNs, number: u8, addresses: &[IpAddr]) -> Host {
     node.run(|| block_on(outside)).unwrap();
     host
 }
+
+/// What `nft list` said, in an order that does not depend on the kernel's of elements.
+pub fn sorted_rules(listed: &str) -> Vec<String> {
+    let listed = listed.replace("elements = {", ",");
+    let words = listed.split([',', '\n']).map(|word| word.trim_matches([' ', '\t', '}']).to_owned());
+    let mut words: Vec<String> = words.filter(|word| !word.is_empty()).collect();
+    words.sort();
+    words
+}

@@ -416,13 +416,14 @@ fn the_way_there_does_not_matter() {
         addresses: vec![IpAddr::from([10, 0, 0, 6])],
         ports: vec![NamedPort { name: "dns".to_owned(), protocol: Protocol::Udp, number: 53 }],
     };
-    let kernel = linux::netns::NetNs::anonymous().expect("making a network namespace needs root");
+    let kernels =
+        [(); 2].map(|()| linux::netns::NetNs::anonymous().expect("making a network namespace needs root"));
     for seed in 0..6 {
         let mut random = Random(seed);
         let mut cluster = Cluster::default();
         let (mut namespaces, mut pods, mut policies) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
         cluster.settle();
-        let mut batches = vec![cluster.text()];
+        let mut batches = vec![(cluster.text(), cluster.steps())];
         for _ in 0..120 {
             let namespace = random.one(&["x", "y", "z"]);
             match random.below(6) {
@@ -448,12 +449,16 @@ fn the_way_there_does_not_matter() {
                 }
             }
             if random.below(3) > 0 {
-                batches.push(cluster.settle().text());
+                let change = cluster.settle();
+                batches.push((change.text(), change.steps()));
             }
         }
         cluster.set_resolver(Some(resolver.clone()));
-        batches.push(cluster.settle().text());
-        batches.push(cluster.text());
+        let change = cluster.settle();
+        batches.push((change.text(), change.steps()));
+        let listed = batches.into_iter().map(|(text, steps)| both_ways(&kernels, seed, text, steps));
+        assert!(listed.max() > Some(20), "seed {seed}: the table is never filled");
+        both_ways(&kernels, seed, cluster.text(), cluster.steps());
         let mut fresh = Cluster::default();
         fresh.set_resolver(Some(resolver.clone()));
         policies.into_iter().for_each(|(name, policy)| fresh.set_policy(&name, policy));
@@ -461,9 +466,25 @@ fn the_way_there_does_not_matter() {
         namespaces.into_iter().for_each(|(name, labels)| fresh.set_namespace(name, labels));
         fresh.settle();
         assert_eq!(meaning(&cluster), meaning(&fresh), "seed {seed}");
-        for batch in batches {
-            let applied = kernel.run(|| linux::nft::apply(&batch)).unwrap();
-            applied.unwrap_or_else(|error| panic!("seed {seed}: {error}\n{batch}"));
-        }
     }
+}
+
+/// Applies a change as text and in steps; the outcome is the same, of so many lines.
+fn both_ways(
+    [by_text, by_steps]: &[linux::netns::NetNs; 2],
+    seed: u64,
+    text: String,
+    steps: linux::nft::Steps,
+) -> usize {
+    let list = || linux::nft::list_table_text(table::FAMILY, table::TABLE).unwrap();
+    let [expected, found] = [
+        by_text.run(|| linux::nft::apply(&text).map(|()| list())),
+        by_steps.run(|| steps.apply().map(|()| list())),
+    ]
+    .map(|applied| {
+        let listed = applied.unwrap().unwrap_or_else(|error| panic!("seed {seed}: {error}\n{text}"));
+        testkit::network::sorted_rules(&listed)
+    });
+    assert_eq!(found, expected, "seed {seed}: {text}");
+    found.len()
 }

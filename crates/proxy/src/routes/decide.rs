@@ -26,7 +26,7 @@ pub(super) struct Vtep {
 
 /// The address that a node itself has in a range of its pods: none of them gets the first two.
 fn of_node(range: &Range) -> IpAddr {
-    match range.first {
+    match range.first() {
         IpAddr::V4(first) => Ipv4Addr::from(u32::from(first) | 1).into(),
         IpAddr::V6(first) => Ipv6Addr::from(u128::from(first) | 1).into(),
     }
@@ -94,14 +94,14 @@ pub(super) fn wanted(nodes: &[Arc<Node>], own: &Own<'_>) -> Wanted {
 }
 
 fn direct(node: &Node, pods: Range, own: &Own<'_>) -> Option<Route> {
-    let gateway = internal_addresses(node).find(|address| address.is_ipv4() == pods.first.is_ipv4())?;
+    let gateway = internal_addresses(node).find(|address| address.is_ipv4() == pods.first().is_ipv4())?;
     let link = own.attached.iter().find(|attached| {
-        let subnet = Range { first: attached.address, length: attached.prefix_length };
-        attached.address != gateway && subnet.contains(gateway)
+        let subnet = Range::around(attached.address, attached.prefix_length);
+        attached.address != gateway && subnet.is_some_and(|subnet| subnet.contains(gateway))
     })?;
     Some(Route {
-        destination: pods.first,
-        prefix_length: pods.length,
+        destination: pods.first(),
+        prefix_length: pods.length(),
         gateway: Some(gateway),
         link: link.link,
     })

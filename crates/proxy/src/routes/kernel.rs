@@ -87,15 +87,15 @@ pub(super) async fn bring(
         let link = keep_tunnel(netlink, tunnel).await?;
         keep_peers(netlink, link, &wanted.tunnelled).await?;
         routes.extend(wanted.tunnelled.iter().map(|peer| Route {
-            destination: peer.pods.first,
-            prefix_length: peer.pods.length,
+            destination: peer.pods.first(),
+            prefix_length: peer.pods.length(),
             gateway: Some(peer.gateway),
             link,
         }));
         tunnel_link = Some(link);
     }
     for ipv6 in [false, true] {
-        if !cluster.iter().any(|range| range.first.is_ipv6() == ipv6) {
+        if !cluster.iter().any(|range| range.is_ipv6() == ipv6) {
             continue;
         }
         let mut present = netlink.routes(ipv6).await?;

@@ -22,7 +22,7 @@ fn node(name: &str, address: &str, pods: &[&str]) -> Node {
 fn route(destination: &str, gateway: Option<&str>, link: u32) -> Route {
     let range = Range::parse(destination).unwrap();
     let gateway = gateway.map(|text| text.parse().unwrap());
-    Route { destination: range.first, prefix_length: range.length, gateway, link }
+    Route { destination: range.first(), prefix_length: range.length(), gateway, link }
 }
 
 /// The ways of node `own`, as `10.42.1.0/24 via 192.0.2.2` and `10.42.2.0/24 tunnel 198.51.100.2`.
@@ -41,7 +41,7 @@ fn ways(nodes: Vec<Node>, node_ip: &str, backend: Backend) -> Vec<String> {
     });
     let tunnelled = found.tunnelled.iter().map(|peer| {
         let Tunnelled { pods, gateway, host, .. } = peer;
-        format!("{}/{} tunnel {host} {gateway}", pods.first, pods.length)
+        format!("{}/{} tunnel {host} {gateway}", pods.first(), pods.length())
     });
     direct.chain(tunnelled).collect()
 }

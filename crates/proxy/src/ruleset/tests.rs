@@ -3,8 +3,10 @@ use api::core::v1::Service;
 use api::discovery::v1::EndpointSlice;
 use expect_test::{Expect, expect};
 use serde_json::json;
+use testkit::network::sorted_rules;
 
 use super::*;
+use crate::element::Frontend;
 use crate::endpoints::Here;
 
 /// The elements of a Service `shop/web` on port 80 with endpoints at those addresses.
@@ -254,6 +256,60 @@ fn the_kernel_takes_every_text() {
             assert!(linux::nft::list_table("ip", TABLE).unwrap_err().is_not_found());
         })
         .unwrap();
+}
+
+/// What a namespace's tables hold.
+fn listed(namespace: &linux::netns::NetNs) -> Vec<String> {
+    let list = |family| linux::nft::list_table_text(family, TABLE).unwrap();
+    sorted_rules(&namespace.run(|| list("ip") + &list("ip6")).unwrap())
+}
+
+#[test]
+fn steps_do_what_the_text_says() {
+    let [by_text, by_steps] =
+        [(); 2].map(|()| linux::netns::NetNs::anonymous().expect("making a network namespace needs root"));
+    let mut ruleset = Ruleset::new(Frame { node_ports: NodePorts::Primary, ..Frame::default() });
+    ruleset.set_node(&["192.0.2.1".parse().unwrap(), "2001:db8::1".parse().unwrap()]);
+    ruleset.settle();
+    let check = |text: String, steps: Steps| {
+        by_text.run(|| linux::nft::apply(&text)).unwrap().unwrap();
+        by_steps.run(|| steps.apply()).unwrap().unwrap();
+        assert_eq!(listed(&by_steps), listed(&by_text), "{text}");
+    };
+    check(ruleset.text(), ruleset.steps());
+    let ipv6 = json!({"clusterIP": "fd43::7", "clusterIPs": ["fd43::7"], "externalIPs": ["2001:db8::7"]});
+    let kinds = [
+        json!({"type": "NodePort", "externalTrafficPolicy": "Local", "sessionAffinity": "ClientIP"}),
+        json!({"type": "LoadBalancer", "externalIPs": ["203.0.113.1"], "internalTrafficPolicy": "Local"}),
+        ipv6,
+    ];
+    let guard = |range: &str| {
+        let frontend = Frontend::Address {
+            address: "203.0.113.9".parse().unwrap(),
+            protocol: linux::nft::Protocol::Tcp,
+            port: 80,
+        };
+        let range = Range::parse(range).unwrap();
+        BTreeMap::from([
+            (Key::Guarded(frontend), Value::Present),
+            (Key::Allowed(frontend, range), Value::Present),
+            (Key::FromOutside(frontend), Value::Untouched),
+            (Key::Refused(frontend), Value::Discard),
+        ])
+    };
+    for kind in &kinds {
+        for endpoints in [&["10.42.0.5", "10.42.0.6"][..], &["10.42.0.6"], &[]] {
+            ruleset.set("shop/web", wanted(kind.clone(), endpoints));
+            ruleset.set("shop/guard", guard(if endpoints.len() == 1 { "10.0.0.0/9" } else { "10.1.2.3/32" }));
+            let change = ruleset.settle();
+            check(change.text(), change.steps());
+            check(ruleset.text(), ruleset.steps());
+        }
+    }
+    ruleset.set("shop/web", BTreeMap::new());
+    ruleset.set("shop/guard", BTreeMap::new());
+    let change = ruleset.settle();
+    check(change.text(), change.steps());
 }
 
 #[test]
