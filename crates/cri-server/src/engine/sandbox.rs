@@ -39,7 +39,7 @@ pub(crate) struct Sandbox {
     pub id: String,
     pub dir: PathBuf,
     pub shim: Client,
-    record: Mutex<Record>,
+    record: Mutex<Arc<Record>>,
     /// One operation at a time: the kubelet may stop and remove at once.
     pub(super) gate: tokio::sync::Mutex<()>,
 }
@@ -50,22 +50,22 @@ impl Sandbox {
             id: record.id.clone(),
             dir,
             shim,
-            record: Mutex::new(record),
+            record: Mutex::new(Arc::new(record)),
             gate: tokio::sync::Mutex::new(()),
         }
     }
 
-    pub(crate) fn record(&self) -> Record {
+    pub(crate) fn record(&self) -> Arc<Record> {
         lock(&self.record).clone()
     }
 
     pub(super) fn update(&self, change: impl FnOnce(&mut Record)) -> Result<(), Error> {
         let record = {
             let mut record = lock(&self.record);
-            change(&mut record);
+            change(Arc::make_mut(&mut record));
             record.clone()
         };
-        write_json(&self.dir.join("sandbox.json"), &record)
+        write_json(&self.dir.join("sandbox.json"), &*record)
     }
 
     pub(crate) fn namespaces_dir(&self) -> PathBuf {
@@ -210,7 +210,7 @@ impl Engine {
         }
         let inside = InNamespaces {
             hostname: kinds.contains(&Kind::Net).then_some(hostname),
-            sysctls: record.config.linux.into_iter().flat_map(|linux| linux.sysctls).collect(),
+            sysctls: record.config.linux.iter().flat_map(|linux| linux.sysctls.clone()).collect(),
         };
         let at = sandbox.namespaces_dir();
         if let Some(users) = sandbox.users() {

@@ -69,9 +69,9 @@ impl Engine {
         PodSandboxStats {
             attributes: Some(PodSandboxAttributes {
                 id: sandbox.id.clone(),
-                metadata: record.config.metadata,
-                labels: record.config.labels,
-                annotations: record.config.annotations,
+                metadata: record.config.metadata.clone(),
+                labels: record.config.labels.clone(),
+                annotations: record.config.annotations.clone(),
             }),
             linux: Some(LinuxPodSandboxStats {
                 cpu: Some(cpu(&sample)),

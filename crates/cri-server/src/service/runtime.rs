@@ -111,13 +111,14 @@ impl RuntimeService for Runtime {
         request: Request<v1::ListPodSandboxRequest>,
     ) -> Reply<v1::ListPodSandboxResponse> {
         let filter = request.into_inner().filter.unwrap_or_default();
-        let mut items: Vec<_> =
-            self.engine.sandboxes().iter().map(|sandbox| view::sandbox(sandbox)).collect();
-        items.retain(|item| {
-            item.id.starts_with(&filter.id)
-                && filter.state.as_ref().is_none_or(|state| state.state == item.state)
-                && matches(&item.labels, &filter.label_selector)
+        // What is left out is not copied: a kubelet asks for each of its pods.
+        let mut sandboxes = self.engine.sandboxes();
+        sandboxes.retain(|sandbox| {
+            sandbox.id.starts_with(&filter.id)
+                && filter.state.as_ref().is_none_or(|asked| asked.state() == view::sandbox_state(sandbox))
+                && matches(&sandbox.record().config.labels, &filter.label_selector)
         });
+        let items = sandboxes.iter().map(|sandbox| view::sandbox(sandbox)).collect();
         Ok(Response::new(v1::ListPodSandboxResponse { items }))
     }
 
@@ -164,13 +165,14 @@ impl RuntimeService for Runtime {
         request: Request<v1::ListContainersRequest>,
     ) -> Reply<v1::ListContainersResponse> {
         let filter = request.into_inner().filter.unwrap_or_default();
-        let mut containers: Vec<_> = self.engine.containers().iter().map(|c| view::container(c)).collect();
-        containers.retain(|item| {
-            item.id.starts_with(&filter.id)
-                && item.pod_sandbox_id.starts_with(&filter.pod_sandbox_id)
-                && filter.state.as_ref().is_none_or(|state| state.state == item.state)
-                && matches(&item.labels, &filter.label_selector)
+        let mut containers = self.engine.containers();
+        containers.retain(|container| {
+            container.id.starts_with(&filter.id)
+                && container.record.sandbox.starts_with(&filter.pod_sandbox_id)
+                && filter.state.as_ref().is_none_or(|asked| asked.state() == view::container_state(container))
+                && matches(&container.record.config.labels, &filter.label_selector)
         });
+        let containers = containers.iter().map(|container| view::container(container)).collect();
         Ok(Response::new(v1::ListContainersResponse { containers }))
     }
 

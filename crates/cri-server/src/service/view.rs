@@ -17,13 +17,13 @@ pub(super) fn sandbox_state(sandbox: &Sandbox) -> v1::PodSandboxState {
 pub(super) fn sandbox(sandbox: &Sandbox) -> v1::PodSandbox {
     let record = sandbox.record();
     v1::PodSandbox {
-        id: record.id,
-        metadata: record.config.metadata,
+        id: record.id.clone(),
+        metadata: record.config.metadata.clone(),
         state: sandbox_state(sandbox) as i32,
         created_at: record.created_at,
-        labels: record.config.labels,
-        annotations: record.config.annotations,
-        runtime_handler: record.runtime_handler,
+        labels: record.config.labels.clone(),
+        annotations: record.config.annotations.clone(),
+        runtime_handler: record.runtime_handler.clone(),
     }
 }
 
@@ -36,15 +36,15 @@ pub(super) fn sandbox_status(sandbox: &Sandbox) -> v1::PodSandboxStatus {
     };
     let options = Some(sandbox.options());
     v1::PodSandboxStatus {
-        id: record.id,
-        metadata: record.config.metadata,
+        id: record.id.clone(),
+        metadata: record.config.metadata.clone(),
         state: sandbox_state(sandbox) as i32,
         created_at: record.created_at,
         network: Some(network),
         linux: Some(v1::LinuxPodSandboxStatus { namespaces: Some(v1::Namespace { options }) }),
-        labels: record.config.labels,
-        annotations: record.config.annotations,
-        runtime_handler: record.runtime_handler,
+        labels: record.config.labels.clone(),
+        annotations: record.config.annotations.clone(),
+        runtime_handler: record.runtime_handler.clone(),
     }
 }
 
@@ -58,18 +58,18 @@ pub(super) fn container_state(container: &Container) -> v1::ContainerState {
 }
 
 pub(super) fn container(container: &Container) -> v1::Container {
-    let record = container.record.clone();
+    let record = &container.record;
     v1::Container {
-        id: record.id,
-        pod_sandbox_id: record.sandbox,
-        metadata: record.config.metadata,
-        image: record.config.image,
-        image_ref: record.image_ref,
+        id: record.id.clone(),
+        pod_sandbox_id: record.sandbox.clone(),
+        metadata: record.config.metadata.clone(),
+        image: record.config.image.clone(),
+        image_ref: record.image_ref.clone(),
         state: container_state(container) as i32,
         created_at: record.created_at,
-        labels: record.config.labels,
-        annotations: record.config.annotations,
-        image_id: record.image_id,
+        labels: record.config.labels.clone(),
+        annotations: record.config.annotations.clone(),
+        image_id: record.image_id.clone(),
     }
 }
 
