@@ -2,7 +2,7 @@
 //!
 //! Start with [`gvk`] (what an object is), then [`status`] (what a server answers when it cannot) and
 //! [`field`] (what is wrong with an object). The rest are the API's small dialects: [`selector`]s,
-//! [`quantity`], [`time`], [`names`], [`versions`], [`jsonpath`].
+//! [`quantity`], [`time`], [`names`], [`versions`], [`jsonpath`], [`sysctl`].
 //!
 //! What always holds: every message worded here is upstream's, because clients match on it.
 
@@ -14,6 +14,7 @@ pub mod objectmeta;
 pub mod quantity;
 pub mod selector;
 pub mod status;
+pub mod sysctl;
 pub mod time;
 pub mod versions;
 

@@ -2,6 +2,7 @@
 //! node's operator allows besides.
 
 use api::core::v1::Pod;
+use apimachinery::sysctl::{self, MAX_LENGTH, Namespace, normalize};
 
 use crate::status::Verdict;
 
@@ -21,68 +22,9 @@ const SAFE: [&str; 12] = [
     "net.ipv4.tcp_wmem",
 ];
 
-/// Upstream: k8s.io/component-helpers/node/util/sysctl/namespace.go nameToNamespace
-const IPC: [&str; 10] = [
-    "kernel.sem",
-    "kernel.shmall",
-    "kernel.shmmax",
-    "kernel.shmmni",
-    "kernel.shm_rmid_forced",
-    "kernel.shm",
-    "kernel.msgmax",
-    "kernel.msgmnb",
-    "kernel.msgmni",
-    "kernel.msg",
-];
-
-const MAX_LENGTH: usize = 253;
 /// What upstream's message names as the form of a pattern.
 // Upstream: pkg/apis/policy/validation/validation.go SysctlContainSlashPatternFmt
 const PATTERN: &str = r"([a-z0-9]([-_a-z0-9]*[a-z0-9])?[\./])*([a-z0-9][-_a-z0-9]*)?[a-z0-9*]";
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Namespace {
-    Ipc,
-    Net,
-}
-
-impl Namespace {
-    fn of(name: &str) -> Option<Self> {
-        match name {
-            _ if IPC.contains(&name) || name.starts_with("fs.mqueue.") => Some(Namespace::Ipc),
-            _ if name.starts_with("net.") => Some(Namespace::Net),
-            _ => None,
-        }
-    }
-
-    fn name(self) -> &'static str {
-        match self {
-            Namespace::Ipc => "IPC",
-            Namespace::Net => "Net",
-        }
-    }
-}
-
-/// Both spellings are allowed, `net.ipv4.ip_forward` and `net/ipv4/ip_forward`; the first separator tells which one
-/// is meant, as the parts of a name may hold the other.
-// Upstream: k8s.io/component-helpers/node/util/sysctl/sysctl.go NormalizeName
-pub fn normalize(name: &str) -> String {
-    match name.find(['.', '/']) {
-        Some(at) if name.as_bytes()[at] == b'/' => name
-            .chars()
-            .map(|c| {
-                if c == '/' {
-                    '.'
-                } else if c == '.' {
-                    '/'
-                } else {
-                    c
-                }
-            })
-            .collect(),
-        _ => name.to_owned(),
-    }
-}
 
 /// What pods of this node may set.
 #[derive(Clone, Debug)]
@@ -119,18 +61,12 @@ impl Rule {
     }
 }
 
-/// Names of segments joined by dots or slashes; a star may end the last one, or be it.
+/// A name, or how names begin: a star stands where letters and digits may.
 fn is_pattern(text: &str) -> bool {
-    let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit();
-    let inner = |c: char| plain(c) || c == '-' || c == '_';
-    let segment = |s: &str| s.starts_with(plain) && s.ends_with(plain) && s.chars().all(inner);
-    let last = |s: &str| match s.strip_suffix('*') {
-        Some(start) => start.is_empty() || (start.starts_with(plain) && start.chars().all(inner)),
-        None => segment(s),
-    };
-    let mut segments: Vec<&str> = text.split(['.', '/']).collect();
-    let ends = segments.pop().is_some_and(last);
-    text.len() <= MAX_LENGTH && ends && segments.into_iter().all(segment)
+    match text.strip_suffix('*') {
+        Some(start) => sysctl::is_name(&format!("{start}0")),
+        None => sysctl::is_name(text),
+    }
 }
 
 impl Allowed {
@@ -151,12 +87,12 @@ impl Allowed {
         let Some(rule) = exact.or_else(|| self.0.iter().find(|rule| rule.covers(&name))) else {
             return Err(format!("{name:?} not allowlisted"));
         };
-        let of_host = match rule.namespace {
-            Namespace::Ipc => host_ipc,
-            Namespace::Net => host_network,
+        let (of_host, namespace) = match rule.namespace {
+            Namespace::Ipc => (host_ipc, "IPC"),
+            Namespace::Net => (host_network, "Net"),
         };
         if of_host {
-            return Err(format!("{name:?} not allowed with host {} enabled", rule.namespace.name()));
+            return Err(format!("{name:?} not allowed with host {namespace} enabled"));
         }
         Ok(())
     }

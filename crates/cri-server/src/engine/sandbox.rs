@@ -410,8 +410,15 @@ pub(super) fn hostname(config: &PodSandboxConfig) -> String {
 /// Writes a sysctl of the namespaces that the calling thread is in.
 fn set_sysctl(name: &str, value: &str) -> linux::Result<()> {
     let wrong = |_| linux::Error::call("set sysctl", rustix::io::Errno::INVAL);
-    // Both spellings are allowed: net.ipv4.ip_forward and net/ipv4/ip_forward.
-    let relative = if name.contains('/') { name.to_owned() } else { name.replace('.', "/") };
+    // Both spellings are allowed, net.ipv4.conf.eth0/1.forwarding and net/ipv4/conf/eth0.1/forwarding: the first
+    // separator tells which it is, and in a part of the name the other one stands for it.
+    let is_path = name.find(['.', '/']).is_none_or(|at| name[at..].starts_with('/'));
+    let swapped = |c: char| match c {
+        '/' => '.',
+        '.' => '/',
+        other => other,
+    };
+    let relative: String = if is_path { name.to_owned() } else { name.chars().map(swapped).collect() };
     if relative.split('/').any(|part| part.is_empty() || part == "..") {
         return Err(linux::Error::call("set sysctl", rustix::io::Errno::INVAL));
     }

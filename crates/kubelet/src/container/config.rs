@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 use api::Object;
 use api::core::v1::{Container, Pod};
 use apimachinery::quantity::Quantity;
+use apimachinery::sysctl;
 use cri::v1 as pb;
 
 use super::dns::Resolver;
@@ -14,8 +15,8 @@ use crate::devices::Grants;
 use crate::pod::{self, qos};
 use crate::pod_state::annotations;
 use crate::pressure::is_critical;
+use crate::resize;
 use crate::runtime::{CONTAINER_NAME, POD_NAME, POD_NAMESPACE, POD_UID};
-use crate::{resize, sysctls};
 
 /// What a sandbox is made from, beside the pod.
 pub struct SandboxFacts<'a> {
@@ -36,7 +37,7 @@ pub fn sandbox(pod: &Pod, facts: &SandboxFacts) -> pb::PodSandboxConfig {
     let port_mappings = if pod::host_network(pod) { Vec::new() } else { port_mappings(pod) };
     let context = spec.security_context.unwrap_or_default();
     let sysctls =
-        context.sysctls.unwrap_or_default().into_iter().map(|s| (sysctls::normalize(&s.name), s.value));
+        context.sysctls.unwrap_or_default().into_iter().map(|s| (sysctl::normalize(&s.name), s.value));
     pb::PodSandboxConfig {
         metadata: Some(pb::PodSandboxMetadata {
             name: pod.name().to_owned(),

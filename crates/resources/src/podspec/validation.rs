@@ -3,7 +3,7 @@
 //! Upstream: pkg/apis/core/validation/validation.go ValidatePodSpec
 
 use apimachinery::field::{Error, Path};
-use apimachinery::names;
+use apimachinery::{names, sysctl};
 use serde_json::{Value, json};
 
 use super::containers::{self, Around, ResourceIs, validate_id, validate_profiles};
@@ -127,42 +127,6 @@ fn validate_host_network(spec: &Value, path: &Path, resource_is: ResourceIs) -> 
     errors
 }
 
-/// Upstream: pkg/apis/core/validation/validation.go IsValidSysctlName
-fn is_sysctl_name(name: &str) -> bool {
-    let plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
-    let is_segment = |segment: &str| {
-        let bytes = segment.as_bytes();
-        let ends = [bytes.first(), bytes.last()];
-        ends.iter().all(|end| end.is_some_and(|byte| plain(*byte)))
-            && bytes.iter().all(|byte| plain(*byte) || matches!(byte, b'-' | b'_'))
-    };
-    name.len() <= 253 && name.split(['.', '/']).all(is_segment)
-}
-
-/// The field by which a pod shares the namespace that a sysctl is of.
-///
-/// Upstream: component-helpers/node/util/sysctl/namespace.go GetNamespace
-fn sysctl_namespace(name: &str) -> Option<&'static str> {
-    const OF_IPC: [&str; 10] = [
-        "kernel.sem",
-        "kernel.shmall",
-        "kernel.shmmax",
-        "kernel.shmmni",
-        "kernel.shm_rmid_forced",
-        "kernel.shm",
-        "kernel.msgmax",
-        "kernel.msgmnb",
-        "kernel.msgmni",
-        "kernel.msg",
-    ];
-    let separator = name.find(['.', '/']).map(|at| &name[at..=at]);
-    let name = if separator == Some("/") { name.replace('/', ".") } else { name.to_owned() };
-    if OF_IPC.contains(&name.as_str()) || name.starts_with("fs.mqueue.") {
-        return Some("hostIPC");
-    }
-    name.starts_with("net.").then_some("hostNetwork")
-}
-
 /// Upstream: pkg/apis/core/validation/validation.go validatePodSpecSecurityContext
 fn validate_security_context(spec: &Value, path: &Path) -> Errors {
     let mut errors = Errors::new();
@@ -180,18 +144,22 @@ fn validate_security_context(spec: &Value, path: &Path) -> Errors {
         errors.push(Error::invalid(&path.child("shareProcessNamespace"), true, detail));
     }
     let mut seen = Vec::new();
-    for (sysctl, at) in get::items(context, "sysctls", &path.child("sysctls")) {
-        let name = text(sysctl, "name");
+    for (setting, at) in get::items(context, "sysctls", &path.child("sysctls")) {
+        let name = text(setting, "name");
         if name.is_empty() {
             errors.push(Error::required(&at.child("name"), ""));
-        } else if !is_sysctl_name(name) {
+        } else if !sysctl::is_name(name) {
             let detail = "must have at most 253 characters and match regex \
                           ^([a-z0-9]([-_a-z0-9]*[a-z0-9])?[\\./])*[a-z0-9]([-_a-z0-9]*[a-z0-9])?$";
             errors.push(Error::invalid(&at.child("name"), name, detail));
         } else if seen.contains(&name) {
             errors.push(Error::duplicate(&at.child("name"), name));
         }
-        if let Some(shared) = sysctl_namespace(name).filter(|shared| is_true(spec, shared)) {
+        let shared = sysctl::Namespace::of(name).map(|namespace| match namespace {
+            sysctl::Namespace::Ipc => "hostIPC",
+            sysctl::Namespace::Net => "hostNetwork",
+        });
+        if let Some(shared) = shared.filter(|shared| is_true(spec, shared)) {
             let detail = format!("may not be specified when '{shared}' is true");
             errors.push(Error::invalid(&at.child("name"), name, detail));
         }
@@ -335,24 +303,4 @@ pub fn validate_pod(spec: &Value) -> Errors {
         }
     }
     errors
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn names_of_sysctls() {
-        for (name, good) in [
-            ("kernel.shmmax", true),
-            ("net/ipv4/ip_forward", true),
-            ("safe-and-unsafe", true),
-            ("foo-", false),
-            ("bar..", false),
-            ("A.b", false),
-            ("_a", false),
-        ] {
-            assert_eq!(is_sysctl_name(name), good, "{name}");
-        }
-    }
 }
