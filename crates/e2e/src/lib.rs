@@ -7,13 +7,14 @@
 //! What always holds: a test waits for a condition with a deadline and says what it saw when that passes.
 
 use std::ffi::OsStr;
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
+use rustix::mount::MountFlags;
 use serde_json::Value;
 
 pub mod dev;
@@ -96,6 +97,8 @@ impl Drop for Namespace {
 pub struct Cluster {
     pub namespace: Namespace,
     folder: tempfile::TempDir,
+    /// The folder, or one in it when it is a filesystem of its own.
+    data_dir: PathBuf,
     /// What the server is told besides.
     pub flags: Vec<String>,
     server: Option<Piece>,
@@ -120,7 +123,29 @@ impl Cluster {
     pub fn stopped() -> Self {
         let folder =
             tempfile::Builder::new().prefix("e2e-").tempdir().expect("a temporary folder can be made");
-        Cluster { namespace: Namespace::new(), folder, flags: Vec::new(), server: None }
+        let data_dir = folder.path().to_owned();
+        Cluster { namespace: Namespace::new(), folder, data_dir, flags: Vec::new(), server: None }
+    }
+
+    /// The same on a filesystem of so many mebibytes.
+    pub fn stopped_on_disk(mebibytes: u32) -> Self {
+        let mut cluster = Self::stopped();
+        let size = format!("size={mebibytes}m");
+        let disk = cluster.folder.path();
+        linux::mounts::mount_tmpfs(disk, MountFlags::empty(), &size).expect("a filesystem can be mounted");
+        let data_dir = disk.join("data");
+        std::fs::create_dir(&data_dir).expect("it has room");
+        cluster.data_dir = data_dir;
+        cluster
+    }
+
+    /// Takes all the room there is, until the file is dropped.
+    pub fn fill_disk(&self) -> tempfile::NamedTempFile {
+        let mut filler = tempfile::NamedTempFile::new_in(self.folder.path()).expect("it has some room");
+        for size in [1 << 20, 4096, 1] {
+            while filler.write_all(&vec![1; size]).is_ok() {}
+        }
+        filler
     }
 
     pub fn start_server(&mut self) {
@@ -146,7 +171,7 @@ impl Cluster {
     }
 
     pub fn data_dir(&self) -> &Path {
-        self.folder.path()
+        &self.data_dir
     }
 
     pub fn cgroup(&self) -> String {
@@ -315,6 +340,10 @@ impl Drop for Cluster {
         let reset = self.trierarch("reset").args(["--cgroup-root", &self.cgroup()]).status();
         if !reset.is_ok_and(|status| status.success()) {
             eprintln!("cannot reset {}", self.data_dir().display());
+        }
+        // Where it is no filesystem of its own, nothing is mounted.
+        if let Err(error) = linux::mounts::unmount_lazy(self.folder.path()) {
+            eprintln!("cannot unmount {}: {error}", self.folder.path().display());
         }
     }
 }

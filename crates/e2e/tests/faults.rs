@@ -75,6 +75,111 @@ fn pods_outlive_the_server() {
     cluster.kubectl_prints("delete pod web --timeout=60s");
 }
 
+/// For pods that disk pressure neither keeps away nor evicts.
+const CRITICAL: &str = "
+  priorityClassName: system-node-critical
+  tolerations:
+  - {operator: Exists}
+";
+
+/// A server on a disk of its own, with a pod that stays whatever happens, and that pod's address.
+fn cluster_on_disk(mebibytes: u32) -> (Cluster, String) {
+    let mut cluster = Cluster::stopped_on_disk(mebibytes);
+    cluster.start_server();
+    cluster.import(&images::web("test.local/web:v1", "one"));
+    cluster.apply(&format!("{}{CRITICAL}", POD.trim_end()));
+    cluster.kubectl_prints("wait --for=condition=Ready pod/web --timeout=60s");
+    let address = format!("http://{}:8080/", cluster.get("pod web")["status"]["podIP"].as_str().unwrap());
+    (cluster, address)
+}
+
+fn runs_on(cluster: &Cluster, address: &str) {
+    assert_eq!(cluster.curl(address).as_deref(), Some("one from web\n"), "the pod runs on");
+    let pod = cluster.get("pod web");
+    assert_eq!(container(&pod)["restartCount"], 0, "{pod}");
+}
+
+/// ConfigMaps of some size, by number, until the disk is full.
+struct Kept {
+    text: String,
+    file: tempfile::NamedTempFile,
+    count: usize,
+}
+
+impl Kept {
+    fn new() -> Self {
+        let text = "x".repeat(200_000);
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(&file, &text).unwrap();
+        Kept { text, file, count: 0 }
+    }
+
+    /// One more; what kubectl says when it is refused.
+    fn create(&mut self, cluster: &Cluster) -> Result<(), String> {
+        let from = self.file.path().display();
+        let mut create =
+            cluster.kubectl(&format!("create configmap kept-{} --from-file=text={from}", self.count));
+        let output = create.env("KUBECACHEDIR", "/dev/null").output().unwrap();
+        if !output.status.success() {
+            return Err(String::from_utf8_lossy(&output.stderr).into_owned());
+        }
+        self.count += 1;
+        Ok(())
+    }
+
+    /// The store may have some room that it took before.
+    fn until_refused(&mut self, cluster: &Cluster) {
+        let refused = (0..500).find_map(|_| self.create(cluster).err());
+        let why = refused.expect("a full disk refuses");
+        assert!(why.contains("No space left on device"), "{why}");
+    }
+
+    fn all_are_there(&self, cluster: &Cluster) {
+        let all = cluster.get("configmaps");
+        let kept = all["items"].as_array().unwrap().iter();
+        let kept = kept.filter(|map| map["metadata"]["name"].as_str().unwrap().starts_with("kept-"));
+        let kept: Vec<&Value> = kept.collect();
+        assert_eq!(kept.len(), self.count, "what was answered is there, what was refused is not");
+        assert!(kept.iter().all(|map| map["data"]["text"] == self.text.as_str()));
+    }
+}
+
+/// Answered is kept, refused is not there, and what runs runs on.
+#[test]
+fn a_full_disk_refuses_writes_and_loses_nothing() {
+    let (mut cluster, address) = cluster_on_disk(192);
+    let second = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(&second, images::web("test.local/web:v2", "two")).unwrap();
+    let import = |cluster: &Cluster| {
+        let output = cluster.trierarch("image import").arg(second.path()).output().unwrap();
+        output.status.success().then_some(()).ok_or(String::from_utf8_lossy(&output.stderr).into_owned())
+    };
+    let mut kept = Kept::new();
+    for is_killed in [false, true] {
+        let filler = cluster.fill_disk();
+        kept.until_refused(&cluster);
+        kept.all_are_there(&cluster);
+        runs_on(&cluster, &address);
+        if !is_killed {
+            let why = import(&cluster).unwrap_err();
+            assert!(why.contains("No space left on device"), "{why}");
+        }
+        if is_killed {
+            cluster.kill_server();
+        }
+        drop(filler);
+        if is_killed {
+            cluster.start_server();
+        }
+        eventually("there is room again", || kept.create(&cluster));
+        kept.all_are_there(&cluster);
+        import(&cluster).unwrap();
+        runs_on(&cluster, &address);
+        assert_eq!(cluster.kubectl_prints("exec web -- hostname"), "web\n");
+    }
+    cluster.kubectl_prints("delete pod web --timeout=60s");
+}
+
 /// Takes what a reboot takes from a machine whose server is not running: processes, mounts, sockets and cgroups.
 fn lose_run_time_state(cluster: &Cluster) {
     let sandboxes = cluster.data_dir().join("engine/sandboxes");

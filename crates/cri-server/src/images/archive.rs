@@ -46,6 +46,18 @@ impl Contents {
 impl Store {
     /// Imports every image of an archive and returns their names, or ids where the archive names none.
     pub fn import(&self, archive: impl Read + Send) -> Result<Vec<String>, Error> {
+        let underway = self.begin();
+        let imported = self.import_all(archive);
+        drop(underway);
+        if imported.is_err()
+            && let Err(error) = self.sweep()
+        {
+            tracing::warn!(%error, "cannot delete what an import left");
+        }
+        imported
+    }
+
+    fn import_all(&self, archive: impl Read + Send) -> Result<Vec<String>, Error> {
         let contents = self.read_archive(archive)?;
         let mut imported = Vec::new();
         if let Some(index) = &contents.index {
@@ -211,5 +223,32 @@ mod tests {
         assert!(matches!(store.import(bytes.as_slice()), Err(Error::Digest { .. })));
         assert!(store.import(b"not an archive".as_slice()).is_err());
         assert_eq!(std::fs::read_dir(store.tmp()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn a_full_disk_takes_no_image_and_lets_images_go() {
+        let dir = tempfile::tempdir().unwrap();
+        linux::mounts::mount_tmpfs(dir.path(), rustix::mount::MountFlags::empty(), "size=1m")
+            .expect("mounting needs root");
+        let store = Store::open(&dir.path().join("images")).unwrap();
+        let blobs = || std::fs::read_dir(store.root().join("blobs/sha256")).unwrap().count();
+        store.import(archive().as_slice()).unwrap();
+        let before = blobs();
+        // The small files before it have room.
+        let bytes = (0..2_u32 << 20).map(|n| (n.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
+        let file = BuildFile { path: "/large".into(), mode: 0o644, bytes };
+        let large = build("example.org/large:v1", &[file], &BuildConfig::default()).unwrap();
+        let refused = store.import(large.as_slice()).unwrap_err();
+        assert!(refused.is_storage_full(), "{refused:?}");
+        assert_eq!(blobs(), before);
+
+        let mut filler = File::create(dir.path().join("filler")).unwrap();
+        while std::io::Write::write_all(&mut filler, &[1; 512]).is_ok() {}
+        assert!(store.put(b"x".as_slice(), None).unwrap_err().is_storage_full());
+        store.remove("example.org/hello:v1", &BTreeSet::new()).unwrap();
+        assert_eq!(blobs(), 0);
+        assert!(Store::open(store.root()).unwrap().list().is_empty());
+        drop(filler);
+        linux::mounts::unmount_lazy(dir.path()).unwrap();
     }
 }

@@ -49,4 +49,11 @@ impl Error {
         let path = path.into();
         move |source| Error::Io { path, source }
     }
+
+    /// Whether there was no room on the disk.
+    pub(crate) fn is_storage_full(&self) -> bool {
+        let causes = std::iter::successors(Some(self as &dyn std::error::Error), |error| error.source());
+        let mut errors = causes.filter_map(|cause| cause.downcast_ref::<std::io::Error>());
+        errors.any(|error| error.kind() == std::io::ErrorKind::StorageFull)
+    }
 }

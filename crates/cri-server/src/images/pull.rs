@@ -103,7 +103,18 @@ fn is_plain(registry: &str, plain_http: &[String]) -> bool {
 /// Pulls an image into the store and returns its id. When the registry cannot be reached at all, an image that
 /// was imported from an archive under this very name stands for it.
 pub(crate) async fn pull(store: &Arc<Store>, reference: &str, how: &How) -> Result<String, Error> {
-    match fetch_from_any(store, &parse(reference)?, how).await {
+    let underway = store.begin();
+    let fetched = fetch_from_any(store, &parse(reference)?, how).await;
+    drop(underway);
+    match fetched {
+        Err(error) if error.is_storage_full() => {
+            // What came so far would serve the next try, but others need the room.
+            let store = store.clone();
+            if let Err(error) = blocking(move || store.sweep()).await {
+                tracing::warn!(%error, "cannot delete what a pull left");
+            }
+            Err(error)
+        }
         Err(Error::Pull(PullError::Unreachable { reference: name, source })) => {
             let full = parse(reference)?.whole();
             match store.find(reference).filter(|_| store.was_imported(&full)) {

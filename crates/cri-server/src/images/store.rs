@@ -17,6 +17,8 @@ use super::unpack::unpack;
 
 /// Marks a name whose content came from an archive rather than from its registry.
 const IMPORTED: &str = "io.trierarch.imported";
+/// In a layer's folder: since which start of the machine it is there, whole.
+const BOOT: &str = "boot";
 /// JSON documents of images are small; a larger one is an attack or a mistake.
 pub(super) const MAX_JSON: u64 = 16 << 20;
 
@@ -64,6 +66,17 @@ pub struct Store {
     index: Mutex<Index>,
     /// One lock a layer that is being unpacked, so that two pods do not unpack it twice.
     unpacking: Mutex<BTreeMap<String, Arc<Mutex<()>>>>,
+    /// How many pulls and imports store blobs that no image names yet.
+    underway: Mutex<usize>,
+}
+
+/// A pull or an import, while which no blob is taken for garbage.
+pub(super) struct Underway<'s>(&'s Store);
+
+impl Drop for Underway<'_> {
+    fn drop(&mut self) {
+        *self.0.underway() -= 1;
+    }
 }
 
 impl Store {
@@ -75,6 +88,7 @@ impl Store {
             boot: boot.trim().to_owned(),
             index: Mutex::default(),
             unpacking: Mutex::default(),
+            underway: Mutex::default(),
         };
         let _ = fs::remove_dir_all(store.tmp());
         for dir in [store.root.join("blobs/sha256"), store.root.join("layers"), store.tmp()] {
@@ -111,6 +125,15 @@ impl Store {
 
     fn lock(&self) -> MutexGuard<'_, Index> {
         self.index.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    fn underway(&self) -> MutexGuard<'_, usize> {
+        self.underway.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    pub(super) fn begin(&self) -> Underway<'_> {
+        *self.underway() += 1;
+        Underway(self)
     }
 
     pub(super) fn tmp(&self) -> PathBuf {
@@ -269,30 +292,52 @@ impl Store {
         index.images.retain(|_, image| image.config.digest != id);
         let Index { names, images } = &mut *index;
         names.retain(|_, name| images.contains_key(&name.manifest.digest));
-        self.save(&index)?;
-        self.sweep(&index, in_use)
+        // The files go first: a full disk has room for the index then. An image that the index names but whose files
+        // are gone is as good as absent.
+        let mut layers: BTreeSet<&str> = in_use.iter().filter_map(|digest| digest_hex(digest)).collect();
+        let needed = index.images.values().flat_map(|image| &image.diff_ids);
+        layers.extend(needed.filter_map(|digest| digest_hex(digest)));
+        self.keep_only("layers", &layers)?;
+        self.sweep_blobs(&index)?;
+        self.save(&index)
     }
 
-    /// Deletes blobs and layers that no image and no container needs.
-    fn sweep(&self, index: &Index, in_use: &BTreeSet<String>) -> Result<(), Error> {
-        let mut blobs = BTreeSet::new();
-        let mut layers: BTreeSet<&str> = in_use.iter().filter_map(|digest| digest_hex(digest)).collect();
-        for image in index.images.values() {
-            let all = [&image.manifest, &image.config].into_iter().chain(&image.layers);
-            blobs.extend(all.filter_map(|descriptor| digest_hex(&descriptor.digest)));
-            layers.extend(image.diff_ids.iter().filter_map(|digest| digest_hex(digest)));
+    /// Deletes what a pull or import stored that came to nothing.
+    pub(super) fn sweep(&self) -> Result<(), Error> {
+        self.sweep_blobs(&self.lock())
+    }
+
+    /// Deletes the blobs that no image needs, unless somebody stores some for an image to come: then the next sweep
+    /// finds them.
+    fn sweep_blobs(&self, index: &Index) -> Result<(), Error> {
+        let underway = self.underway();
+        if *underway > 0 {
+            return Ok(());
         }
-        for (dir, keep) in [(self.root.join("blobs/sha256"), &blobs), (self.root.join("layers"), &layers)] {
-            for entry in fs::read_dir(&dir).map_err(Error::io(&dir))?.flatten() {
-                let path = entry.path();
-                let kept = entry.file_name().to_str().is_some_and(|name| keep.contains(name));
-                let removed = match (kept, path.is_dir()) {
-                    (true, _) => Ok(()),
-                    (false, true) => fs::remove_dir_all(&path),
-                    (false, false) => fs::remove_file(&path),
-                };
-                removed.map_err(Error::io(path))?;
+        let all = index
+            .images
+            .values()
+            .flat_map(|image| [&image.manifest, &image.config].into_iter().chain(&image.layers));
+        let blobs = all.filter_map(|descriptor| digest_hex(&descriptor.digest)).collect();
+        self.keep_only("blobs/sha256", &blobs)
+    }
+
+    fn keep_only(&self, folder: &str, names: &BTreeSet<&str>) -> Result<(), Error> {
+        let folder = self.root.join(folder);
+        for entry in fs::read_dir(&folder).map_err(Error::io(&folder))?.flatten() {
+            let path = entry.path();
+            if entry.file_name().to_str().is_some_and(|name| names.contains(name)) {
+                continue;
             }
+            let removed = match path.is_dir() {
+                true => {
+                    // What says that a layer is whole goes before its files do.
+                    let _ = fs::remove_file(path.join(BOOT));
+                    fs::remove_dir_all(&path)
+                }
+                false => fs::remove_file(&path),
+            };
+            removed.map_err(Error::io(path))?;
         }
         Ok(())
     }
@@ -314,7 +359,7 @@ impl Store {
     fn unpacked(&self, layer: &Descriptor, diff_id: &str) -> Result<PathBuf, Error> {
         let hex = digest_hex(diff_id).ok_or_else(|| Error::Malformed(format!("diff id {diff_id:?}")))?;
         let home = self.root.join("layers").join(hex);
-        let is_current = || fs::read_to_string(home.join("boot")).is_ok_and(|boot| boot == self.boot);
+        let is_current = || fs::read_to_string(home.join(BOOT)).is_ok_and(|boot| boot == self.boot);
         if is_current() {
             return Ok(home.join("fs"));
         }
@@ -347,7 +392,7 @@ impl Store {
             let what = format!("the content of layer {}", layer.digest);
             return Err(Error::Digest { what, expected: diff_id.to_owned(), actual });
         }
-        let boot = fresh.join("boot");
+        let boot = fresh.join(BOOT);
         fs::write(&boot, &self.boot).map_err(Error::io(boot))
     }
 

@@ -50,7 +50,7 @@ impl Log {
         let mut out = Vec::with_capacity(bytes.len() + 128);
         let used = format_lines(stream, partial, now_nanos, false, &mut out);
         partial.drain(..used);
-        self.file.write_all(&out)
+        self.append(&out)
     }
 
     /// Writes what is left of an unfinished last line.
@@ -58,7 +58,13 @@ impl Log {
         let partial = std::mem::take(&mut self.partial[stream as usize]);
         let mut out = Vec::new();
         format_lines(stream, &partial, now_nanos, true, &mut out);
-        self.file.write_all(&out)
+        self.append(&out)
+    }
+
+    /// All of it, or nothing: half a line would spoil the one after it.
+    fn append(&mut self, lines: &[u8]) -> io::Result<()> {
+        let end = self.file.metadata()?.len();
+        self.file.write_all(lines).inspect_err(|_| drop(self.file.set_len(end)))
     }
 }
 
@@ -134,6 +140,20 @@ mod tests {
         assert!(text[0].contains(" P x") && text[1].ends_with(" F y"), "{text:?}");
         let exact = [vec![b'x'; MAX_LINE], vec![b'\n']].concat();
         assert_eq!(lines(&exact, false).1.len(), 1);
+    }
+
+    #[test]
+    fn a_full_disk_leaves_whole_lines() {
+        let dir = tempfile::tempdir().unwrap();
+        linux::mounts::mount_tmpfs(dir.path(), rustix::mount::MountFlags::empty(), "size=64k")
+            .expect("mounting needs root");
+        let path = dir.path().join("0.log");
+        let mut log = Log::open(&path).unwrap();
+        let written = (0..2000).take_while(|_| log.write(Stream::Stdout, b"0123456789\n", 0).is_ok()).count();
+        assert!(log.write(Stream::Stdout, b"lost\n", 0).is_err());
+        let text = std::fs::read_to_string(&path).unwrap();
+        assert!(text.lines().count() == written && text.ends_with("stdout F 0123456789\n"), "{written}");
+        linux::mounts::unmount_lazy(dir.path()).unwrap();
     }
 
     #[test]

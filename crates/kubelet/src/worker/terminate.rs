@@ -67,9 +67,22 @@ impl Worker {
             return self.failed();
         }
         self.core.devices.release(self.pod.uid());
+        if self.status.reason.as_deref() == Some("Evicted") {
+            self.free_disk(&state).await;
+        }
         self.waiting.clear();
         self.finished = true;
         self.publish(false);
+    }
+
+    /// Removes the containers of an evicted pod and what they logged: the node may need the room sooner than anybody
+    /// deletes the pod.
+    // Upstream: pkg/kubelet/kubelet.go cleanUpContainersInPod
+    async fn free_disk(&self, state: &PodState) {
+        for record in &state.containers {
+            self.quietly(self.core.runtime.remove_container(&record.id).await);
+        }
+        let _ = std::fs::remove_dir_all(self.core.paths.pod_logs(&self.pod));
     }
 
     /// Kills all containers at once, sidecars after the rest, in the grace period of the moment: a deletion that
