@@ -30,6 +30,10 @@ impl Running {
 
     /// Waits for the signal, or for a part that fails without it; then for all parts.
     pub async fn wait(mut self) -> anyhow::Result<()> {
+        // Here and not in `main`: the processes that the container engine starts must not have threads.
+        if let Err(error) = tikv_jemalloc_ctl::background_thread::write(true) {
+            tracing::warn!("memory that is free stays with this process until it works again: {error}");
+        }
         let mut outcome = Ok(());
         let mut started = pin!(tokio::time::sleep(START));
         let mut is_starting = true;
