@@ -429,6 +429,16 @@ async fn pages_are_of_one_revision() {
     let next = expired.json()["metadata"]["continue"].as_str().unwrap().to_owned();
     let rest = api.get(&format!("{PODS}?limit=2&continue={next}")).await;
     assert_eq!(names(&rest.json()), ["e"], "{}", rest.message());
+
+    // Nor does a token outlive the history when nothing of its kind has changed.
+    let unchanged = api.get(&format!("{PODS}?limit=2")).await.json();
+    let next = unchanged["metadata"]["continue"].as_str().unwrap();
+    let other = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "c"}});
+    assert_eq!(api.post(&PODS.replace("pods", "configmaps"), &other).await.code, 201);
+    let path = format!("{PODS}?limit=2&continue={next}");
+    assert_eq!(api.get(&path).await.code, 200);
+    api.0.registry.store().compact(api.0.registry.progress()).await.unwrap();
+    assert_eq!(api.get(&path).await.code, 410);
 }
 
 #[tokio::test]

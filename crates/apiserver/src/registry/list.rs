@@ -184,9 +184,13 @@ impl Registry {
         Ok(page.listing_of(&state, revision))
     }
 
-    /// The state as of a revision: the present one when nothing changed since, else what the store kept.
+    /// The state as of a revision: the present one when nothing changed since, else what the store kept. A revision
+    /// that is forgotten is so for all, whether its objects have changed or not.
     async fn list_at(&self, page: &Page<'_>, revision: Revision) -> Result<Listing, Status> {
         self.caught_up(revision).await?;
+        const NO_KEY: &str = "\0";
+        let at = RangeOptions { revision: Some(revision), ..RangeOptions::default() };
+        self.store().range(NO_KEY, at).await.map_err(store_error)?;
         {
             let state = page.resource.cache()?.read();
             if state.newest() <= revision {
