@@ -159,6 +159,7 @@ objects! {
     crate::batch::v1::Job, true;
     crate::certificates::v1::CertificateSigningRequest, false;
     crate::coordination::v1::Lease, true;
+    crate::coordination::v1beta1::LeaseCandidate, true;
     crate::discovery::v1::EndpointSlice, true;
     crate::events::v1::Event, true;
     crate::networking::v1::NetworkPolicy, true;

@@ -22,6 +22,9 @@ pub struct LeaderElector {
     pub lease_duration: Duration,
     pub renew_deadline: Duration,
     pub retry_period: Duration,
+    /// Whether the holder is chosen by the API server among the candidates: it is waited for, and renewed until
+    /// another is preferred.
+    pub coordinated: bool,
 }
 
 /// What was last seen of the Lease, and when by our own clock: others' clocks are not trusted.
@@ -58,6 +61,7 @@ impl LeaderElector {
             lease_duration: Duration::from_secs(15),
             renew_deadline: Duration::from_secs(10),
             retry_period: Duration::from_secs(2),
+            coordinated: false,
         }
     }
 
@@ -93,7 +97,7 @@ impl LeaderElector {
         if end != End::Done {
             work.await;
         }
-        if end != End::Lost {
+        if end != End::Lost || self.coordinated {
             self.release(&observed).await;
         }
         end != End::Lost
@@ -121,6 +125,7 @@ impl LeaderElector {
     async fn try_claim(&self, observed: &mut Observed) -> Result<bool, Error> {
         let mut lease = match self.client.get::<Lease>(&self.namespace, &self.name).await {
             Ok(lease) => lease,
+            Err(error) if error.is_not_found() && self.coordinated => return Ok(false),
             Err(error) if error.is_not_found() => {
                 let mut lease = Lease::default();
                 lease.metadata.namespace = Some(self.namespace.clone());
@@ -160,17 +165,23 @@ impl LeaderElector {
         }
     }
 
+    /// Upstream: client-go/tools/leaderelection/leaderelection.go tryAcquireOrRenew, tryCoordinatedRenew
     fn claim(&self, spec: &LeaseSpec, seen_unchanged_for: Duration) -> Claim {
         let holder = spec.holder_identity.as_deref().unwrap_or_default();
         let ours = holder == self.identity;
         let duration = spec.lease_duration_seconds.and_then(|s| u64::try_from(s).ok()).unwrap_or(0);
-        if !holder.is_empty() && !ours && seen_unchanged_for < Duration::from_secs(duration) {
+        let is_over = seen_unchanged_for >= Duration::from_secs(duration);
+        let is_free = match self.coordinated {
+            true => ours && !is_over && spec.preferred_holder.as_deref().unwrap_or_default().is_empty(),
+            false => holder.is_empty() || ours || is_over,
+        };
+        if !is_free {
             return Claim::Wait;
         }
         let mut claim = self.first_spec();
         claim.lease_transitions = spec.lease_transitions.or(Some(0));
         if ours {
-            claim.acquire_time = spec.acquire_time.clone();
+            claim.acquire_time = spec.acquire_time.clone().or(claim.acquire_time);
         } else {
             claim.lease_transitions = claim.lease_transitions.map(|n| n.saturating_add(1));
         }
@@ -222,23 +233,30 @@ mod tests {
     fn a_lease_is_taken_only_when_free_or_lapsed() {
         let client = Client::new(Arc::new(Nowhere), "test");
         let clock = Clock::new(|| jiff::Timestamp::UNIX_EPOCH);
-        let elector = LeaderElector::new(client, "kube-system", "lease", "me", clock);
-        // holder, seconds unchanged, transitions written
-        for (holder, age, expected) in [
-            ("", 0, Some(4)),
-            ("me", 0, Some(3)),
-            ("other", 0, None),
-            ("other", 14, None),
-            ("other", 15, Some(4)),
+        let mut elector = LeaderElector::new(client, "kube-system", "lease", "me", clock);
+        // whether others choose, holder, preferred holder, seconds unchanged, transitions written
+        for (coordinated, holder, preferred, age, expected) in [
+            (false, "", "", 0, Some(4)),
+            (false, "me", "", 0, Some(3)),
+            (false, "other", "", 0, None),
+            (false, "other", "", 14, None),
+            (false, "other", "", 15, Some(4)),
+            (true, "", "", 0, None),
+            (true, "me", "", 0, Some(3)),
+            (true, "me", "", 15, None),
+            (true, "me", "other", 0, None),
+            (true, "other", "", 15, None),
         ] {
+            elector.coordinated = coordinated;
             let mut spec = elector.first_spec();
             spec.holder_identity = Some(holder.into());
+            spec.preferred_holder = Some(preferred.into());
             spec.lease_transitions = Some(3);
             let transitions = match elector.claim(&spec, Duration::from_secs(age)) {
                 Claim::Wait => None,
                 Claim::Write(spec) => spec.lease_transitions,
             };
-            assert_eq!(transitions, expected, "{holder} {age}");
+            assert_eq!(transitions, expected, "{coordinated} {holder} {preferred} {age}");
         }
     }
 }

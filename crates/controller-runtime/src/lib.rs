@@ -3,7 +3,8 @@
 //!
 //! Start with [`InformerFactory`]: one list and watch per kind, however many parts of a controller read it.
 //! Handlers of an [`Informer`] put keys into a [`WorkQueue`], [`run_workers`] takes them out and reconciles,
-//! [`EventRecorder`] and [`SeriesRecorder`] tell people what was done, [`LeaderElector`] lets one replica of many act.
+//! [`EventRecorder`] and [`SeriesRecorder`] tell people what was done, [`LeaderElector`] lets one replica of many act:
+//! the first to come, or whom the API server chooses of those that declare their [`Candidacy`].
 //!
 //! What always holds:
 //! - Nothing polls. An idle cluster costs open watches and nothing else.
@@ -14,6 +15,7 @@
 //! Deliberately absent: periodic resyncs, expectations, a controller object.
 
 mod batch;
+mod candidate;
 mod clock;
 mod discovery;
 mod events;
@@ -29,6 +31,7 @@ mod store;
 mod worker;
 
 pub use batch::{Deletions, retry_on_conflict, slow_start};
+pub use candidate::Candidacy;
 pub use clock::Clock;
 pub use discovery::{ApiResource, discover};
 pub use events::{EventDelivery, EventRecorder, EventType, reference};

@@ -31,6 +31,7 @@ mod garbage_collector;
 mod garbage_graph;
 mod history;
 mod job;
+mod leaders;
 mod legacy_tokens;
 mod load_balancer;
 mod namespace;
@@ -75,6 +76,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use context::Context;
+pub use leaders::choose_leaders;
 pub use options::{Autoscaling, EvictionRates, Options};
 pub use table::names;
 use universe::Universe;

@@ -23,6 +23,9 @@ const POD_SPECS: &[(&str, &str, &str)] = &[
 /// Of pod specs, kept where a feature is on.
 const OF_FEATURES: &[(Feature, &str)] = &[(Feature::GenericWorkload, "schedulingGroup")];
 
+/// Of leases, kept where leaders are chosen.
+const OF_LEASES: &[&str] = &["spec.strategy", "spec.preferredHolder"];
+
 /// Of pod specs. `[]` stands for the items of a list, `{}` for the values of a map.
 const IN_PODS: &[&str] = &[
     "containers[].lifecycle.stopSignal",
@@ -34,7 +37,6 @@ const IN_PODS: &[&str] = &[
 const FIELDS: &[(&str, &str, &[&str])] = &[
     ("", "nodes", &["spec.configSource", "status.config"]),
     ("apps", "statefulsets", &["spec.updateStrategy.rollingUpdate.maxUnavailable"]),
-    ("coordination.k8s.io", "leases", &["spec.strategy", "spec.preferredHolder"]),
     ("discovery.k8s.io", "endpointslices", &["endpoints[].deprecatedTopology"]),
     (
         "resource.k8s.io",
@@ -59,6 +61,9 @@ pub fn drop_fields(def: &ResourceDef, object: &mut Value) {
         IN_PODS.iter().for_each(|path| remove(spec, path));
         let off = OF_FEATURES.iter().filter(|(feature, _)| !def.features.has(*feature));
         off.for_each(|(_, path)| remove(spec, path));
+    }
+    if of_kind("coordination.k8s.io", "leases") && !def.features.has(Feature::CoordinatedLeaderElection) {
+        OF_LEASES.iter().for_each(|path| remove(object, path));
     }
     if let Some((_, _, paths)) = FIELDS.iter().find(|(group, plural, _)| of_kind(group, plural)) {
         paths.iter().for_each(|path| remove(object, path));

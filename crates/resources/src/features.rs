@@ -11,17 +11,27 @@ use crate::kinds::*;
 /// Upstream: pkg/features/kube_features.go
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Feature {
+    /// Of what it switches on upstream, the serving: what is stored is JSON.
+    CborServingAndStorage,
+    CoordinatedLeaderElection,
     GangScheduling,
     GenericWorkload,
     StorageVersionMigrator,
 }
 
 impl Feature {
-    const ALL: [Feature; 3] =
-        [Feature::GangScheduling, Feature::GenericWorkload, Feature::StorageVersionMigrator];
+    const ALL: [Feature; 5] = [
+        Feature::CborServingAndStorage,
+        Feature::CoordinatedLeaderElection,
+        Feature::GangScheduling,
+        Feature::GenericWorkload,
+        Feature::StorageVersionMigrator,
+    ];
 
     pub fn name(self) -> &'static str {
         match self {
+            Feature::CborServingAndStorage => "CBORServingAndStorage",
+            Feature::CoordinatedLeaderElection => "CoordinatedLeaderElection",
             Feature::GangScheduling => "GangScheduling",
             Feature::GenericWorkload => "GenericWorkload",
             Feature::StorageVersionMigrator => "StorageVersionMigrator",
@@ -97,6 +107,7 @@ fn switch(text: &str) -> Result<(&str, bool), String> {
 
 /// Kinds that are served only with a feature, and only in a version that is switched on.
 const OPTIONAL: &[(Feature, fn() -> Arc<ResourceDef>)] = &[
+    (Feature::CoordinatedLeaderElection, coordination::leasecandidates::row),
     (Feature::GenericWorkload, scheduling::podgroups::row),
     (Feature::GenericWorkload, scheduling::workloads::row),
     (Feature::StorageVersionMigrator, storagemigration::storageversionmigrations::row),

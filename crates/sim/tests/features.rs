@@ -6,6 +6,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use api::Object;
+use api::coordination::v1::Lease;
+use api::coordination::v1beta1::LeaseCandidate;
 use api::core::v1::{Node, Pod, ServiceAccount};
 use api::scheduling::v1alpha2::PodGroup;
 use api::storagemigration::v1beta1::StorageVersionMigration;
@@ -13,9 +15,10 @@ use apimachinery::GroupVersionResource;
 use apiserver::ApiServer;
 use apiserver::seams::UserInfo;
 use client::{Client, ListOptions, PatchType, Resource};
-use controller_runtime::{Clock, InformerFactory};
+use controller_runtime::{Candidacy, Clock, InformerFactory, LeaderElector};
 use serde_json::{Value, json};
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 
 struct Cluster {
     server: Arc<ApiServer>,
@@ -209,4 +212,61 @@ async fn what_was_stored_comes_into_the_version_that_is_stored_now() {
     assert_eq!(condition(&migration, "Succeeded").unwrap()["status"], "True", "{migration}");
     assert_eq!(second, version().await, "there is nothing to write any more");
     cluster.server.shutdown.cancel();
+}
+
+/// A candidate that leads when it is chosen, until it is told to end or another is preferred.
+fn run_candidate(cluster: &Cluster, identity: &str, end: &CancellationToken) {
+    let client = Cluster::connect(&cluster.server, identity);
+    let candidacy = Candidacy {
+        client: client.clone(),
+        namespace: "default".into(),
+        lease: "work".into(),
+        identity: identity.into(),
+        clock: cluster.clock.clone(),
+    };
+    let mut elector = LeaderElector::new(client, "default", "work", identity, cluster.clock.clone());
+    elector.coordinated = true;
+    let end = end.clone();
+    cluster.server.tasks.spawn(async move {
+        let lead = |leading: CancellationToken| async move { leading.cancelled().await };
+        tokio::select! {
+            () = candidacy.stand(&end) => {}
+            _ = elector.run(&end, lead) => {}
+        }
+    });
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_api_server_chooses_the_oldest_candidate_that_is_there() {
+    let cluster = Cluster::start("CoordinatedLeaderElection=true").await;
+    let client = Cluster::connect(&cluster.server, "apiserver");
+    let choosing =
+        controllers::choose_leaders(client, "server", cluster.clock.clone(), cluster.server.shutdown.clone());
+    cluster.server.tasks.spawn(choosing);
+    let holds = |who: &'static str| move |lease: &Value| lease["spec"]["holderIdentity"] == who;
+    let new = CancellationToken::new();
+    run_candidate(&cluster, "new", &new);
+    let end = Instant::now() + Duration::from_secs(60);
+    while cluster.client.get::<Lease>("default", "work").await.is_err() {
+        assert!(Instant::now() < end, "nobody is chosen");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    let acquired = |lease: &Value| !lease["spec"]["acquireTime"].is_null() && holds("new")(lease);
+    cluster.until::<Lease>("work", "the only one leads", acquired).await;
+    // One of an older version, that leads as soon as the newer one has been asked to go and has gone.
+    let old = json!({
+        "metadata": {"namespace": "default", "name": "old"},
+        "spec": {"leaseName": "work", "binaryVersion": "1.35.0", "emulationVersion": "1.35.0",
+            "strategy": "OldestEmulationVersion", "renewTime": format!("{:.6}", cluster.clock.now())},
+    });
+    cluster.create::<LeaseCandidate>(old).await;
+    cluster.until::<Lease>("work", "the older one is chosen", holds("old")).await;
+    // It does not renew what it holds, nor answer whether it is there.
+    run_candidate(&cluster, "newer", &CancellationToken::new());
+    cluster.until::<Lease>("work", "one that is there leads", holds("newer")).await;
+    // What has been quiet for half an hour is no candidate any more.
+    tokio::time::sleep(Duration::from_secs(31 * 60)).await;
+    let left = cluster.client.list::<LeaseCandidate>(Some("default"), &ListOptions::default()).await.unwrap();
+    let left: Vec<&str> = left.items.iter().map(|candidate| candidate.name()).collect();
+    assert_eq!(left, ["newer"]);
 }

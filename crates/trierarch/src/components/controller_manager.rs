@@ -178,6 +178,8 @@ pub async fn run(args: ControllerManager) -> anyhow::Result<()> {
     let cluster = host::cidrs("--cluster-cidr", &args.cluster_cidr)?;
     let sizes = [args.node_cidr_mask_size, args.node_cidr_mask_size_ipv4, args.node_cidr_mask_size_ipv6];
     let (node_cidr_mask, node_cidr_mask_ipv6) = node_cidr_masks(&cluster, sizes)?;
+    let options = args.behavior.options()?;
+    let features = options.features;
     let config = controllers::Config {
         node_cidr_mask,
         node_cidr_mask_ipv6,
@@ -194,7 +196,7 @@ pub async fn run(args: ControllerManager) -> anyhow::Result<()> {
             .transpose()?,
         clock: host::clock(),
         disabled,
-        options: args.behavior.options()?,
+        options,
         metrics: metrics.clone(),
     };
     let client = client_of(&args.access.kubeconfig, "kube-controller-manager")?;
@@ -209,7 +211,7 @@ pub async fn run(args: ControllerManager) -> anyhow::Result<()> {
         let informers = InformerFactory::new(client.clone(), leading.clone());
         Ok(controllers::run(config, controllers::Clients { informers, of_account }, leading).await?)
     };
-    let lead = args.election.run(name, client.clone(), shutdown.clone(), work);
+    let lead = args.election.run(name, features, client.clone(), shutdown.clone(), work);
     let ((), ()) = tokio::try_join!(lead, say_ready("controller manager", client.clone(), shutdown.clone()))?;
     shutdown.cancel();
     serving.stopped().await;

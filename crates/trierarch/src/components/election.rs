@@ -5,7 +5,8 @@ use std::time::Duration;
 pub use apimachinery::time::go_duration as duration;
 use clap::Args;
 use client::Client;
-use controller_runtime::LeaderElector;
+use controller_runtime::{Candidacy, LeaderElector};
+use resources::features::{Feature, Features};
 use tokio_util::sync::CancellationToken;
 
 use crate::host;
@@ -55,10 +56,11 @@ impl Election {
     }
 
     /// Works at once, or while leading. Another that takes the lease meanwhile is an error: the process ends, and
-    /// whoever supervises it starts it again.
+    /// whoever supervises it starts it again. With CoordinatedLeaderElection the API server says who leads.
     pub async fn run<Work>(
         &self,
         component: &str,
+        features: Features,
         client: Client,
         shutdown: CancellationToken,
         work: impl FnOnce(CancellationToken) -> Work,
@@ -73,7 +75,16 @@ impl Election {
         let name = self.leader_elect_resource_name.as_deref().unwrap_or(component);
         let namespace = &self.leader_elect_resource_namespace;
         let identity = format!("{}_{}", host::hostname()?, uuid::Uuid::new_v4());
+        let coordinated = features.has(Feature::CoordinatedLeaderElection);
+        let candidacy = Candidacy {
+            client: client.clone(),
+            namespace: namespace.clone(),
+            lease: name.to_owned(),
+            identity: identity.clone(),
+            clock: host::clock(),
+        };
         let elector = LeaderElector {
+            coordinated,
             lease_duration: self.leader_elect_lease_duration,
             renew_deadline: self.leader_elect_renew_deadline,
             retry_period: self.leader_elect_retry_period,
@@ -87,7 +98,17 @@ impl Election {
                 *outcome = work(leading).await;
             }
         };
-        let held = elector.run(&shutdown, lead).await;
+        let standing = CancellationToken::new();
+        let elect = async {
+            let _stood = standing.clone().drop_guard();
+            elector.run(&shutdown, lead).await
+        };
+        let stand = async {
+            if coordinated {
+                candidacy.stand(&standing).await;
+            }
+        };
+        let (held, ()) = tokio::join!(elect, stand);
         outcome?;
         anyhow::ensure!(held, "another took the lease {namespace}/{name}");
         Ok(())

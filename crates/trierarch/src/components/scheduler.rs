@@ -91,7 +91,8 @@ fn read(path: &Path, gates: Gates) -> anyhow::Result<(Process, scheduler::Config
 }
 
 pub async fn run(args: Scheduler) -> anyhow::Result<()> {
-    let gates = gates(features(&args.feature_gates)?);
+    let features = features(&args.feature_gates)?;
+    let gates = gates(features);
     let (process, configuration) = match &args.config {
         Some(path) => read(path, gates)?,
         None => (Process::default(), scheduler::Configuration::with(gates)),
@@ -118,7 +119,7 @@ pub async fn run(args: Scheduler) -> anyhow::Result<()> {
         let informers = InformerFactory::new(client.clone(), leading.clone());
         Ok(scheduler::run(config, client.clone(), informers, leading).await?)
     };
-    let lead = election.run("kube-scheduler", client.clone(), shutdown.clone(), work);
+    let lead = election.run("kube-scheduler", features, client.clone(), shutdown.clone(), work);
     let ((), ()) = tokio::try_join!(lead, say_ready("scheduler", client.clone(), shutdown.clone()))?;
     shutdown.cancel();
     serving.stopped().await;

@@ -1,3 +1,5 @@
-//! Leases.
+//! Leases, and who could hold them.
 
+pub mod leasecandidates;
 pub mod leases;
+pub mod strategy;
