@@ -36,7 +36,7 @@ pub(super) fn object(kind: &str, namespace: &str, name: &str, rest: Value) -> Va
 }
 
 pub(super) fn pod(name: &str, spec: Value) -> Value {
-    object("Pod", "work", name, json!({"spec": spec}))
+    object("Pod", "shop", name, json!({"spec": spec}))
 }
 
 #[test]
@@ -78,10 +78,10 @@ fn the_plugins_are_in_upstreams_order() {
 fn namespaces_live_and_die() {
     let namespace =
         |name: &str, phase: &str| object("Namespace", "", name, json!({"status": {"phase": phase}}));
-    let context = context([namespace("work", "Active"), namespace("leaving", "Terminating")]);
+    let context = context([namespace("shop", "Active"), namespace("leaving", "Terminating")]);
     let map = |namespace: &str| object("ConfigMap", namespace, "m", json!({}));
     let cases = [
-        (Case::create(map("work")), ""),
+        (Case::create(map("shop")), ""),
         (Case::create(map("none")), "namespaces \"none\" not found"),
         (Case::update(map("none"), map("none")), "namespaces \"none\" not found"),
         (
@@ -92,7 +92,7 @@ fn namespaces_live_and_die() {
         (Case::update(map("leaving"), map("leaving")), ""),
         (Case::delete(map("leaving")), ""),
         (Case::create(object("Node", "", "n", json!({}))), ""),
-        (Case::delete(namespace("work", "Active")), ""),
+        (Case::delete(namespace("shop", "Active")), ""),
         (
             Case::delete(namespace("kube-system", "Active")),
             "namespaces \"kube-system\" is forbidden: this namespace may not be deleted",
@@ -111,7 +111,7 @@ fn namespaces_live_and_die() {
 fn pods_get_an_account_and_its_token() {
     let context = context([object(
         "ServiceAccount",
-        "work",
+        "shop",
         "default",
         json!({"imagePullSecrets": [{"name": "hub"}]}),
     )]);
@@ -143,7 +143,7 @@ fn pods_get_an_account_and_its_token() {
 #[test]
 fn tokens_are_mounted_unless_someone_says_no() {
     let account = |name: &str, automount: Value| {
-        object("ServiceAccount", "work", name, json!({"automountServiceAccountToken": automount}))
+        object("ServiceAccount", "shop", name, json!({"automountServiceAccountToken": automount}))
     };
     let context =
         context([account("default", Value::Null), account("no", false.into()), account("yes", true.into())]);
@@ -170,11 +170,11 @@ fn accounts_and_secrets_must_be_there() {
         "metadata": {"annotations": {"kubernetes.io/enforce-mountable-secrets": "true"}},
         "secrets": [{"name": "mine"}],
     });
-    let context = context([object("ServiceAccount", "work", "strict", strict)]);
+    let context = context([object("ServiceAccount", "shop", "strict", strict)]);
     let mirror = |spec: Value| {
         object(
             "Pod",
-            "work",
+            "shop",
             "m",
             json!({
                 "metadata": {"annotations": {"kubernetes.io/config.mirror": "x"}}, "spec": spec,
@@ -189,7 +189,7 @@ fn accounts_and_secrets_must_be_there() {
     let cases = [
         (
             pod("p", json!({})),
-            "pods \"p\" is forbidden: error looking up service account work/default: serviceaccount \"default\" not found",
+            "pods \"p\" is forbidden: error looking up service account shop/default: serviceaccount \"default\" not found",
         ),
         (mirror(json!({})), ""),
         (
@@ -324,7 +324,7 @@ fn classes_are_chosen_by_default() {
         class("StorageClass", "newest", "2026-03-01T00:00:00Z", "x"),
         class("IngressClass", "web", "2026-01-01T00:00:00Z", ingress),
     ]);
-    let claim = |rest: Value| object("PersistentVolumeClaim", "work", "c", rest);
+    let claim = |rest: Value| object("PersistentVolumeClaim", "shop", "c", rest);
     let class_of = |object: Value, plugin: &str, path: &str| {
         at(&Case::create(object).admitted(&context, plugin), path).cloned()
     };
@@ -334,7 +334,7 @@ fn classes_are_chosen_by_default() {
     let annotated = json!({"metadata": {"annotations": {"volume.beta.kubernetes.io/storage-class": "x"}}});
     assert_eq!(of_claim(annotated), None);
     let of_ingress = |rest: Value| {
-        class_of(object("Ingress", "work", "i", rest), "DefaultIngressClass", "spec.ingressClassName")
+        class_of(object("Ingress", "shop", "i", rest), "DefaultIngressClass", "spec.ingressClassName")
     };
     assert_eq!(of_ingress(json!({})), Some("web".into()));
     assert_eq!(of_ingress(json!({"spec": {"ingressClassName": "own"}})), Some("own".into()));
@@ -364,7 +364,7 @@ fn claims_grow_where_the_class_allows() {
     let claim = |class: &str, size: &str, phase: &str| {
         object(
             "PersistentVolumeClaim",
-            "work",
+            "shop",
             "c",
             json!({
                 "spec": {"storageClassName": class, "resources": {"requests": {"storage": size}}},
@@ -447,7 +447,7 @@ fn runtime_classes_shape_pods() {
 fn limit_ranges_default_and_bound() {
     let range = object(
         "LimitRange",
-        "work",
+        "shop",
         "r",
         json!({"spec": {"limits": [
             {
@@ -496,7 +496,7 @@ fn limit_ranges_default_and_bound() {
     }
     let claim = |size: &str| {
         let spec = json!({"spec": {"resources": {"requests": {"storage": size}}}});
-        Case::create(object("PersistentVolumeClaim", "work", "c", spec)).refusal(&context, "LimitRanger")
+        Case::create(object("PersistentVolumeClaim", "shop", "c", spec)).refusal(&context, "LimitRanger")
     };
     assert_eq!(claim("2Gi"), "");
     assert_eq!(
@@ -512,7 +512,7 @@ fn pods_carry_the_place_of_their_node() {
     let context = context([object("Node", "", "n1", json!({"metadata": {"labels": labels}}))]);
     let binding = |node: &str| {
         let target = json!({"target": {"kind": "Node", "name": node}});
-        Case::create(object("Binding", "work", "p", target))
+        Case::create(object("Binding", "shop", "p", target))
             .sub("pods", "p", "binding")
             .admitted(&context, "PodTopologyLabels")["metadata"]["labels"]
             .clone()
@@ -525,14 +525,14 @@ fn pods_carry_the_place_of_their_node() {
 
 #[tokio::test(start_paused = true)]
 async fn a_pod_waits_for_the_default_account_of_a_new_namespace() {
-    let lookup = Fake::new([object("Namespace", "", "work", json!({"status": {"phase": "Active"}}))]);
+    let lookup = Fake::new([object("Namespace", "", "shop", json!({"status": {"phase": "Active"}}))]);
     let chain = chain(&lookup);
     let late = async {
         tokio::time::sleep(Duration::from_millis(450)).await;
-        lookup.put(object("ServiceAccount", "work", "default", json!({})));
+        lookup.put(object("ServiceAccount", "shop", "default", json!({})));
     };
     let mut case = Case::create(pod("p", json!({"containers": [{"name": "c"}]})));
-    let (namespace, options) = ("work".to_owned(), Value::Null);
+    let (namespace, options) = ("shop".to_owned(), Value::Null);
     let (mut warnings, mut annotations) = (Vec::new(), Vec::new());
     let mut request = AdmissionRequest {
         operation: Operation::Create,

@@ -234,10 +234,10 @@ const ISSUER: &str = "https://kubernetes.default.svc.cluster.local";
 fn tokens_with(key: SigningKey) -> Tokens {
     let (seconds, clock) = clock();
     let lookup = Fake::new([
-        object("ServiceAccount", "work", "runner", "u1", Value::Null),
-        object("Pod", "work", "web", "p1", json!({"serviceAccountName": "runner", "nodeName": "n1"})),
+        object("ServiceAccount", "shop", "runner", "u1", Value::Null),
+        object("Pod", "shop", "web", "p1", json!({"serviceAccountName": "runner", "nodeName": "n1"})),
         object("Node", "", "n1", "nu1", json!({})),
-        object("Secret", "work", "s", "su1", Value::Null),
+        object("Secret", "shop", "s", "su1", Value::Null),
     ]);
     let config = Config {
         service_account_keys: vec![key.verifying.clone()],
@@ -256,7 +256,7 @@ fn new_key() -> SigningKey {
 
 impl Tokens {
     fn issue(&self, spec: Value) -> Result<Value, Status> {
-        self.issuer.issue(&*self.lookup, "work", "runner", json!({"spec": spec}))
+        self.issuer.issue(&*self.lookup, "shop", "runner", json!({"spec": spec}))
     }
 
     fn token(&self, spec: Value) -> String {
@@ -290,9 +290,9 @@ fn issued_tokens_carry_upstreams_claims() {
         claims(token),
         json!({
             "aud": [ISSUER], "exp": NOW + 3600, "iat": NOW, "nbf": NOW, "iss": ISSUER, "jti": jti,
-            "sub": "system:serviceaccount:work:runner",
+            "sub": "system:serviceaccount:shop:runner",
             "kubernetes.io": {
-                "namespace": "work",
+                "namespace": "shop",
                 "node": {"name": "n1", "uid": "nu1"},
                 "pod": {"name": "web", "uid": "p1"},
                 "serviceaccount": {"name": "runner", "uid": "u1"},
@@ -300,9 +300,9 @@ fn issued_tokens_carry_upstreams_claims() {
         })
     );
     let user = tokens.who(token).unwrap();
-    assert_eq!(user.name, "system:serviceaccount:work:runner");
+    assert_eq!(user.name, "system:serviceaccount:shop:runner");
     assert_eq!(user.uid, "u1");
-    assert_eq!(user.groups, ["system:serviceaccounts", "system:serviceaccounts:work", AUTHENTICATED]);
+    assert_eq!(user.groups, ["system:serviceaccounts", "system:serviceaccounts:shop", AUTHENTICATED]);
     let extra = |key: &str| user.extra[&format!("authentication.kubernetes.io/{key}")].clone();
     assert_eq!(extra("credential-id"), [format!("JTI={jti}")]);
     assert_eq!((extra("pod-name"), extra("pod-uid")), (vec!["web".to_owned()], vec!["p1".to_owned()]));
@@ -362,13 +362,13 @@ fn tokens_die_with_what_they_are_bound_to() {
     for token in [&plain, &of_pod, &of_secret, &of_node] {
         assert!(tokens.who(token).is_some());
     }
-    tokens.lookup.put(object("Pod", "work", "web", "p2", json!({"serviceAccountName": "runner"})));
+    tokens.lookup.put(object("Pod", "shop", "web", "p2", json!({"serviceAccountName": "runner"})));
     assert_eq!(tokens.who(&of_pod), None, "another pod of the same name");
-    tokens.lookup.remove("secrets", "work", "s");
+    tokens.lookup.remove("secrets", "shop", "s");
     assert_eq!(tokens.who(&of_secret), None);
     tokens.lookup.remove("nodes", "", "n1");
     assert_eq!(tokens.who(&of_node), None);
-    let mut leaving = object("ServiceAccount", "work", "runner", "u1", Value::Null);
+    let mut leaving = object("ServiceAccount", "shop", "runner", "u1", Value::Null);
     leaving["metadata"]["deletionTimestamp"] =
         jiff::Timestamp::from_second(NOW - 30).unwrap().to_string().into();
     tokens.lookup.put(leaving.clone());
@@ -426,9 +426,9 @@ fn requests_for_tokens_are_checked() {
         let status = tokens.issue(spec).unwrap_err();
         assert_eq!((status.code, status.message.as_str()), (code, message));
     }
-    let status = tokens.issuer.issue(&*tokens.lookup, "work", "none", json!({})).unwrap_err();
+    let status = tokens.issuer.issue(&*tokens.lookup, "shop", "none", json!({})).unwrap_err();
     assert_eq!(status.message, "serviceaccounts \"none\" not found");
-    tokens.lookup.put(object("Pod", "work", "alien", "p3", json!({"serviceAccountName": "else"})));
+    tokens.lookup.put(object("Pod", "shop", "alien", "p3", json!({"serviceAccountName": "else"})));
     let status = tokens.issue(bound_to("Pod", "alien")).unwrap_err();
     assert_eq!(
         status.message,
@@ -500,7 +500,7 @@ fn people_act_as_others_when_allowed() {
         "groups system:unauthenticated",
         "userextras/acme.com/scope view",
         "uids 7",
-        "serviceaccounts work/runner",
+        "serviceaccounts shop/runner",
     ]);
     let act = |pairs: &[(&'static str, &str)]| {
         let headers = headers(pairs);
@@ -519,10 +519,10 @@ fn people_act_as_others_when_allowed() {
     );
     assert_eq!(acting(&[("impersonate-user", ANONYMOUS)]).groups, [UNAUTHENTICATED]);
     assert_eq!(
-        acting(&[("impersonate-user", "system:serviceaccount:work:runner")]),
+        acting(&[("impersonate-user", "system:serviceaccount:shop:runner")]),
         user(
-            "system:serviceaccount:work:runner",
-            &["system:serviceaccounts", "system:serviceaccounts:work", AUTHENTICATED]
+            "system:serviceaccount:shop:runner",
+            &["system:serviceaccounts", "system:serviceaccounts:shop", AUTHENTICATED]
         )
     );
     let full = acting(&[

@@ -10,7 +10,7 @@ use super::{object, pod};
 use crate::seams::Lookup;
 
 fn namespace(metadata: Value) -> Value {
-    object("Namespace", "", "work", json!({"metadata": metadata}))
+    object("Namespace", "", "shop", json!({"metadata": metadata}))
 }
 
 fn security(fields: Value) -> Value {
@@ -33,11 +33,11 @@ fn pods_are_held_to_the_clusters_standard_but_for_exemptions() {
     };
     let open = json!({"labels": {"pod-security.kubernetes.io/enforce": "privileged"}});
     for (metadata, case, wanted) in [
-        (json!({}), privileged("work", json!({})), "violates PodSecurity \"baseline:v1.30\": privileged"),
-        (open, privileged("work", json!({})), ""),
+        (json!({}), privileged("shop", json!({})), "violates PodSecurity \"baseline:v1.30\": privileged"),
+        (open, privileged("shop", json!({})), ""),
         (json!({}), privileged("free", json!({})), ""),
-        (json!({}), privileged("work", json!({})).by(user("root", &[])), ""),
-        (json!({}), privileged("work", json!({"runtimeClassName": "kata"})), ""),
+        (json!({}), privileged("shop", json!({})).by(user("root", &[])), ""),
+        (json!({}), privileged("shop", json!({"runtimeClassName": "kata"})), ""),
     ] {
         let context = configured([namespace(metadata)], [("PodSecurity", document.clone())]).unwrap();
         let refused = case.refusal(&context, "PodSecurity");
@@ -88,7 +88,7 @@ fn wrong_documents_are_told_with_their_plugin() {
 #[test]
 fn the_cluster_chooses_nodes_for_namespaces_that_do_not() {
     let document = json!({"podNodeSelectorPluginConfig": {
-        "clusterDefaultNodeSelector": "zone=a", "work": "zone=a,disk=ssd",
+        "clusterDefaultNodeSelector": "zone=a", "shop": "zone=a,disk=ssd",
     }});
     let context = configured([namespace(json!({}))], [("PodNodeSelector", document)]).unwrap();
     let plain = Case::create(pod("p", json!({"nodeSelector": {"disk": "ssd"}})));
@@ -158,9 +158,9 @@ fn what_is_limited_is_not_used_without_a_quota() {
         let spec = json!({"scopeSelector": {"matchExpressions": scopes}});
         let mut used = hard.clone();
         used.as_object_mut().unwrap().values_mut().for_each(|value| *value = "0".into());
-        object("ResourceQuota", "work", "q", json!({"spec": spec, "status": {"hard": hard, "used": used}}))
+        object("ResourceQuota", "shop", "q", json!({"spec": spec, "status": {"hard": hard, "used": used}}))
     };
-    let map = || Case::create(object("ConfigMap", "work", "c", json!({})));
+    let map = || Case::create(object("ConfigMap", "shop", "c", json!({})));
     let important = || Case::create(pod("p", json!({"priorityClassName": "high"})));
     let scope = json!([{"scopeName": "PriorityClass", "operator": "In", "values": ["high"]}]);
     for (quotas, mut case, wanted) in [
@@ -170,7 +170,7 @@ fn what_is_limited_is_not_used_without_a_quota() {
             "configmaps \"c\" is forbidden: insufficient quota to consume: configmaps,count/configmaps",
         ),
         (vec![quota(json!({"configmaps": "5", "count/configmaps": "5"}), json!([]))], map(), ""),
-        (vec![], Case::create(object("Secret", "work", "s", json!({}))), ""),
+        (vec![], Case::create(object("Secret", "shop", "s", json!({}))), ""),
         (vec![], important(), "insufficient quota to match these scopes: [{PriorityClass In [high]}]"),
         (vec![quota(json!({"pods": "5"}), scope)], important(), ""),
         (vec![], Case::create(pod("p", json!({}))), ""),

@@ -10,7 +10,7 @@ use super::object;
 fn mirror(change: impl Fn(&mut Value)) -> Value {
     let mut pod = object(
         "Pod",
-        "work",
+        "shop",
         "m",
         json!({
             "metadata": {
@@ -28,7 +28,7 @@ fn sample() -> super::Context {
     let placed = |name: &str, node: &str| {
         object(
             "Pod",
-            "work",
+            "shop",
             name,
             json!({
                 "metadata": {"uid": format!("{name}-uid")},
@@ -49,7 +49,7 @@ fn sample() -> super::Context {
 fn nodes_write_what_is_theirs() {
     let own = |rest: Value| object("Node", "", "n1", rest);
     let labels = |labels: Value| own(json!({"metadata": {"labels": labels}}));
-    let pod = |name: &str, node: &str| object("Pod", "work", name, json!({"spec": {"nodeName": node}}));
+    let pod = |name: &str, node: &str| object("Pod", "shop", name, json!({"spec": {"nodeName": node}}));
     let labelled = {
         let mut pod = pod("mine", "n1");
         pod["metadata"]["labels"] = json!({"a": "b"});
@@ -58,13 +58,13 @@ fn nodes_write_what_is_theirs() {
     let lease = |namespace: &str, name: &str| object("Lease", namespace, name, json!({}));
     let token =
         |reference: Value| {
-            Case::create(object("TokenRequest", "work", "", json!({"spec": {"boundObjectRef": reference}})))
+            Case::create(object("TokenRequest", "shop", "", json!({"spec": {"boundObjectRef": reference}})))
                 .sub("serviceaccounts", "runner", "token")
         };
     let reference =
         |name: &str, uid: &str| json!({"apiVersion": "v1", "kind": "Pod", "name": name, "uid": uid});
     let eviction =
-        |name: &str| Case::create(object("Eviction", "work", name, json!({}))).sub("pods", name, "eviction");
+        |name: &str| Case::create(object("Eviction", "shop", name, json!({}))).sub("pods", name, "eviction");
     let status = |old: Value, new: Value, name: &str| Case::update(old, new).sub("pods", name, "status");
     let cases = [
         (Case::create(mirror(|_| {})), ""),
@@ -131,7 +131,7 @@ fn nodes_write_what_is_theirs() {
             "can only access node lease with the same name as the requesting node",
         ),
         (
-            Case::create(lease("work", "n1")),
+            Case::create(lease("shop", "n1")),
             "can only access leases in the \"kube-node-lease\" system namespace",
         ),
         (token(reference("mine", "mine-uid")), ""),
@@ -162,7 +162,7 @@ fn a_node_gets_tokens_for_the_audiences_of_its_pods() {
         "boundObjectRef": {"apiVersion": "v1", "kind": "Pod", "name": "mine", "uid": "mine-uid"},
     }});
     let case =
-        Case::create(object("TokenRequest", "work", "", request)).sub("serviceaccounts", "runner", "token");
+        Case::create(object("TokenRequest", "shop", "", request)).sub("serviceaccounts", "runner", "token");
     assert_eq!(
         case.by(node("n1")).refusal(&sample(), "NodeRestriction"),
         "serviceaccounts \"runner\" is forbidden: audience \"vault\" not found in pod spec volume, system:node:n1 is \

@@ -6,7 +6,7 @@ use super::super::fake::{Case, context, user};
 use super::{object, pod};
 
 fn namespace(metadata: Value) -> Value {
-    object("Namespace", "", "work", json!({"metadata": metadata}))
+    object("Namespace", "", "shop", json!({"metadata": metadata}))
 }
 
 #[test]
@@ -15,11 +15,11 @@ fn they_refuse_in_upstreams_words() {
     let anti_affinity = json!({"affinity": {"podAntiAffinity": {
         "requiredDuringSchedulingIgnoredDuringExecution": [{"topologyKey": "zone"}]}}});
     let service =
-        |addresses: Value| object("Service", "work", "s", json!({"spec": {"externalIPs": addresses}}));
+        |addresses: Value| object("Service", "shop", "s", json!({"spec": {"externalIPs": addresses}}));
     let owned = |blocks: bool| {
         object(
             "ConfigMap",
-            "work",
+            "shop",
             "c",
             json!({"metadata": {"ownerReferences": [
             {"apiVersion": "v1", "kind": "Secret", "name": "s", "uid": "u", "blockOwnerDeletion": blocks}]}}),
@@ -68,7 +68,7 @@ fn they_refuse_in_upstreams_words() {
         ),
         (
             "OwnerReferencesPermissionEnforcement",
-            Case::update(object("ConfigMap", "work", "c", json!({})), owned(false)),
+            Case::update(object("ConfigMap", "shop", "c", json!({})), owned(false)),
             "configmaps \"c\" is forbidden: cannot set an ownerRef on a resource you can't delete: , <nil>",
         ),
     ] {

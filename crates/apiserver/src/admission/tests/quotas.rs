@@ -19,7 +19,7 @@ struct Server {
 #[async_trait]
 impl Transport for Server {
     async fn send(&self, request: http::Request<Bytes>) -> Result<http::Response<Body>, client::Error> {
-        assert_eq!(request.uri().path(), "/api/v1/namespaces/work/resourcequotas/q/status");
+        assert_eq!(request.uri().path(), "/api/v1/namespaces/shop/resourcequotas/q/status");
         let left = self.conflicts.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |n| n.checked_sub(1));
         let (code, answer) = match left {
             Ok(_) => (409, Value::from(&Status::modified(&core("resourcequotas"), "q"))),
@@ -35,7 +35,7 @@ impl Transport for Server {
 }
 
 fn quota(hard: Value, used: Value, spec: Value) -> Value {
-    object("ResourceQuota", "work", "q", json!({"spec": spec, "status": {"hard": hard, "used": used}}))
+    object("ResourceQuota", "shop", "q", json!({"spec": spec, "status": {"hard": hard, "used": used}}))
 }
 
 fn charge(lookup: &Arc<Fake>, conflicts: usize, mut case: Case) -> Result<(), Status> {
@@ -48,7 +48,7 @@ fn charge(lookup: &Arc<Fake>, conflicts: usize, mut case: Case) -> Result<(), St
 }
 
 fn used(lookup: &Fake) -> Value {
-    lookup.get(&core("resourcequotas"), "work", "q").unwrap()["status"]["used"].clone()
+    lookup.get(&core("resourcequotas"), "shop", "q").unwrap()["status"]["used"].clone()
 }
 
 fn container(cpu: &str) -> Value {
@@ -59,13 +59,13 @@ fn container(cpu: &str) -> Value {
 fn what_is_made_is_charged() {
     let claim = |size: &str| {
         let spec = json!({"storageClassName": "fast", "resources": {"requests": {"storage": size}}});
-        object("PersistentVolumeClaim", "work", "c", json!({"spec": spec}))
+        object("PersistentVolumeClaim", "shop", "c", json!({"spec": spec}))
     };
     let service = |kind: &str| {
         let spec = json!({"type": kind, "ports": [{"port": 1}, {"port": 2}]});
-        object("Service", "work", "s", json!({"spec": spec}))
+        object("Service", "shop", "s", json!({"spec": spec}))
     };
-    let deployment = object("Deployment", "work", "d", json!({}));
+    let deployment = object("Deployment", "shop", "d", json!({}));
     let fast = "fast.storageclass.storage.k8s.io/requests.storage";
     let cases = [
         (Case::create(pod("p", container("500m"))), json!({"pods": "2", "requests.cpu": "1500m"})),
@@ -75,8 +75,8 @@ fn what_is_made_is_charged() {
         (Case::create(service("NodePort")), json!({"services": "1", "services.nodeports": "2"})),
         (Case::create(service("ClusterIP")), json!({"services": "1"})),
         (Case::create(deployment), json!({"count/deployments.apps": "1"})),
-        (Case::create(object("Secret", "work", "s", json!({}))), json!({"secrets": "1"})),
-        (Case::create(object("ConfigMap", "work", "s", json!({}))), json!({})),
+        (Case::create(object("Secret", "shop", "s", json!({}))), json!({"secrets": "1"})),
+        (Case::create(object("ConfigMap", "shop", "s", json!({}))), json!({})),
     ];
     let start = json!({
         "pods": "1", "requests.cpu": "1", "requests.storage": "2Gi", fast: "0", "services": "0",

@@ -10,12 +10,12 @@ fn namespace(labels: &[(&str, &str)]) -> Value {
         .iter()
         .map(|(key, value)| (format!("pod-security.kubernetes.io/{key}"), (*value).into()))
         .collect();
-    object("Namespace", "", "work", json!({"metadata": {"labels": labels}}))
+    object("Namespace", "", "shop", json!({"metadata": {"labels": labels}}))
 }
 
 fn check(labels: &[(&str, &str)], spec: Value) -> (String, Vec<String>) {
     let context = context([namespace(labels)]);
-    let mut case = Case::create(object("Pod", "work", "p", json!({"spec": spec})));
+    let mut case = Case::create(object("Pod", "shop", "p", json!({"spec": spec})));
     let refused = case.admit(&context, "PodSecurity").err().map(|status| status.message).unwrap_or_default();
     let why = refused.strip_prefix("pods \"p\" is forbidden: violates PodSecurity ").unwrap_or(&refused);
     (why.to_owned(), case.warnings)
@@ -156,7 +156,7 @@ fn a_namespace_may_warn_without_refusing() {
     let context = context([namespace(&[("enforce", "baseline")])]);
     let mut case = Case::create(object(
         "Deployment",
-        "work",
+        "shop",
         "d",
         json!({
             "spec": {"template": {"spec": {"hostNetwork": true}}},
@@ -172,7 +172,7 @@ fn only_what_runs_matters_of_an_update() {
     let pod = |image: &str| {
         object(
             "Pod",
-            "work",
+            "shop",
             "p",
             json!({"spec": {
                 "hostNetwork": true, "containers": [{"name": "c", "image": image}],
@@ -189,7 +189,7 @@ fn labels_of_namespaces_are_checked_and_their_pods_looked_at() {
         let owners: Vec<Value> = owner.iter().map(|uid| json!({"uid": uid, "controller": true})).collect();
         object(
             "Pod",
-            "work",
+            "shop",
             name,
             json!({
                 "metadata": {"ownerReferences": owners}, "spec": {"hostNetwork": true},
@@ -202,14 +202,14 @@ fn labels_of_namespaces_are_checked_and_their_pods_looked_at() {
     assert_eq!(
         case.warnings,
         [
-            "existing pods in namespace \"work\" violate the new PodSecurity enforce level \"baseline:latest\"",
+            "existing pods in namespace \"shop\" violate the new PodSecurity enforce level \"baseline:latest\"",
             "a (and 2 other pods): host namespaces",
         ]
     );
     let wrong = namespace(&[("enforce", "x"), ("warn-version", "1.2")]);
     assert_eq!(
         Case::create(wrong.clone()).refusal(&context, "PodSecurity"),
-        "Namespace \"work\" is invalid: [metadata.labels[pod-security.kubernetes.io/enforce]: Invalid value: \"x\": \
+        "Namespace \"shop\" is invalid: [metadata.labels[pod-security.kubernetes.io/enforce]: Invalid value: \"x\": \
          must be one of privileged, baseline, restricted, metadata.labels[pod-security.kubernetes.io/warn-version]: \
          Invalid value: \"1.2\": must be \"latest\" or \"v1.x\"]"
     );
