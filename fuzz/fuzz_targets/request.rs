@@ -8,7 +8,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use apiserver::bootstrap::loopback_user;
-use apiserver::handle::{ApiServer, Peer, RequestBody};
+use apiserver::handle::{ApiServer, Config, Peer, RequestBody};
+use apiserver::negotiate::Forms;
+use apiserver::testing;
 use bytes::Bytes;
 use http_body_util::BodyExt;
 use libfuzzer_sys::fuzz_target;
@@ -40,7 +42,8 @@ fuzz_target!(|data: &[u8]| {
         let (runtime, server) = cell.get_or_init(|| {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
             let runtime = runtime.expect("a runtime can be made");
-            let server = runtime.block_on(apiserver::testing::server());
+            let config = Config { forms: Forms::ALL, ..testing::config() };
+            let server = runtime.block_on(testing::server_of(config));
             (runtime, server)
         });
         runtime.block_on(async {

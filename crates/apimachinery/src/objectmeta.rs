@@ -61,9 +61,14 @@ pub fn validate_template(metadata: &Value, path: &Path) -> Vec<Error> {
     let mut errors = Vec::new();
     annotations(metadata, path, &mut errors);
     labels(metadata, path, &mut errors);
-    let empty = |value: &Value| matches!(value, Value::Null) || value == "" || value == 0;
-    let given = REFUSED.iter().filter(|field| metadata.get(*field).is_some_and(|value| !empty(value)));
-    errors.extend(given.map(|field| Error::forbidden(&path.child(field), "cannot be set")));
+    // A number by pointer is there though it is zero.
+    let empty = |field: &str, value: &Value| {
+        value.is_null() || value == "" || (value == 0 && field != "deletionGracePeriodSeconds")
+    };
+    let given = REFUSED.iter().filter(|field| metadata.get(*field).is_some_and(|value| !empty(field, value)));
+    // Upstream makes this path of the name that its language has for the field.
+    let shown = |field: &&'static str| if *field == "uid" { "uID" } else { *field };
+    errors.extend(given.map(|field| Error::forbidden(&path.child(shown(field)), "cannot be set")));
     errors
 }
 

@@ -17,7 +17,7 @@ use crate::aggregation::priorities;
 use crate::body::{Body, Response};
 use crate::encode;
 use crate::handle::{ApiServer, Asked};
-use crate::negotiate::{self, clauses};
+use crate::negotiate::clauses;
 use crate::registry::{Resource, Table};
 
 /// The groups but for the core one in upstream's order, each with its versions, the preferred first.
@@ -223,7 +223,7 @@ pub fn handle(server: &Arc<ApiServer>, asked: &Asked, path: &str) -> Result<Resp
     }
     let advertised = std::net::SocketAddr::from(server.config.advertise).to_string();
     let document = with_others(server, path, document(&table, &advertised, path))?;
-    let negotiated = negotiate::accept(&asked.parts.headers, false)?;
+    let negotiated = server.config.forms.accept(&asked.parts.headers, false)?;
     Ok(encode::value(negotiated.format, StatusCode::OK, &document))
 }
 

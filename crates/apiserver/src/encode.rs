@@ -14,7 +14,7 @@ use storage::Revision;
 
 use crate::authn::Clock;
 use crate::body::{Body, Response};
-use crate::negotiate::{Format, Negotiated, Shape};
+use crate::negotiate::{Format, Forms, Negotiated, Shape};
 use crate::registry::Resource;
 use crate::registry::cache::{self, Event, Form, Kind};
 use crate::registry::list::Listing;
@@ -197,34 +197,49 @@ impl Encoder {
                     _ => Ok(value(format, StatusCode::OK, &list)),
                 }
             }
-            (Shape::Table, _) => {
+            (Shape::Table | Shape::Metadata, _) => {
                 let trees: Vec<Cow<'_, Value>> = listing.objects.iter().map(|o| self.tree(o)).collect();
-                let table = self.table(trees.iter().map(|tree| &**tree), metadata, true);
-                Ok(value(format, StatusCode::OK, &table))
-            }
-            (Shape::Metadata, Format::Protobuf) => {
-                let partial_definition = tables::definition(PARTIAL).ok_or_else(Status::page_not_found)?;
-                let items: Vec<Vec<u8>> = listing
-                    .objects
-                    .iter()
-                    .map(|o| schema::protobuf::message(&partial(&self.tree(o)), partial_definition))
-                    .collect::<Result<_, _>>()
-                    .map_err(Status::internal)?;
-                let message = schema::protobuf::list(&metadata, items.iter().map(|item| &**item));
-                let message = message.map_err(Status::internal)?;
-                let body =
-                    schema::protobuf::envelope("meta.k8s.io/v1", "PartialObjectMetadataList", &message);
-                Ok(self.respond(StatusCode::OK, Body::Full(body.into())))
-            }
-            (Shape::Metadata, _) => {
-                let items: Vec<Value> = listing.objects.iter().map(|o| partial(&self.tree(o))).collect();
-                let list = json!({
-                    "kind": "PartialObjectMetadataList", "apiVersion": "meta.k8s.io/v1", "metadata": metadata,
-                    "items": items,
-                });
-                Ok(value(format, StatusCode::OK, &list))
+                let trees: Vec<&Value> = trees.iter().map(|tree| &**tree).collect();
+                self.shaped(&trees, metadata)
             }
         }
+    }
+
+    /// A list of what is not stored.
+    pub fn list_of(&self, items: &[Value]) -> Result<Response, Status> {
+        if self.negotiated.shape != Shape::Object {
+            return self.shaped(&items.iter().collect::<Vec<_>>(), json!({}));
+        }
+        let list = json!({
+            "kind": &*self.def().list_kind, "apiVersion": group_version(self.def()), "metadata": {}, "items": items,
+        });
+        Ok(value(self.negotiated.format, StatusCode::OK, &list))
+    }
+
+    /// A list as a table, or of metadata alone.
+    fn shaped(&self, trees: &[&Value], metadata: Value) -> Result<Response, Status> {
+        let format = self.negotiated.format;
+        if self.negotiated.shape == Shape::Table {
+            let table = self.table(trees.iter().copied(), metadata, true);
+            return Ok(value(format, StatusCode::OK, &table));
+        }
+        let partials = trees.iter().map(|tree| partial(tree));
+        if format != Format::Protobuf {
+            let list = json!({
+                "kind": "PartialObjectMetadataList", "apiVersion": "meta.k8s.io/v1", "metadata": metadata,
+                "items": partials.collect::<Vec<Value>>(),
+            });
+            return Ok(value(format, StatusCode::OK, &list));
+        }
+        let definition = tables::definition(PARTIAL).ok_or_else(Status::page_not_found)?;
+        let items: Vec<Vec<u8>> = partials
+            .map(|partial| schema::protobuf::message(&partial, definition))
+            .collect::<Result<_, _>>()
+            .map_err(Status::internal)?;
+        let message = schema::protobuf::list(&metadata, items.iter().map(|item| &**item));
+        let message = message.map_err(Status::internal)?;
+        let body = schema::protobuf::envelope("meta.k8s.io/v1", "PartialObjectMetadataList", &message);
+        Ok(self.respond(StatusCode::OK, Body::Full(body.into())))
     }
 
     /// The protobuf message of an object, made once for all who ask.
@@ -461,9 +476,9 @@ pub fn value(format: Format, code: StatusCode, tree: &Value) -> Response {
 }
 
 /// A refusal, in the form that the client accepts; in JSON when there is none.
-pub fn failure(status: &Status, accepted: Option<&HeaderValue>) -> Response {
+pub fn failure(status: &Status, accepted: Option<&HeaderValue>, forms: Forms) -> Response {
     let code = StatusCode::from_u16(status.code).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-    let format = accepted.map_or(Format::Json, crate::negotiate::of_failure);
+    let format = accepted.map_or(Format::Json, |accepted| forms.of_failure(accepted));
     let mut response = value(format, code, &Value::from(status));
     let retry = status.details.as_ref().map_or(0, |d| d.retry_after_seconds);
     if retry > 0 {

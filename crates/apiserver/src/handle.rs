@@ -25,7 +25,7 @@ use crate::body::{Body, Response};
 use crate::encode::{self, Encoder, EventEncoder, Include, Outcome};
 use crate::extensions::{self, admit};
 use crate::flowcontrol::{Classified, FlowControl, Seat};
-use crate::negotiate::{self, Format};
+use crate::negotiate::{Format, Forms};
 use crate::options::{DeleteOptions, ListOptions, WriteOptions};
 use crate::registry::call::Call;
 use crate::registry::{Registry, Resource};
@@ -71,6 +71,8 @@ pub struct Config {
     pub event_ttl: Duration,
     /// What is noted of requests, and where.
     pub audit: Option<Auditor>,
+    /// In which forms objects come and go.
+    pub forms: Forms,
     pub clock: Clock,
     pub random: Random,
 }
@@ -216,7 +218,7 @@ impl ApiServer {
             Ok(response) => response,
             Err(status) => {
                 notes.audit.failed(&status);
-                encode::failure(&status, accepted.as_ref())
+                encode::failure(&status, accepted.as_ref(), self.config.forms)
             }
         };
         let mut response = notes.audit.answered(response).await;
@@ -426,7 +428,7 @@ impl ApiServer {
             }
             if !streams {
                 let whole = attributes.verb == "list" || attributes.verb == "watch";
-                negotiate::check_produced(&asked.parts.headers, whole)?;
+                self.config.forms.check_produced(&asked.parts.headers, whole)?;
             }
         }
         match Part::of(&attributes.subresource) {
@@ -436,9 +438,10 @@ impl ApiServer {
     }
 
     pub fn encoder(&self, resource: &Arc<Resource>, asked: &Asked) -> Result<Encoder, Status> {
+        let forms = self.config.forms;
         let negotiated = match resource.def.custom {
-            Some(_) => negotiate::accept_custom(&asked.parts.headers)?,
-            None => negotiate::accept(&asked.parts.headers, true)?,
+            Some(_) => forms.accept_custom(&asked.parts.headers)?,
+            None => forms.accept(&asked.parts.headers, true)?,
         };
         let include = match asked.info.query.get("includeObject").unwrap_or_default() {
             "None" => Include::None,
@@ -469,6 +472,7 @@ impl ApiServer {
         if !watch {
             return encoder.list(self.registry.list(resource, namespace, &options).await?);
         }
+        self.config.forms.check_stream(encoder.negotiated)?;
         let encoder = EventEncoder::new(encoder, self.config.clock.clone());
         let content_type = encoder.content_type();
         let watcher =
@@ -564,13 +568,13 @@ async fn run(call: &mut Call<'_>, part: Part, asked: &Asked, body: &Bytes) -> Re
             Ok(Written::One(outcome, created(is_new)))
         }
         "patch" => {
-            let kind = negotiate::patch(headers, call.resource.definition.is_some())?;
+            let kind = call.server.config.forms.patch(headers, call.resource.definition.is_some())?;
             let reading = call.read_patch(kind, body)?;
             let (outcome, is_new) = call.patch(part, reading).await?;
             Ok(Written::One(outcome, created(is_new)))
         }
         _ => {
-            let options = read_delete_options(asked, body)?;
+            let options = read_delete_options(call, asked, body)?;
             call.options.dry_run = options.dry_run;
             call.options_value = options.to_value();
             if asked.info.attributes.verb == "deletecollection" {
@@ -607,7 +611,7 @@ const TYPE_META: &str = " Go value of type struct { APIVersion string \"json:\\\
 
 /// The object of a body, in the shape of its kind.
 pub fn read_object(call: &mut Call<'_>, headers: &http::HeaderMap, body: &Bytes) -> Result<Value, Status> {
-    let format = negotiate::content(headers)?;
+    let format = call.server.config.forms.content(headers)?;
     let def = call.def();
     let strictness = call.strictness();
     let mut decoded = match (format, call.resource.definition) {
@@ -701,11 +705,11 @@ fn summary(body: &[u8]) -> String {
 }
 
 /// DeleteOptions come in the body, in any form and under any group's version, or in the query.
-fn read_delete_options(asked: &Asked, body: &Bytes) -> Result<DeleteOptions, Status> {
+fn read_delete_options(call: &Call<'_>, asked: &Asked, body: &Bytes) -> Result<DeleteOptions, Status> {
     if body.is_empty() {
         return DeleteOptions::parse(&asked.info.query, None);
     }
-    let format = negotiate::content(&asked.parts.headers)?;
+    let format = call.server.config.forms.content(&asked.parts.headers)?;
     let definition = api::tables::definition("io.k8s.apimachinery.pkg.apis.meta.v1.DeleteOptions");
     let decoded = match (format, definition) {
         (Format::Protobuf, Some(definition)) => schema::protobuf::open(body).and_then(|envelope| {

@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
 use crate::handle::{ApiServer, Config};
+use crate::negotiate::Forms;
 use crate::registry::Registry;
 use crate::seams::{
     AdmissionRequest, Admit, Attributes, Authenticate, Authorize, Decision, UserInfo, Verdict,
@@ -83,6 +84,7 @@ pub fn config() -> Config {
         authentication_data: Vec::new(),
         event_ttl: crate::expiry::EVENT_TTL,
         audit: None,
+        forms: Forms::default(),
         clock: Arc::new(|| jiff::Timestamp::from_second(1_700_000_000).expect("a time in range")),
         random: Arc::new(move |bytes| {
             for chunk in bytes.chunks_mut(8) {
@@ -98,7 +100,12 @@ pub fn config() -> Config {
 
 /// A server with all kinds over memory storage, fed by a task that ends with the returned server's token.
 pub async fn server() -> Arc<ApiServer> {
-    server_with(Arc::new(storage::memory::Memory::new()), config()).await
+    server_of(config()).await
+}
+
+/// The same with a configuration of its own.
+pub async fn server_of(config: Config) -> Arc<ApiServer> {
+    server_with(Arc::new(storage::memory::Memory::new()), config).await
 }
 
 /// A server over memory storage as a cluster has it: with upstream's admission, and what a cluster starts with.

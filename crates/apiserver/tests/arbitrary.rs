@@ -3,7 +3,8 @@
 #![allow(clippy::unwrap_used)]
 
 use apiserver::bootstrap::loopback_user;
-use apiserver::handle::{Peer, RequestBody};
+use apiserver::handle::{self, Peer, RequestBody};
+use apiserver::negotiate::Forms;
 use apiserver::request::{Query, RequestInfo};
 use apiserver::testing;
 use bytes::Bytes;
@@ -164,7 +165,8 @@ fn runner() -> TestRunner {
 
 #[tokio::test]
 async fn every_request_is_answered() {
-    let server = testing::server().await;
+    let config = handle::Config { forms: Forms::ALL, ..testing::config() };
+    let server = testing::server_of(config).await;
     server.bootstrap(Vec::new()).await.unwrap();
     let (mut runner, requests) = (runner(), asked());
     for _ in 0..3000 {

@@ -48,3 +48,47 @@ async fn a_watched_table_tells_ages_as_of_each_event() {
     ages.retain(|(name, _)| name != "kube-root-ca.crt");
     assert_eq!(ages, [("a", "0s"), ("b", "0s")].map(|(name, age)| (json!(name), json!(age))));
 }
+
+#[tokio::test]
+async fn component_statuses_are_told_in_tables_and_selected() {
+    let server = testing::server().await;
+    let told = async |query: &str| {
+        let path = format!("/api/v1/componentstatuses{query}");
+        let answer = send(&server, "GET", &path, &Value::Null).await.into_body().collect().await.unwrap();
+        let table: Value = serde_json::from_slice(&answer.to_bytes()).unwrap();
+        table["rows"].as_array().unwrap().iter().map(|row| row["cells"].clone()).collect::<Vec<Value>>()
+    };
+    let row = json!(["etcd-0", "Healthy", "ok", ""]);
+    for (query, rows) in [
+        ("", vec![row.clone()]),
+        ("/etcd-0", vec![row.clone()]),
+        ("?fieldSelector=metadata.name%3Detcd-0", vec![row]),
+        ("?fieldSelector=metadata.name%3Dother", vec![]),
+        ("?labelSelector=a%3Db", vec![]),
+    ] {
+        assert_eq!(told(query).await, rows, "{query}");
+    }
+}
+
+#[tokio::test]
+async fn a_watch_has_no_yaml_form() {
+    let server = testing::server().await;
+    for (accepted, code, message) in [
+        (
+            "application/yaml",
+            406,
+            "only the following media types are accepted: application/json;stream=watch, \
+             application/vnd.kubernetes.protobuf;stream=watch",
+        ),
+        ("application/json", 200, ""),
+    ] {
+        let request = Request::get(format!("{MAPS}?watch=true&timeoutSeconds=1")).header("accept", accepted);
+        let request = request.body(RequestBody::Ready(String::new().into())).unwrap();
+        let answer = server.handle(request, Peer::Local(loopback_user())).await;
+        assert_eq!(answer.status(), code, "{accepted}");
+        if code != 200 {
+            let text = answer.into_body().collect().await.unwrap().to_bytes();
+            assert!(String::from_utf8_lossy(&text).contains(message), "{text:?}");
+        }
+    }
+}

@@ -15,17 +15,17 @@ use apiserver::audit::policy::Policy;
 use apiserver::audit::webhook::{Batching, Options, WebhookSink};
 use apiserver::audit::{Auditor, Sink};
 use apiserver::authn::{self, Authenticators, TokenWebhook};
-use apiserver::authz::config::{AuthorizationConfiguration, Flags};
-use apiserver::authz::{Authorizer, Mode};
+use apiserver::authz::config::{AuthorizationConfiguration, Flags, Means};
+use apiserver::authz::reload::Reload;
+use apiserver::authz::{Authorizer, Metrics, Mode};
 use apiserver::handle::{ApiServer, Config, Peer, RequestBody};
 use apiserver::seams::{Attributes, Authorize, Decided, Decision, Lookup, UserInfo};
 use apiserver::{Registry, testing};
 use client::kubeconfig::Kubeconfig;
-use http_body_util::{BodyExt, Full};
-use hyper_util::rt::{TokioExecutor, TokioIo};
+use http_body_util::BodyExt;
 use serde_json::{Value, json};
-
-type Answer = Box<dyn Fn(&Value) -> (u16, Value) + Send + Sync>;
+use testkit::https::JsonServer;
+use tokio_util::sync::CancellationToken;
 
 /// A server of reviews, with a kubeconfig that leads to it.
 struct Reviewer {
@@ -36,28 +36,17 @@ struct Reviewer {
 
 impl Reviewer {
     async fn start(answer: impl Fn(&Value) -> (u16, Value) + Send + Sync + 'static) -> Self {
-        let made = rcgen::generate_simple_self_signed(vec!["127.0.0.1".to_owned()]).unwrap();
-        let key = rustls_pki_types::PrivateKeyDer::try_from(made.signing_key.serialize_der()).unwrap();
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let tls = rustls::ServerConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()
-            .unwrap()
-            .with_no_client_auth()
-            .with_single_cert(vec![made.cert.der().clone()], key)
-            .unwrap();
-        let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(tls));
-        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = listener.local_addr().unwrap();
         let asked = Arc::new(Mutex::new(Vec::new()));
-        let answer: Arc<Answer> = Arc::new(Box::new(answer));
         let seen = asked.clone();
-        tokio::spawn(async move {
-            while let Ok((stream, _)) = listener.accept().await {
-                tokio::spawn(answer_all(acceptor.clone(), stream, seen.clone(), answer.clone()));
-            }
+        let server = JsonServer::start(move |parts, review| {
+            assert_eq!(parts.headers["authorization"], "Bearer secret");
+            let answer = answer(&review);
+            seen.lock().unwrap().push((parts.uri.path().to_owned(), review));
+            Some(answer)
         });
+        let JsonServer { address, certificate } = server.await;
         let dir = tempfile::tempdir().unwrap();
-        std::fs::write(dir.path().join("ca.pem"), made.cert.pem()).unwrap();
+        std::fs::write(dir.path().join("ca.pem"), certificate).unwrap();
         let kubeconfig = format!(
             "apiVersion: v1\nkind: Config\ncurrent-context: c\n\
              clusters: [{{name: c, cluster: {{server: 'https://{address}/review', certificate-authority: ca.pem}}}}]\n\
@@ -79,30 +68,6 @@ impl Reviewer {
     fn asked(&self) -> Vec<(String, Value)> {
         std::mem::take(&mut self.asked.lock().unwrap())
     }
-}
-
-async fn answer_all(
-    acceptor: tokio_rustls::TlsAcceptor,
-    stream: tokio::net::TcpStream,
-    seen: Arc<Mutex<Vec<(String, Value)>>>,
-    answer: Arc<Answer>,
-) {
-    let Ok(stream) = acceptor.accept(stream).await else { return };
-    let service = hyper::service::service_fn(|request: http::Request<hyper::body::Incoming>| {
-        let (seen, answer) = (seen.clone(), answer.clone());
-        async move {
-            assert_eq!(request.headers()["authorization"], "Bearer secret");
-            let path = request.uri().path().to_owned();
-            let body = request.into_body().collect().await.unwrap().to_bytes();
-            let review: Value = serde_json::from_slice(&body).unwrap();
-            let (code, answer) = answer(&review);
-            seen.lock().unwrap().push((path, review));
-            let body = Full::new(bytes::Bytes::from(answer.to_string()));
-            Ok::<_, std::convert::Infallible>(http::Response::builder().status(code).body(body).unwrap())
-        }
-    });
-    let http = hyper_util::server::conn::auto::Builder::new(TokioExecutor::new());
-    http.serve_connection(TokioIo::new(stream), service).await.ok();
 }
 
 fn user(name: &str) -> UserInfo {
@@ -136,12 +101,29 @@ async fn registry() -> Arc<Registry> {
     Registry::new(store, resources::table().to_vec()).await.unwrap()
 }
 
-async fn modes(text: &str) -> Vec<Mode> {
-    let head = "apiVersion: apiserver.config.k8s.io/v1\nkind: AuthorizationConfiguration\n";
-    let configuration = AuthorizationConfiguration::parse(&format!("{head}{text}")).unwrap();
-    let in_cluster =
-        || -> Result<client::https::Config, client::Error> { unreachable!("none is in the cluster") };
-    configuration.modes(&testing::config().random, &in_cluster).unwrap()
+fn means(metrics: Metrics) -> Means {
+    fn in_cluster() -> Result<client::https::Config, client::Error> {
+        unreachable!("none is in the cluster")
+    }
+    Means { random: testing::config().random, in_cluster, policies: None, metrics }
+}
+
+fn written(authorizers: &str) -> String {
+    format!("apiVersion: apiserver.config.k8s.io/v1\nkind: AuthorizationConfiguration\n{authorizers}")
+}
+
+fn modes(text: &str, metrics: &Metrics) -> Vec<Mode> {
+    let configuration = AuthorizationConfiguration::parse(&written(text)).unwrap();
+    configuration.modes(&means(metrics.clone())).unwrap()
+}
+
+/// What is counted, line by line.
+fn told(metrics: &Metrics) -> String {
+    let mut registry = prometheus_client::registry::Registry::default();
+    metrics.register(&mut registry);
+    let mut text = String::new();
+    prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
+    text
 }
 
 fn webhook(name: &str, kubeconfig: &Path, more: &str) -> String {
@@ -166,7 +148,8 @@ async fn authorizers_are_asked_in_turn_and_their_answers_kept() {
         webhook("first", &first.kubeconfig(), condition),
         webhook("second", &second.kubeconfig(), "failurePolicy: NoOpinion"),
     );
-    let authorizer = Authorizer::of_modes(modes(&text).await, registry().await);
+    let metrics = Metrics::default();
+    let authorizer = Authorizer::counted(modes(&text, &metrics), registry().await, metrics.clone());
     let ask = async |name: &str, namespace: &str| {
         let (user, attributes) = (user(name), get_pods(namespace));
         authorizer.authorize(&user, &attributes).decided().await
@@ -189,6 +172,90 @@ async fn authorizers_are_asked_in_turn_and_their_answers_kept() {
     first.asked();
     assert_eq!(authorizer.authorize(&master, &get_pods("n")).decided().await, allow(""));
     assert!(first.asked().is_empty());
+    let told = told(&metrics);
+    for line in [
+        r#"apiserver_authorization_decisions_total{type="Webhook",name="first",decision="allowed"} 2"#,
+        r#"apiserver_authorization_decisions_total{type="Webhook",name="first",decision="denied"} 2"#,
+        r#"apiserver_authorization_decisions_total{type="Webhook",name="second",decision="allowed"} 2"#,
+        r#"apiserver_authorization_webhook_evaluations_total{name="first",result="success"} 3"#,
+        r#"apiserver_authorization_webhook_evaluations_total{name="first",result="error"} 1"#,
+        r#"apiserver_authorization_webhook_duration_seconds_count{name="first",result="error"} 1"#,
+    ] {
+        assert!(told.lines().any(|told| told == line), "{line}\n{told}");
+    }
+    assert!(!told.contains("_fail_open_total{"), "{told}");
+}
+
+#[tokio::test]
+async fn an_answer_is_read_no_further_than_it_may_be_long() {
+    let reviewer = Reviewer::start(|review| {
+        let reason = "x".repeat(review["spec"]["user"].as_str().unwrap().parse().unwrap());
+        (200, json!({"kind": review["kind"], "status": {"allowed": true, "reason": reason}}))
+    })
+    .await;
+    let text = format!("authorizers:\n{}", webhook("w", &reviewer.kubeconfig(), "failurePolicy: NoOpinion"));
+    let metrics = Metrics::default();
+    let authorizer = Authorizer::counted(modes(&text, &metrics), registry().await, metrics.clone());
+    let ask = async |length: usize| {
+        let (user, attributes) = (user(&length.to_string()), get_pods("n"));
+        authorizer.authorize(&user, &attributes).decided().await
+    };
+    assert!(matches!(ask(2 << 20).await.decision, Decision::Allow { .. }));
+    let refused = ask(4 << 20).await;
+    assert_eq!(refused.decision, Decision::NoOpinion { reason: String::new() });
+    let why = refused.error.unwrap();
+    assert!(why.ends_with(": the answer is longer than 3145728 bytes"), "{why}");
+    assert_eq!(reviewer.asked().len(), 2, "what is too long is not asked for again");
+    let line = r#"apiserver_authorization_webhook_evaluations_fail_open_total{name="w",result="error"} 1"#;
+    assert!(told(&metrics).lines().any(|told| told == line));
+}
+
+#[tokio::test]
+async fn a_configuration_is_read_again_when_its_file_changes() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("authorization.yaml");
+    let allow = written("authorizers: [{type: AlwaysAllow, name: alwaysallow}, {type: RBAC, name: rbac}]");
+    std::fs::write(&path, &allow).unwrap();
+    let metrics = Metrics::default();
+    let means = means(metrics.clone());
+    let used = AuthorizationConfiguration::parse(&allow).unwrap();
+    let made = used.modes(&means).unwrap();
+    let authorizer = Arc::new(Authorizer::counted(made, registry().await, metrics.clone()));
+    let shutdown = CancellationToken::new();
+    let reload = Reload::new(path.clone(), allow.clone(), used, means);
+    let clock = testing::config().clock;
+    let following = tokio::spawn(reload.follow(authorizer.clone(), "server".into(), clock, shutdown.clone()));
+    let may = || {
+        let decided = authorizer.decide(&user("jane"), &get_pods("n"));
+        matches!(decided.decision, Decision::Allow { .. })
+    };
+    assert!(may());
+    let reloads = |status: &str| format!("automatic_reloads_total{{status=\"{status}\",");
+    let until = async |line: String| {
+        let there = async {
+            while !told(&metrics).contains(&line) {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(10), there).await.unwrap();
+    };
+    // What the server started with is missing: nothing changes.
+    std::fs::write(&path, written("authorizers: [{type: RBAC, name: rbac}]")).unwrap();
+    until(reloads("failure")).await;
+    assert!(may());
+    let reviewer = Reviewer::start(judge).await;
+    let first = webhook("w", &reviewer.kubeconfig(), "failurePolicy: Deny");
+    let rest = "- {type: RBAC, name: rbac}\n- {type: AlwaysAllow, name: alwaysallow}\n";
+    let text = written(&format!("authorizers:\n{first}{rest}"));
+    // As an editor does it: another file takes the place of the first.
+    std::fs::write(dir.path().join("new"), text).unwrap();
+    std::fs::rename(dir.path().join("new"), &path).unwrap();
+    until(reloads("success")).await;
+    let joe = user("joe");
+    let decided = authorizer.authorize(&joe, &get_pods("n")).decided().await;
+    assert_eq!(decided.decision, Decision::Deny { reason: "never".into() });
+    shutdown.cancel();
+    following.await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -196,16 +263,15 @@ async fn a_request_that_nobody_can_judge_fails_and_plugins_ask_too() {
     let reviewer = Reviewer::start(judge).await;
     let flags = |file: &Path| Flags {
         modes: vec!["Webhook".into()],
+        policy_file: None,
         webhook_config_file: Some(file.to_owned()),
         webhook_version: "v1beta1".into(),
         authorized_ttl: Duration::ZERO,
         unauthorized_ttl: Duration::ZERO,
     };
     let random = testing::config().random;
-    let in_cluster =
-        || -> Result<client::https::Config, client::Error> { unreachable!("none is in the cluster") };
     let configuration = flags(&reviewer.kubeconfig()).configuration().unwrap();
-    let modes = configuration.modes(&random, &in_cluster).unwrap();
+    let modes = configuration.modes(&means(Metrics::default())).unwrap();
     let registry = registry().await;
     let authorizer = Arc::new(Authorizer::of_modes(modes, registry.clone()));
     let chain = Chain::new(registry.clone(), authorizer.clone(), random);

@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use apiserver::ApiServer;
 use apiserver::bootstrap::loopback_user;
-use apiserver::handle::{Peer, RequestBody};
+use apiserver::handle::{Config, Peer, RequestBody};
+use apiserver::negotiate::Forms;
 use apiserver::testing;
 use bytes::Bytes;
 use http::Request;
@@ -101,7 +102,7 @@ async fn a_job_selects_the_pods_of_its_own_uid() {
 
 #[tokio::test]
 async fn objects_are_written_read_and_listed_as_cbor() {
-    let server = testing::server().await;
+    let server = testing::server_of(Config { forms: Forms::ALL, ..testing::config() }).await;
     server.bootstrap(Vec::new()).await.unwrap();
     let cbor = ("application/cbor", "application/cbor");
     let secret = json!({

@@ -14,7 +14,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use futures::StreamExt;
 use http::{HeaderValue, Request, Response, Uri, header};
-use http_body_util::{BodyExt, BodyStream, Full};
+use http_body_util::{BodyExt, BodyStream, Full, Limited};
 use hyper_util::client::legacy::Client as HttpClient;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use rustls::client::ResolvesClientCert;
@@ -109,6 +109,8 @@ pub struct HttpsTransport {
     /// A path before the API's paths, without a slash at its end.
     prefix: String,
     tokens: Option<Tokens>,
+    /// The longest answer that is read, but for streams.
+    max_answer: usize,
 }
 
 impl HttpsTransport {
@@ -146,7 +148,13 @@ impl HttpsTransport {
             scheme,
             prefix: uri.path().trim_end_matches('/').to_owned(),
             tokens: config.token.clone().map(Tokens::new),
+            max_answer: usize::MAX,
         })
+    }
+
+    /// Reads no answer that is longer: for servers whose answers are short when all is well.
+    pub fn at_most(self, max_answer: usize) -> Self {
+        HttpsTransport { max_answer, ..self }
     }
 
     /// A connection of its own that speaks HTTP/1.1 to the server: for exec, attach and port-forward, which
@@ -215,7 +223,9 @@ impl Transport for HttpsTransport {
             });
             Body::Stream(Box::pin(chunks))
         } else {
-            Body::Full(body.collect().await.map_err(|e| Error::Transport(e.into()))?.to_bytes())
+            Body::Full(
+                Limited::new(body, self.max_answer).collect().await.map_err(Error::Transport)?.to_bytes(),
+            )
         };
         Ok(Response::from_parts(parts, body))
     }

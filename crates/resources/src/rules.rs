@@ -6,6 +6,7 @@ use serde_json::Value;
 
 use crate::get::{Errors, set};
 use crate::strategy::{Context, Strategy, carry_over};
+use crate::validate::same;
 
 /// What a kind does, each part doing nothing unless given: `Rules { validate, ..Rules::PLAIN }`.
 #[derive(Clone, Copy)]
@@ -16,6 +17,8 @@ pub struct Rules {
     /// After the status was carried over.
     pub prepare_update: fn(&Context, &mut Value, &Value),
     pub validate: fn(&Value) -> Errors,
+    /// What is asked of new objects besides.
+    pub validate_create: fn(&Value) -> Errors,
     /// What is wrong with an update besides what `validate` finds.
     pub validate_update: fn(&Value, &Value) -> Errors,
     pub validate_status: fn(&Value, &Value) -> Errors,
@@ -35,6 +38,7 @@ impl Rules {
         prepare_create: |_, _| (),
         prepare_update: |_, _, _| (),
         validate: |_| Vec::new(),
+        validate_create: |_| Vec::new(),
         validate_update: |_, _| Vec::new(),
         validate_status: |_, _| Vec::new(),
         name: names::dns1123_subdomain,
@@ -62,7 +66,9 @@ impl Strategy for Rules {
     }
 
     fn validate(&self, object: &Value) -> Vec<Error> {
-        (self.validate)(object)
+        let mut errors = (self.validate)(object);
+        errors.extend((self.validate_create)(object));
+        errors
     }
 
     fn validate_name(&self, name: &str) -> Vec<String> {
@@ -128,10 +134,8 @@ pub fn keep_all_but_status(object: &mut Value, old: &Value) {
 
 /// Whether anything but the metadata and the status differs.
 pub fn content_changed(object: &Value, old: &Value) -> bool {
-    let content = |value: &Value| -> Vec<(String, Value)> {
-        let fields = value.as_object().into_iter().flatten();
-        let own = |name: &str| matches!(name, "metadata" | "status" | "apiVersion" | "kind");
-        fields.filter(|(k, v)| !own(k) && !v.is_null()).map(|(k, v)| (k.clone(), v.clone())).collect()
-    };
-    content(object) != content(old)
+    let names = [object, old].into_iter().filter_map(Value::as_object).flat_map(|fields| fields.keys());
+    let mut content =
+        names.filter(|name| !matches!(name.as_str(), "metadata" | "status" | "apiVersion" | "kind"));
+    content.any(|name| !same(object.get(name), old.get(name)))
 }

@@ -213,8 +213,10 @@ fn nodes_keep_their_range() {
         json!({"metadata": {"name": "n"}, "spec": {"podCIDR": "10.42.0.0/24"}, "status": {"phase": "x"}});
     assert_eq!(create("nodes", &node), Vec::<String>::new());
     assert_eq!(update("nodes", &node, "/spec/unschedulable", json!(true)), Vec::<String>::new());
+    // Of the two forms of the range the single one counts.
+    assert_eq!(update("nodes", &node, "/spec/podCIDRs", json!(["10.42.1.0/24"])), Vec::<String>::new());
     assert_eq!(
-        update("nodes", &node, "/spec/podCIDRs", json!(["10.42.1.0/24"])),
+        update("nodes", &node, "/spec/podCIDR", json!("10.42.1.0/24")),
         ["spec.podCIDRs: Forbidden: node updates may not change podCIDR except from \"\" to valid"]
     );
     let tainted = json!({"metadata": {"name": "n"}, "spec": {"taints": [{"key": "k"}]}});

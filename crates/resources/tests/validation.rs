@@ -391,3 +391,96 @@ fn no_two_topologies_of_a_class_are_the_same() {
         ],
     );
 }
+
+#[test]
+fn claims_and_volumes_keep_what_they_are() {
+    let claim = json!({
+        "metadata": {"name": "c", "namespace": "n"},
+        "spec": {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "2Gi"}}},
+        "status": {"phase": "Bound", "capacity": {"storage": "1Gi"}},
+    });
+    let spec = "spec: Forbidden: spec is immutable after creation except resources.requests and \
+                volumeAttributesClassName for bound claims";
+    let small = "spec.resources.requests.storage: Forbidden: field can not be less than status.capacity";
+    let storage = "/spec/resources/requests/storage";
+    for (phase, pointer, value, wanted) in [
+        ("Bound", storage, json!("3Gi"), &[][..]),
+        ("Bound", storage, json!("1500Mi"), &[]),
+        ("Bound", storage, json!("1Gi"), &[small]),
+        ("Pending", storage, json!("3Gi"), &[spec]),
+        ("Pending", "/spec/resources/limits", json!({}), &[]),
+        ("Pending", "/spec/storageClassName", json!("fast"), &[]),
+        ("Pending", "/spec/volumeName", json!("v"), &[]),
+        ("Pending", "/spec/accessModes", json!(["ReadOnlyMany"]), &[spec]),
+    ] {
+        let mut claim = claim.clone();
+        claim["status"]["phase"] = phase.into();
+        let found = update("persistentvolumeclaims", &claim, &[(pointer, value.clone())]);
+        assert_eq!(found, wanted, "{phase} {pointer} {value}");
+    }
+    let other = json!({"kind": "PersistentVolumeClaim", "name": "b"});
+    let mut twice = claim.clone();
+    twice["spec"]["dataSource"] = json!({"kind": "PersistentVolumeClaim", "name": "a"});
+    twice["spec"]["dataSourceRef"] = twice["spec"]["dataSource"].clone();
+    check(
+        update("persistentvolumeclaims", &twice, &[("/spec/dataSourceRef", other)]),
+        &["spec: Invalid value: {}: must match dataSourceRef", spec],
+    );
+
+    let volume = json!({
+        "metadata": {"name": "v"},
+        "spec": {
+            "accessModes": ["ReadWriteOnce"], "capacity": {"storage": "1Gi"}, "csi": {"driver": "d", "volumeHandle": "h"},
+            "persistentVolumeReclaimPolicy": "Retain", "volumeMode": "Filesystem",
+        },
+    });
+    let source =
+        "spec.persistentvolumesource: Forbidden: spec.persistentvolumesource is immutable after creation";
+    let secret = json!({"name": "s", "namespace": "n"});
+    check(update("persistentvolumes", &volume, &[("/spec/csi/controllerExpandSecretRef", secret)]), &[]);
+    check(update("persistentvolumes", &volume, &[("/spec/csi/volumeHandle", json!("i"))]), &[source]);
+    check(
+        update("persistentvolumes", &volume, &[("/spec/glusterfs", json!({"endpoints": "e", "path": "p"}))]),
+        &["spec.csi: Forbidden: may not specify more than 1 volume type", source],
+    );
+    let class = json!({"metadata": {"name": "c"}, "provisioner": "p", "reclaimPolicy": "Delete", "volumeBindingMode": "Immediate"});
+    check(
+        update("storageclasses", &class, &[("/reclaimPolicy", json!("Retain"))]),
+        &["reclaimPolicy: Invalid value: \"Retain\": field is immutable"],
+    );
+}
+
+#[test]
+fn an_event_tells_of_the_same_for_ever() {
+    let def = table().iter().find(|def| def.group == "events.k8s.io" && def.plural == "events");
+    let def = def.expect("it is in the table");
+    let old = json!({
+        "metadata": {"name": "e", "namespace": "default"}, "eventTime": "2026-01-01T00:00:00.000000Z",
+        "reason": "r", "action": "a", "type": "Normal", "reportingController": "a.b/c", "reportingInstance": "i",
+        "regarding": {"kind": "Pod", "namespace": "default", "name": "p"},
+    });
+    for (field, value, wanted) in [
+        ("series", json!({"count": 2, "lastObservedTime": "2026-01-01T00:00:00.000000Z"}), &[][..]),
+        (
+            "series",
+            json!({"count": 1}),
+            &[
+                "series.count: Invalid value: \"\": should be at least 2",
+                "series.lastObservedTime: Required value",
+            ],
+        ),
+        ("reason", json!("s"), &["reason: Invalid value: \"s\": field is immutable"]),
+        ("note", json!("n"), &["message: Invalid value: \"n\": field is immutable"]),
+        (
+            "reportingController",
+            json!("d.e/f"),
+            &["reportingController: Invalid value: \"d.e/f\": field is immutable"],
+        ),
+    ] {
+        let mut new = old.clone();
+        new[field] = value;
+        let found: Vec<String> =
+            def.strategy.validate_update(&new, &old).iter().map(ToString::to_string).collect();
+        assert_eq!(found, wanted, "{field}");
+    }
+}

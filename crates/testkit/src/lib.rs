@@ -1,10 +1,12 @@
 //! Stand-ins for tests. [`FakeServer`] is an API server of a few objects: lists, watches and creation, no more
 //! than informers need. Where a test needs more, the real server runs in the same process:
-//! `apiserver::testing`. [`network`] makes hosts and pods of network namespaces, [`csi`] is a storage driver.
+//! `apiserver::testing`. [`network`] makes hosts and pods of network namespaces, [`csi`] is a storage driver, [`https`]
+//! a webhook.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 pub mod csi;
+pub mod https;
 pub mod network;
 
 use std::collections::HashMap;

@@ -10,9 +10,11 @@ use anyhow::Context;
 use apiserver::admission::Chain;
 use apiserver::authn::{self, Authenticators, TokenIssuer};
 use apiserver::authz::Authorizer;
+use apiserver::negotiate::Forms;
 use apiserver::seams::UserInfo;
 use apiserver::{ApiServer, Registry};
 use client::Client;
+use resources::features::Feature;
 use serde_json::Value;
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
@@ -21,7 +23,7 @@ use tokio_util::sync::CancellationToken;
 use crate::components::ServingSettings;
 use crate::pki::{Leaf, Lives, Names, Pki};
 use crate::renewal::{KubeconfigFile, Renewal};
-use crate::trust::{Given, Trust};
+use crate::trust::{Authorization, Given, Trust};
 use crate::{encryption, host, parts};
 
 /// The issuer of ServiceAccount tokens, and their audience.
@@ -210,10 +212,17 @@ impl ControlPlane {
             }
             stop.cancel();
         });
-        self.tasks.spawn(forget_history(self.api.clone(), shutdown));
+        self.tasks.spawn(forget_history(self.api.clone(), shutdown.clone()));
         let mut objects = apiserver::authz::bootstrap_objects_with(settings.requests.features);
         objects.extend(settings.objects.iter().cloned());
         self.api.bootstrap(objects).await.context("cannot make what a cluster starts with")?;
+        if settings.requests.table().iter().any(|def| def.plural == "leasecandidates") {
+            let own = Client::new(self.api.in_process(apiserver::bootstrap::loopback_user()), "apiserver");
+            let identity = format!("{}_{}", host::hostname()?, uuid::Uuid::new_v4());
+            self.tasks.spawn(async move {
+                controllers::choose_leaders(own, &identity, host::clock(), shutdown).await;
+            });
+        }
         tracing::info!(address = settings.url(), kubeconfig = %settings.kubeconfig.display(), "the API is ready");
         Ok(())
     }
@@ -271,7 +280,8 @@ fn assemble(
     let clock = host::clock();
     let clock: authn::Clock = Arc::new(move || clock.now());
     let random: authn::Random = Arc::new(|bytes| rand::fill(bytes));
-    let authorizer = Arc::new(Authorizer::of_modes(settings.given.modes.clone(), registry.clone()));
+    let Authorization { modes, metrics, reload } = settings.given.authorization.clone();
+    let authorizer = Arc::new(Authorizer::counted(modes, registry.clone(), metrics.clone()));
     let chain = Chain::new(registry.clone(), authorizer.clone(), random.clone());
     let requests = &settings.requests;
     let told =
@@ -289,7 +299,7 @@ fn assemble(
     let review = authenticators.clone();
     let config = apiserver::Config {
         authenticate: trust.known_only(authenticators),
-        authorize: authorizer,
+        authorize: authorizer.clone(),
         admit: chain.clone(),
         issuer: Some(issuer),
         review_token: Some(review),
@@ -300,12 +310,18 @@ fn assemble(
         front_proxy: Some(trust.front_proxy.clone()),
         max_in_flight: settings.requests.max_in_flight,
         event_ttl: settings.requests.event_ttl,
+        forms: Forms { cbor: settings.requests.features.has(Feature::CborServingAndStorage) },
         audit,
         authentication_data: published,
         clock,
         random,
     };
-    let api = ApiServer::new(registry, config, shutdown);
+    let api = ApiServer::new(registry, config, shutdown.clone());
+    api.metrics.also(move |registry| metrics.register(registry));
+    if let Some(reload) = reload {
+        let id = format!("apiserver-{}", settings.node_name);
+        api.tasks.spawn(reload.follow(authorizer, id, api.config.clock.clone(), shutdown));
+    }
     // The quota of a namespace is charged through the API, by the server itself.
     let own = Client::new(api.in_process(apiserver::bootstrap::loopback_user()), "apiserver");
     let charged = chain.client().set(own);

@@ -11,7 +11,8 @@ use apiserver::authn::oidc::config::Jwt;
 use apiserver::authn::{
     self, Authenticators, RequestHeaders, SigningKey, StaticToken, TokenWebhook, VerifyingKey,
 };
-use apiserver::authz::Mode;
+use apiserver::authz::reload::Reload;
+use apiserver::authz::{Metrics, Mode};
 use apiserver::seams::{Authenticate, Lookup, UserInfo};
 use async_trait::async_trait;
 use rustls_pki_types::CertificateDer;
@@ -39,7 +40,7 @@ pub struct Given {
     pub jwt: Vec<Jwt>,
     pub anonymous: bool,
     pub bootstrap_tokens: bool,
-    pub modes: Vec<Mode>,
+    pub authorization: Authorization,
     /// Who is asked about tokens that nobody here knows.
     pub token_webhook: Option<Arc<TokenWebhook>>,
 }
@@ -61,9 +62,25 @@ impl Default for Given {
             jwt: Vec::new(),
             anonymous: true,
             bootstrap_tokens: true,
-            modes: vec![Mode::Node, Mode::Rbac],
+            authorization: Authorization::default(),
             token_webhook: None,
         }
+    }
+}
+
+/// Who says what users may do.
+#[derive(Clone)]
+pub struct Authorization {
+    /// In the order in which they are asked.
+    pub modes: Vec<Mode>,
+    pub metrics: Metrics,
+    /// The file that names them, to be followed.
+    pub reload: Option<Reload>,
+}
+
+impl Default for Authorization {
+    fn default() -> Self {
+        Authorization { modes: vec![Mode::Node, Mode::Rbac], metrics: Metrics::default(), reload: None }
     }
 }
 

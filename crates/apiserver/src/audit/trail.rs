@@ -18,7 +18,7 @@ use super::{AUDIT_ID, AUTHORIZATION_REASON, Annotation, Auditor, Ending, Level, 
 use crate::authn::Clock;
 use crate::body::{Body, Response};
 use crate::handle::{Asked, decode_body};
-use crate::negotiate;
+use crate::negotiate::Forms;
 use crate::request::RequestInfo;
 use crate::seams::UserInfo;
 
@@ -195,7 +195,7 @@ fn patch(body: &Bytes) -> Option<Value> {
 
 /// The object that was sent, with its defaults. What cannot be read is for others to say.
 fn object(def: &ResourceDef, asked: &Asked, body: &Bytes) -> Option<Value> {
-    let format = negotiate::content(&asked.parts.headers).ok()?;
+    let format = Forms::ALL.content(&asked.parts.headers).ok()?;
     let gvk = match def.subresource(&asked.info.attributes.subresource) {
         Some(subresource) => subresource.kind.clone(),
         None => def.gvk(),
@@ -232,6 +232,6 @@ async fn whole(response: Response) -> Response {
 
 fn answered_object(response: &Response) -> Option<Value> {
     let Body::Full(bytes) = response.body() else { return None };
-    let format = negotiate::content(response.headers()).ok()?;
+    let format = Forms::ALL.content(response.headers()).ok()?;
     Some(decode_body(format, bytes, None, Strictness::Ignore).ok()?.object).filter(Value::is_object)
 }

@@ -184,7 +184,7 @@ impl Courier {
             });
             match self.server.post(&list, Retry::Always).await {
                 Ok(_) => taken += batch.len(),
-                Err(why) => tracing::error!(why, events = batch.len(), "audit events are lost"),
+                Err(why) => tracing::error!(%why, events = batch.len(), "audit events are lost"),
             }
         }
         taken == count

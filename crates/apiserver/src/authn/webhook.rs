@@ -72,7 +72,7 @@ impl TokenWebhook {
             "kind": "TokenReview", "apiVersion": self.api_version, "metadata": {}, "spec": spec,
             "status": {"user": {}},
         });
-        let answer = self.server.ask(&review).await;
+        let answer = self.server.ask(&review).await.map_err(String::from);
         let answer =
             answer.inspect_err(|why| tracing::error!(why, "failed to make webhook authenticator request"))?;
         let found = named(&answer, wanted, own)?;

@@ -15,20 +15,33 @@ use client::kubeconfig::Kubeconfig;
 use serde::{Deserialize, Deserializer};
 
 use super::Mode;
+use super::abac::Policies;
+use super::metrics::Metrics;
 use super::webhook::{Condition, Options, Version, Webhook};
 use crate::authn::Random;
 use crate::remote::review_server::ReviewServer;
 
 const API_VERSIONS: [&str; 3] =
     ["apiserver.config.k8s.io/v1", "apiserver.config.k8s.io/v1beta1", "apiserver.config.k8s.io/v1alpha1"];
-const TYPES: [&str; 5] = ["AlwaysAllow", "AlwaysDeny", "Node", "RBAC", "Webhook"];
+const TYPES: [&str; 6] = ["ABAC", "AlwaysAllow", "AlwaysDeny", "Node", "RBAC", "Webhook"];
 const MOST_CONDITIONS: usize = 64;
 const LONGEST_TIMEOUT: Duration = Duration::from_secs(30);
 /// Upstream: apiserver/pkg/server/options/authentication.go DefaultAuthWebhookRetryBackoff
 const PATIENCE: Duration = Duration::from_millis(500);
 
+/// What authorizers are made of, besides what their configuration says.
+#[derive(Clone)]
+pub struct Means {
+    pub random: Random,
+    /// How a server is reached that is this cluster's own.
+    pub in_cluster: fn() -> Result<Config, client::Error>,
+    /// Those of `--authorization-policy-file`, where ABAC is one of the authorizers.
+    pub policies: Option<Arc<Policies>>,
+    pub metrics: Metrics,
+}
+
 /// The file of `--authorization-config`.
-#[derive(Clone, Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct AuthorizationConfiguration {
     pub api_version: String,
@@ -36,7 +49,7 @@ pub struct AuthorizationConfiguration {
     pub authorizers: Vec<AuthorizerConfiguration>,
 }
 
-#[derive(Clone, Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct AuthorizerConfiguration {
     pub r#type: String,
@@ -44,7 +57,7 @@ pub struct AuthorizerConfiguration {
     pub webhook: Option<WebhookConfiguration>,
 }
 
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct WebhookConfiguration {
     #[serde(rename = "authorizedTTL", deserialize_with = "read_duration")]
@@ -79,14 +92,14 @@ impl Default for WebhookConfiguration {
     }
 }
 
-#[derive(Clone, Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct ConnectionInfo {
     pub r#type: String,
     pub kube_config_file: Option<PathBuf>,
 }
 
-#[derive(Clone, Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct MatchCondition {
     pub expression: String,
@@ -101,6 +114,7 @@ fn read_duration<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration,
 #[derive(Clone, Debug)]
 pub struct Flags {
     pub modes: Vec<String>,
+    pub policy_file: Option<PathBuf>,
     pub webhook_config_file: Option<PathBuf>,
     pub webhook_version: String,
     pub authorized_ttl: Duration,
@@ -112,15 +126,17 @@ impl Flags {
     ///
     /// Upstream: pkg/kubeapiserver/options/authorization.go Validate, buildAuthorizationConfiguration
     pub fn configuration(self) -> Result<AuthorizationConfiguration, String> {
-        let asks = self.modes.iter().any(|mode| mode == "Webhook");
-        match &self.webhook_config_file {
-            None if asks => {
-                return Err("authorization-mode Webhook's authorization config file not passed".into());
+        for (mode, file, name, flag) in [
+            ("ABAC", &self.policy_file, "policy file", "authorization-policy-file"),
+            ("Webhook", &self.webhook_config_file, "config file", "authorization-webhook-config-file"),
+        ] {
+            match (self.modes.iter().any(|wanted| wanted == mode), file) {
+                (true, None) => {
+                    return Err(format!("authorization-mode {mode}'s authorization {name} not passed"));
+                }
+                (false, Some(_)) => return Err(format!("cannot specify --{flag} without mode {mode}")),
+                _ => {}
             }
-            Some(_) if !asks => {
-                return Err("cannot specify --authorization-webhook-config-file without mode Webhook".into());
-            }
-            _ => {}
         }
         let different: BTreeSet<&String> = self.modes.iter().collect();
         if different.len() != self.modes.len() {
@@ -128,7 +144,7 @@ impl Flags {
         }
         let authorizer = |mode: &String| AuthorizerConfiguration {
             r#type: mode.clone(),
-            name: if mode == "Webhook" { "default".to_owned() } else { mode.to_ascii_lowercase() },
+            name: if mode == "Webhook" { "default".to_owned() } else { usual_name(mode) },
             webhook: (mode == "Webhook").then(|| self.webhook()),
         };
         let authorizers = self.modes.iter().map(authorizer).collect();
@@ -153,20 +169,63 @@ impl Flags {
     }
 }
 
+/// What an authorizer is called that there is only one of.
+fn usual_name(kind: &str) -> String {
+    kind.to_ascii_lowercase()
+}
+
 impl AuthorizationConfiguration {
     pub fn parse(text: &str) -> Result<Self, String> {
-        let mut read: Self = serde_saphyr::from_str(text).map_err(|error| error.to_string())?;
+        Self::parse_with(text, &[])
+    }
+
+    /// Reads a configuration that must have authorizers of these types.
+    ///
+    /// Upstream: pkg/kubeapiserver/authorizer/config.go LoadAndValidateData
+    pub(super) fn parse_with(text: &str, types: &[String]) -> Result<Self, String> {
+        let unread = |why: String| format!("failed to load AuthorizationConfiguration from file: {why}");
+        let mut read: Self = serde_saphyr::from_str(text).map_err(|error| unread(error.to_string()))?;
         let known = API_VERSIONS.contains(&read.api_version.as_str());
         if read.kind != "AuthorizationConfiguration" || !known {
-            return Err(format!("no kind {:?} is registered for version {:?}", read.kind, read.api_version));
+            let why = format!("no kind {:?} is registered for version {:?}", read.kind, read.api_version);
+            return Err(unread(why));
         }
         for webhook in read.authorizers.iter_mut().filter_map(|authorizer| authorizer.webhook.as_mut()) {
             webhook.fill_defaults();
         }
-        match read.wrong().as_slice() {
-            [] => Ok(read),
-            errors => Err(aggregate(errors)),
+        let errors = read.wrong();
+        if !errors.is_empty() {
+            return Err(aggregate(&errors));
         }
+        match read.misnamed(types).as_slice() {
+            [] => Ok(read),
+            errors => Err(super::rbac::aggregate(errors)),
+        }
+    }
+
+    /// The types of the authorizers that are not webhooks.
+    pub(super) fn lasting_types(&self) -> Vec<String> {
+        let types = self.authorizers.iter().map(|authorizer| authorizer.r#type.clone());
+        types.filter(|kind| kind != "Webhook").collect()
+    }
+
+    /// What is called otherwise than the flags would call it, and what of `types` is missing.
+    fn misnamed(&self, types: &[String]) -> Vec<String> {
+        let lasting = self.authorizers.iter().filter(|authorizer| authorizer.r#type != "Webhook");
+        let mut errors: Vec<String> = lasting
+            .filter(|authorizer| authorizer.name != usual_name(&authorizer.r#type))
+            .map(|AuthorizerConfiguration { r#type, name, .. }| {
+                format!("expected name {} for authorizer {} instead of {name}", usual_name(r#type), r#type)
+            })
+            .collect();
+        let here = self.lasting_types();
+        let missing: BTreeSet<&str> =
+            types.iter().filter(|kind| !here.contains(kind)).map(String::as_str).collect();
+        if !missing.is_empty() {
+            let names: Vec<&str> = missing.into_iter().collect();
+            errors.push(format!("missing required types: [{}]", names.join(" ")));
+        }
+        errors
     }
 
     fn wrong(&self) -> Vec<Error> {
@@ -218,20 +277,23 @@ impl AuthorizationConfiguration {
         errors
     }
 
-    /// The authorizers, ready to be asked. `in_cluster` says how a server is reached that is this cluster's own.
-    pub fn modes(
-        &self,
-        random: &Random,
-        in_cluster: &dyn Fn() -> Result<Config, client::Error>,
-    ) -> Result<Vec<Mode>, String> {
+    /// The authorizers, ready to be asked.
+    pub fn modes(&self, means: &Means) -> Result<Vec<Mode>, String> {
         let mode =
             |authorizer: &AuthorizerConfiguration| match (authorizer.r#type.as_str(), &authorizer.webhook) {
                 ("AlwaysAllow", _) => Ok(Mode::AlwaysAllow),
                 ("AlwaysDeny", _) => Ok(Mode::AlwaysDeny),
+                ("ABAC", _) => {
+                    let absent = || {
+                        "authorizer type ABAC is not allowed if it was not enabled at initial server startup"
+                            .to_owned()
+                    };
+                    means.policies.clone().map(Mode::Abac).ok_or_else(absent)
+                }
                 ("Node", _) => Ok(Mode::Node),
                 ("RBAC", _) => Ok(Mode::Rbac),
                 ("Webhook", Some(webhook)) => {
-                    let made = webhook.make(random.clone(), in_cluster);
+                    let made = webhook.make(&authorizer.name, means);
                     made.map(|made| Mode::Webhook(Arc::new(made)))
                         .map_err(|why| format!("authorizer {:?}: {why}", authorizer.name))
                 }
@@ -298,11 +360,7 @@ impl WebhookConfiguration {
         }
     }
 
-    fn make(
-        &self,
-        random: Random,
-        in_cluster: &dyn Fn() -> Result<Config, client::Error>,
-    ) -> Result<Webhook, String> {
+    fn make(&self, name: &str, means: &Means) -> Result<Webhook, String> {
         let version = &self.subject_access_review_version;
         let Some(version) = Version::named(version) else {
             return Err(format!(
@@ -311,9 +369,10 @@ impl WebhookConfiguration {
         };
         let config = match &self.connection_info.kube_config_file {
             Some(path) => Kubeconfig::read(path).and_then(|kubeconfig| kubeconfig.config(None)),
-            None => in_cluster(),
+            None => (means.in_cluster)(),
         };
-        let server = config.and_then(|config| ReviewServer::new(&config, self.timeout, PATIENCE, random));
+        let server = config
+            .and_then(|config| ReviewServer::new(&config, self.timeout, PATIENCE, means.random.clone()));
         let kept = |wanted: bool, time: Duration| if wanted { time } else { Duration::ZERO };
         let options = Options {
             version,
@@ -324,7 +383,8 @@ impl WebhookConfiguration {
         let conditions =
             self.match_conditions.iter().map(|condition| Condition::compile(&condition.expression));
         let conditions = conditions.collect::<Result<_, _>>()?;
-        Ok(Webhook::new(server.map_err(|error| error.to_string())?, options, conditions))
+        let server = server.map_err(|error| error.to_string())?;
+        Ok(Webhook::new(name, server, options, conditions, means.metrics.clone()))
     }
 }
 
@@ -379,9 +439,13 @@ mod tests {
             ),
             (
                 "authorizers: [{type: Other, name: a}]",
-                "authorizers[0].type: Unsupported value: \"Other\": supported values: \"AlwaysAllow\", \"AlwaysDeny\", \
-                 \"Node\", \"RBAC\", \"Webhook\""
+                "authorizers[0].type: Unsupported value: \"Other\": supported values: \"ABAC\", \"AlwaysAllow\", \
+                 \"AlwaysDeny\", \"Node\", \"RBAC\", \"Webhook\""
                     .to_owned(),
+            ),
+            (
+                "authorizers: [{type: RBAC, name: a}, {type: Node, name: node}]",
+                "expected name rbac for authorizer RBAC instead of a".to_owned(),
             ),
             (
                 "authorizers: [{type: Webhook, name: a}]",
@@ -414,6 +478,7 @@ mod tests {
     fn flags_describe_a_configuration() {
         let flags = |modes: &[&str], file: Option<&str>| Flags {
             modes: modes.iter().map(|mode| (*mode).to_owned()).collect(),
+            policy_file: None,
             webhook_config_file: file.map(PathBuf::from),
             webhook_version: "v1".into(),
             authorized_ttl: Duration::from_secs(1),
@@ -423,7 +488,8 @@ mod tests {
         let webhook = made.authorizers[1].webhook.as_ref().unwrap();
         assert!(webhook.cache_authorized_requests && !webhook.cache_unauthorized_requests);
         for (modes, file, wanted) in [
-            (&["Webhook"][..], None, "authorization-mode Webhook's authorization config file not passed"),
+            (&["ABAC"][..], None, "authorization-mode ABAC's authorization policy file not passed"),
+            (&["Webhook"], None, "authorization-mode Webhook's authorization config file not passed"),
             (
                 &["RBAC"],
                 Some("/f"),
@@ -437,5 +503,20 @@ mod tests {
         ] {
             assert_eq!(flags(modes, file).configuration().unwrap_err(), wanted);
         }
+    }
+
+    #[test]
+    fn what_the_server_started_with_must_stay() {
+        let types = ["Node", "RBAC"].map(str::to_owned);
+        let read = |text: &str| {
+            let read = AuthorizationConfiguration::parse_with(&format!("{HEAD}{text}"), &types);
+            read.err().unwrap_or_default()
+        };
+        assert_eq!(read("authorizers: [{type: RBAC, name: rbac}, {type: Node, name: node}]"), "");
+        assert_eq!(
+            read("authorizers: [{type: AlwaysAllow, name: all}]"),
+            "[expected name alwaysallow for authorizer AlwaysAllow instead of all, missing required types: [Node \
+             RBAC]]"
+        );
     }
 }

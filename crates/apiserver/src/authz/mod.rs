@@ -1,24 +1,31 @@
 //! Who may do what. [`Authorizer`] asks, in upstream's order, whether the user is one of `system:masters`, then
-//! the [`node`] authorizer, then [`rbac`]; or whom [`config`] names, [`webhook`]s among them. [`escalation`] keeps
-//! people from granting what they do not have; [`bootstrap`] holds the roles that a cluster starts with.
+//! the [`node`] authorizer, then [`rbac`]; or whom [`config`] names, [`webhook`]s and the policies of [`abac`] among
+//! them, and [`reload`] names anew. [`escalation`] keeps people from granting what they do not have; [`bootstrap`] holds
+//! the roles that a cluster starts with.
 //!
 //! What always holds: a check reads indexes derived from [`Lookup`] and refreshed when its revision moves; it
 //! never waits, but for webhooks where there are any.
 
+mod abac;
 pub mod bootstrap;
 pub mod config;
 pub mod escalation;
+mod metrics;
 mod node;
 mod rbac;
+pub mod reload;
 mod rule;
 mod webhook;
 
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 
 use apimachinery::{GroupResource, Status};
+use prometheus_client::metrics::counter::Counter;
 use serde_json::{Value, json};
 
+pub use abac::Policies;
 pub use bootstrap::{bootstrap_objects, bootstrap_objects_with};
+pub use metrics::Metrics;
 pub(crate) use node::node_identity;
 pub use rule::Rule;
 pub use webhook::Webhook;
@@ -34,14 +41,56 @@ pub const SYSTEM_MASTERS: &str = "system:masters";
 pub enum Mode {
     AlwaysAllow,
     AlwaysDeny,
+    Abac(Arc<Policies>),
     Node,
     Rbac,
     Webhook(Arc<Webhook>),
 }
 
+impl Mode {
+    fn kind(&self) -> &'static str {
+        match self {
+            Mode::AlwaysAllow => "AlwaysAllow",
+            Mode::AlwaysDeny => "AlwaysDeny",
+            Mode::Abac(_) => "ABAC",
+            Mode::Node => "Node",
+            Mode::Rbac => "RBAC",
+            Mode::Webhook(_) => "Webhook",
+        }
+    }
+}
+
+/// An authorizer, with how often it decided.
+struct Counted {
+    mode: Mode,
+    allowed: Counter,
+    denied: Counter,
+}
+
+impl Counted {
+    fn new(mode: Mode, metrics: &Metrics) -> Self {
+        let name = match &mode {
+            Mode::Webhook(webhook) => webhook.name().to_owned(),
+            mode => mode.kind().to_ascii_lowercase(),
+        };
+        let [allowed, denied] = metrics.decisions(mode.kind(), &name);
+        Counted { mode, allowed, denied }
+    }
+
+    fn count(&self, decided: Decided) -> Decided {
+        match decided.decision {
+            Decision::Allow { .. } => drop(self.allowed.inc()),
+            Decision::Deny { .. } => drop(self.denied.inc()),
+            Decision::NoOpinion { .. } => {}
+        }
+        decided
+    }
+}
+
 /// The authorizers of the server, in order: the first with an opinion decides.
 pub struct Authorizer {
-    modes: Vec<Mode>,
+    modes: RwLock<Arc<[Counted]>>,
+    metrics: Metrics,
     node: node::NodeAuthorizer,
     rbac: rbac::Rbac,
 }
@@ -53,7 +102,29 @@ impl Authorizer {
     }
 
     pub fn of_modes(modes: Vec<Mode>, lookup: Arc<dyn Lookup>) -> Self {
-        Authorizer { modes, node: node::NodeAuthorizer::new(lookup.clone()), rbac: rbac::Rbac::new(lookup) }
+        Self::counted(modes, lookup, Metrics::default())
+    }
+
+    /// The same, counted together with what else is counted there.
+    pub fn counted(modes: Vec<Mode>, lookup: Arc<dyn Lookup>, metrics: Metrics) -> Self {
+        let authorizer = Authorizer {
+            modes: RwLock::new(Arc::new([])),
+            metrics,
+            node: node::NodeAuthorizer::new(lookup.clone()),
+            rbac: rbac::Rbac::new(lookup),
+        };
+        authorizer.replace(modes);
+        authorizer
+    }
+
+    /// From now on these are asked; who is being asked just now finishes with those before.
+    fn replace(&self, modes: Vec<Mode>) {
+        let modes = modes.into_iter().map(|mode| Counted::new(mode, &self.metrics)).collect();
+        *self.modes.write().unwrap_or_else(PoisonError::into_inner) = modes;
+    }
+
+    fn modes(&self) -> Arc<[Counted]> {
+        self.modes.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// For those who decide without waiting, as admission plugins and expressions do. Where webhooks are asked, the
@@ -77,6 +148,7 @@ impl Authorizer {
         Some(match mode {
             Mode::AlwaysAllow => Decision::Allow { reason: String::new() },
             Mode::AlwaysDeny => Decision::NoOpinion { reason: "Everything is forbidden.".to_owned() },
+            Mode::Abac(policies) => policies.authorize(user, attributes),
             Mode::Node => self.node.authorize(user, attributes),
             Mode::Rbac => self.rbac.authorize(user, attributes),
             Mode::Webhook(_) => return None,
@@ -84,15 +156,15 @@ impl Authorizer {
     }
 
     /// Asks one authorizer after the other.
-    async fn ask(&self, user: &UserInfo, attributes: &Attributes) -> Decided {
+    async fn ask(&self, modes: Arc<[Counted]>, user: &UserInfo, attributes: &Attributes) -> Decided {
         let mut said = Said::default();
-        for mode in &self.modes {
-            let decided = match (self.known(mode, user, attributes), mode) {
+        for counted in &*modes {
+            let decided = match (self.known(&counted.mode, user, attributes), &counted.mode) {
                 (Some(decision), _) => decision.into(),
                 (None, Mode::Webhook(webhook)) => webhook.authorize(user, attributes).await,
                 (None, _) => continue,
             };
-            if let Some(decided) = said.hear(decided) {
+            if let Some(decided) = said.hear(counted.count(decided)) {
                 return decided;
             }
         }
@@ -132,27 +204,66 @@ impl Authorize for Authorizer {
         if is_master(user) {
             return Decision::Allow { reason: String::new() }.into();
         }
+        let modes = self.modes();
         let mut said = Said::default();
-        for mode in &self.modes {
-            let Some(decision) = self.known(mode, user, attributes) else {
-                return Verdict::Later(Box::pin(self.ask(user, attributes)));
+        for counted in &*modes {
+            let Some(decision) = self.known(&counted.mode, user, attributes) else {
+                // Those before it had no opinion, and are asked again with it.
+                return Verdict::Later(Box::pin(self.ask(modes.clone(), user, attributes)));
             };
-            if let Some(decided) = said.hear(decision.into()) {
+            if let Some(decided) = said.hear(counted.count(decision.into())) {
                 return Verdict::Now(decided);
             }
         }
         Verdict::Now(said.nothing())
     }
 
+    /// Upstream: apiserver/pkg/authorization/union/union.go RulesFor
     fn rules(&self, user: &UserInfo, namespace: &str) -> Value {
-        let (rules, mut errors) = self.rbac.rules_of(user, namespace);
-        let mut resource_rules = Vec::new();
-        let mut other_rules = Vec::new();
-        if is_master(user) {
-            resource_rules.push(json!({"verbs": ["*"], "apiGroups": ["*"], "resources": ["*"]}));
-            other_rules.push(json!({"verbs": ["*"], "nonResourceURLs": ["*"]}));
+        let mut resolved = Resolved::default();
+        for counted in &*self.modes() {
+            match &counted.mode {
+                Mode::AlwaysAllow => resolved.rules.extend(everything()),
+                Mode::AlwaysDeny => {}
+                Mode::Abac(policies) => resolved.rules.extend(policies.rules_of(user, namespace)),
+                Mode::Node if node_identity(user).is_some() => resolved.unresolved("node"),
+                Mode::Node => {}
+                Mode::Rbac => {
+                    let (rules, errors) = self.rbac.rules_of(user, namespace);
+                    resolved.rules.extend(rules);
+                    resolved.errors.extend(errors);
+                }
+                Mode::Webhook(_) => resolved.unresolved("webhook"),
+            }
         }
-        for rule in &rules {
+        resolved.status()
+    }
+}
+
+/// What all authorizers say that somebody may do.
+#[derive(Default)]
+struct Resolved {
+    rules: Vec<Rule>,
+    errors: Vec<String>,
+    incomplete: bool,
+}
+
+/// Whatever there is to do.
+fn everything() -> [Rule; 2] {
+    let all = || vec!["*".to_owned()];
+    let resources = Rule { verbs: all(), api_groups: all(), resources: all(), ..Rule::default() };
+    [resources, Rule { verbs: all(), non_resource_urls: all(), ..Rule::default() }]
+}
+
+impl Resolved {
+    fn unresolved(&mut self, kind: &str) {
+        self.errors.push(format!("{kind} authorizer does not support user rule resolution"));
+        self.incomplete = true;
+    }
+
+    fn status(self) -> Value {
+        let (mut resource_rules, mut other_rules) = (Vec::new(), Vec::new());
+        for rule in &self.rules {
             if !rule.resources.is_empty() {
                 let mut shown =
                     json!({"verbs": rule.verbs, "apiGroups": rule.api_groups, "resources": rule.resources});
@@ -165,20 +276,13 @@ impl Authorize for Authorizer {
                 other_rules.push(json!({"verbs": rule.verbs, "nonResourceURLs": rule.non_resource_urls}));
             }
         }
-        let incomplete = node_identity(user).is_some();
-        if incomplete {
-            errors.insert(0, "node authorizer does not support user rule resolution".to_owned());
-        }
-        let webhooks = self.modes.iter().filter(|mode| matches!(mode, Mode::Webhook(_)));
-        let unresolved = "webhook authorizer does not support user rule resolution";
-        errors.extend(webhooks.map(|_| unresolved.to_owned()));
         let mut status = json!({
             "resourceRules": resource_rules,
             "nonResourceRules": other_rules,
-            "incomplete": incomplete || !errors.is_empty(),
+            "incomplete": self.incomplete,
         });
-        if !errors.is_empty() {
-            status["evaluationError"] = rbac::aggregate(&errors).into();
+        if !self.errors.is_empty() {
+            status["evaluationError"] = rbac::aggregate(&self.errors).into();
         }
         status
     }

@@ -77,7 +77,7 @@ fn sample() -> Arc<Fake> {
         ),
         role(
             "Role",
-            "work",
+            "shop",
             "one-secret",
             json!([
                 {"verbs": ["get"], "apiGroups": [""], "resources": ["secrets"], "resourceNames": ["db"]},
@@ -94,18 +94,18 @@ fn sample() -> Arc<Fake> {
         binding("ClusterRoleBinding", "", "read-all", ("ClusterRole", "reader"), person("jane")),
         binding(
             "RoleBinding",
-            "work",
-            "read-work",
+            "shop",
+            "read-shop",
             ("ClusterRole", "reader"),
             json!({"kind": "Group", "name": "devs"}),
         ),
-        binding("RoleBinding", "work", "secret", ("Role", "one-secret"), person("joe")),
+        binding("RoleBinding", "shop", "secret", ("Role", "one-secret"), person("joe")),
         binding("ClusterRoleBinding", "", "scale", ("ClusterRole", "scaler"), person("joe")),
         binding("ClusterRoleBinding", "", "broken", ("ClusterRole", "gone"), person("eve")),
-        binding("RoleBinding", "work", "broken", ("Role", "gone"), person("eve")),
+        binding("RoleBinding", "shop", "broken", ("Role", "gone"), person("eve")),
         binding(
             "RoleBinding",
-            "work",
+            "shop",
             "robot",
             ("ClusterRole", "everything"),
             json!({
@@ -119,27 +119,27 @@ fn sample() -> Arc<Fake> {
 fn rbac_allows_what_the_rules_say() {
     let authorizer = Authorizer::new(sample());
     let cases = [
-        ("jane", "", "get pods work/x", true),
+        ("jane", "", "get pods shop/x", true),
         ("jane", "", "list deployments.apps", true),
-        ("jane", "", "get pods/log work/x", true),
-        ("jane", "", "get pods/exec work/x", false),
-        ("jane", "", "delete pods work/x", false),
-        ("jane", "", "get deployments.extensions work/x", false),
+        ("jane", "", "get pods/log shop/x", true),
+        ("jane", "", "get pods/exec shop/x", false),
+        ("jane", "", "delete pods shop/x", false),
+        ("jane", "", "get deployments.extensions shop/x", false),
         ("jane", "", "get /healthz", true),
         ("jane", "", "get /healthz/etcd", false),
         ("jane", "", "get /metrics/slis", true),
         ("jane", "", "post /healthz", false),
-        ("ann", "devs", "get pods work/x", true),
+        ("ann", "devs", "get pods shop/x", true),
         ("ann", "devs", "get pods home/x", false),
         ("ann", "devs", "list pods", false),
         ("ann", "devs", "get /healthz", false),
-        ("joe", "", "get secrets work/db", true),
-        ("joe", "", "get secrets work/other", false),
-        ("joe", "", "list secrets work/", false),
+        ("joe", "", "get secrets shop/db", true),
+        ("joe", "", "get secrets shop/other", false),
+        ("joe", "", "list secrets shop/", false),
         ("joe", "", "update deployments/scale.apps home/x", true),
         ("joe", "", "update deployments.apps home/x", false),
-        ("system:serviceaccount:robots:r2", "", "delete secrets work/x", true),
-        ("system:serviceaccount:work:r2", "", "delete secrets work/x", false),
+        ("system:serviceaccount:robots:r2", "", "delete secrets shop/x", true),
+        ("system:serviceaccount:shop:r2", "", "delete secrets shop/x", false),
         ("system:serviceaccount:robots:r2", "", "delete secrets robots/x", false),
         ("root", "system:masters", "delete nodes x", true),
         ("root", "system:masters", "delete /anything", true),
@@ -153,15 +153,15 @@ fn rbac_allows_what_the_rules_say() {
 fn rbac_says_why() {
     let authorizer = Authorizer::new(sample());
     assert_eq!(
-        reason(&authorizer, &user("jane", &[]), "get pods work/x"),
+        reason(&authorizer, &user("jane", &[]), "get pods shop/x"),
         "RBAC: allowed by ClusterRoleBinding \"read-all\" of ClusterRole \"reader\" to User \"jane\""
     );
     assert_eq!(
-        reason(&authorizer, &user("system:serviceaccount:robots:r2", &[]), "get pods work/x"),
-        "RBAC: allowed by RoleBinding \"robot/work\" of ClusterRole \"everything\" to ServiceAccount \"r2/robots\""
+        reason(&authorizer, &user("system:serviceaccount:robots:r2", &[]), "get pods shop/x"),
+        "RBAC: allowed by RoleBinding \"robot/shop\" of ClusterRole \"everything\" to ServiceAccount \"r2/robots\""
     );
     assert_eq!(
-        reason(&authorizer, &user("eve", &[]), "get pods work/x"),
+        reason(&authorizer, &user("eve", &[]), "get pods shop/x"),
         "RBAC: [clusterrole.rbac.authorization.k8s.io \"gone\" not found, \
          role.rbac.authorization.k8s.io \"gone\" not found]"
     );
@@ -177,14 +177,14 @@ fn a_change_of_roles_takes_effect_at_once() {
     let lookup = sample();
     let authorizer = Authorizer::new(lookup.clone());
     let eve = user("eve", &[]);
-    assert!(!allows(&authorizer, &eve, "get pods work/x"));
+    assert!(!allows(&authorizer, &eve, "get pods shop/x"));
     lookup.put(role(
         "Role",
-        "work",
+        "shop",
         "gone",
         json!([{"verbs": ["get"], "apiGroups": [""], "resources": ["pods"]}]),
     ));
-    assert!(allows(&authorizer, &eve, "get pods work/x"));
+    assert!(allows(&authorizer, &eve, "get pods shop/x"));
 }
 
 #[test]
@@ -210,7 +210,7 @@ fn refusals_read_as_upstream_words_them() {
 #[test]
 fn rules_show_what_applies() {
     let authorizer = Authorizer::new(sample());
-    let status = authorizer.rules(&user("joe", &[]), "work");
+    let status = authorizer.rules(&user("joe", &[]), "shop");
     assert_eq!(
         status,
         json!({
@@ -222,7 +222,7 @@ fn rules_show_what_applies() {
             "incomplete": false,
         })
     );
-    let status = authorizer.rules(&node("n1"), "work");
+    let status = authorizer.rules(&node("n1"), "shop");
     assert_eq!(status["incomplete"], true);
     assert_eq!(status["evaluationError"], "node authorizer does not support user rule resolution");
 }
@@ -238,7 +238,7 @@ fn pod(namespace: &str, name: &str, node: &str, spec: Value) -> Value {
 fn node_sample() -> Arc<Fake> {
     Fake::new([
         pod(
-            "work",
+            "shop",
             "web",
             "n1",
             json!({
@@ -257,11 +257,11 @@ fn node_sample() -> Arc<Fake> {
                 ],
             }),
         ),
-        pod("work", "other", "n2", json!({"serviceAccountName": "other", "containers": []})),
+        pod("shop", "other", "n2", json!({"serviceAccountName": "other", "containers": []})),
         json!({
             "apiVersion": "v1", "kind": "PersistentVolume", "metadata": {"name": "pv1"},
             "spec": {
-                "claimRef": {"namespace": "work", "name": "data"},
+                "claimRef": {"namespace": "shop", "name": "data"},
                 "csi": {"driver": "d", "nodeStageSecretRef": {"namespace": "storage", "name": "stage"}},
             },
         }),
@@ -276,31 +276,31 @@ fn node_sample() -> Arc<Fake> {
 fn nodes_reach_what_is_theirs() {
     let authorizer = Authorizer::new(node_sample());
     let cases = [
-        ("get secrets work/pull", true),
-        ("get secrets work/env-secret", true),
-        ("watch secrets work/volume-secret", true),
+        ("get secrets shop/pull", true),
+        ("get secrets shop/env-secret", true),
+        ("watch secrets shop/volume-secret", true),
         ("get secrets storage/stage", true),
-        ("get secrets work/none", false),
+        ("get secrets shop/none", false),
         ("get secrets home/pull", false),
-        ("list secrets work/", false),
-        ("update secrets work/pull", false),
-        ("get configmaps work/env-map", true),
-        ("get configmaps work/projected-map", true),
-        ("get configmaps work/other", false),
-        ("get persistentvolumeclaims work/data", true),
-        ("get persistentvolumeclaims work/web-scratch", true),
-        ("update persistentvolumeclaims/status work/data", true),
-        ("update persistentvolumeclaims work/data", false),
+        ("list secrets shop/", false),
+        ("update secrets shop/pull", false),
+        ("get configmaps shop/env-map", true),
+        ("get configmaps shop/projected-map", true),
+        ("get configmaps shop/other", false),
+        ("get persistentvolumeclaims shop/data", true),
+        ("get persistentvolumeclaims shop/web-scratch", true),
+        ("update persistentvolumeclaims/status shop/data", true),
+        ("update persistentvolumeclaims shop/data", false),
         ("get persistentvolumes pv1", true),
         ("get persistentvolumes pv2", false),
         ("get volumeattachments.storage.k8s.io va1", true),
-        ("create serviceaccounts/token work/runner", true),
-        ("create serviceaccounts/token work/other", false),
-        ("get serviceaccounts work/runner", true),
+        ("create serviceaccounts/token shop/runner", true),
+        ("create serviceaccounts/token shop/other", false),
+        ("get serviceaccounts shop/runner", true),
         ("get leases.coordination.k8s.io kube-node-lease/n1", true),
         ("create leases.coordination.k8s.io kube-node-lease/", true),
         ("update leases.coordination.k8s.io kube-node-lease/n2", false),
-        ("get leases.coordination.k8s.io work/n1", false),
+        ("get leases.coordination.k8s.io shop/n1", false),
         ("get csinodes.storage.k8s.io n1", true),
         ("get csinodes.storage.k8s.io n2", false),
         ("get nodes n1", true),
@@ -309,16 +309,16 @@ fn nodes_reach_what_is_theirs() {
         ("create nodes", true),
         ("patch nodes/status n1", true),
         ("delete nodes n1", false),
-        ("get pods work/web", true),
-        ("get pods work/other", false),
+        ("get pods shop/web", true),
+        ("get pods shop/other", false),
         ("list pods / spec.nodeName=n1", true),
         ("list pods / spec.nodeName=n2", false),
         ("list pods", false),
-        ("patch pods/status work/web", true),
-        ("create pods/eviction work/web", true),
-        ("create pods/binding work/web", false),
+        ("patch pods/status shop/web", true),
+        ("create pods/eviction shop/web", true),
+        ("create pods/binding shop/web", false),
         ("list services", true),
-        ("create events work/", true),
+        ("create events shop/", true),
         ("create certificatesigningrequests.certificates.k8s.io", true),
         ("list deployments.apps", false),
         ("get runtimeclasses.node.k8s.io x", true),
@@ -332,7 +332,7 @@ fn nodes_reach_what_is_theirs() {
 fn a_node_is_told_why_not() {
     let authorizer = Authorizer::new(node_sample());
     assert_eq!(
-        reason(&authorizer, &node("n1"), "get secrets work/none"),
+        reason(&authorizer, &node("n1"), "get secrets shop/none"),
         "no relationship found between node 'n1' and this object"
     );
     assert_eq!(
@@ -341,7 +341,7 @@ fn a_node_is_told_why_not() {
     );
     assert_eq!(reason(&authorizer, &node(""), "get nodes n2"), "unknown node for user \"system:node:\"");
     assert!(
-        !allows(&authorizer, &user("system:node:n1", &[]), "get secrets work/pull"),
+        !allows(&authorizer, &user("system:node:n1", &[]), "get secrets shop/pull"),
         "the group is needed too"
     );
 }
@@ -350,13 +350,13 @@ fn a_node_is_told_why_not() {
 fn what_a_node_reaches_follows_its_pods() {
     let lookup = node_sample();
     let authorizer = Authorizer::new(lookup.clone());
-    let request = "get secrets work/pull";
+    let request = "get secrets shop/pull";
     assert!(allows(&authorizer, &node("n1"), request));
-    lookup.remove("pods", "work", "web");
+    lookup.remove("pods", "shop", "web");
     assert!(!allows(&authorizer, &node("n1"), request));
-    lookup.put(pod("work", "late", "n1", json!({"imagePullSecrets": [{"name": "pull"}]})));
+    lookup.put(pod("shop", "late", "n1", json!({"imagePullSecrets": [{"name": "pull"}]})));
     assert!(allows(&authorizer, &node("n1"), request));
-    let mut mirror = pod("work", "late", "n1", json!({"imagePullSecrets": [{"name": "pull"}]}));
+    let mut mirror = pod("shop", "late", "n1", json!({"imagePullSecrets": [{"name": "pull"}]}));
     mirror["metadata"]["annotations"] = json!({"kubernetes.io/config.mirror": "x"});
     lookup.put(mirror);
     assert!(!allows(&authorizer, &node("n1"), request));
@@ -385,21 +385,21 @@ fn nobody_grants_what_they_do_not_hold() {
     };
     let jane = user("jane", &["devs"]);
     let held = json!([{"verbs": ["get"], "apiGroups": [""], "resources": ["pods", "pods/log"]}]);
-    assert_eq!(message(role("Role", "work", "fine", held), &jane), "");
+    assert_eq!(message(role("Role", "shop", "fine", held), &jane), "");
     let more = json!([
         {"verbs": ["get", "delete", "watch"], "apiGroups": [""], "resources": ["pods"]},
         {"verbs": ["get"], "nonResourceURLs": ["/logs"]},
     ]);
     assert_eq!(
-        message(role("Role", "work", "more", more.clone()), &jane),
+        message(role("Role", "shop", "more", more.clone()), &jane),
         "roles.rbac.authorization.k8s.io \"more\" is forbidden: user \"jane\" (groups=[\"devs\"]) is attempting to \
          grant RBAC permissions not currently held:\n\
          {APIGroups:[\"\"], Resources:[\"pods\"], Verbs:[\"delete\" \"watch\"]}\n\
          {NonResourceURLs:[\"/logs\"], Verbs:[\"get\"]}"
     );
-    assert_eq!(message(role("Role", "work", "more", more), &user("root", &["system:masters"])), "");
+    assert_eq!(message(role("Role", "shop", "more", more), &user("root", &["system:masters"])), "");
     let bind =
-        |role: (&str, &str)| binding("RoleBinding", "work", "b", role, json!({"kind": "User", "name": "x"}));
+        |role: (&str, &str)| binding("RoleBinding", "shop", "b", role, json!({"kind": "User", "name": "x"}));
     assert_eq!(message(bind(("ClusterRole", "reader")), &jane), "");
     assert!(message(bind(("ClusterRole", "everything")), &jane).contains("not currently held"));
     assert_eq!(message(bind(("ClusterRole", "everything")), &user("ben", &[])), "");
@@ -434,15 +434,15 @@ fn aggregated_roles_are_filled() {
         Authorizer::new(fake)
     };
     let cases = [
-        ("view", "get pods work/x", true),
-        ("view", "get secrets work/x", false),
-        ("view", "create pods work/", false),
-        ("edit", "get pods work/x", true),
-        ("edit", "get secrets work/x", true),
-        ("edit", "create deployments.apps work/", true),
-        ("edit", "create rolebindings.rbac.authorization.k8s.io work/", false),
-        ("admin", "create rolebindings.rbac.authorization.k8s.io work/", true),
-        ("admin", "create deployments.apps work/", true),
+        ("view", "get pods shop/x", true),
+        ("view", "get secrets shop/x", false),
+        ("view", "create pods shop/", false),
+        ("edit", "get pods shop/x", true),
+        ("edit", "get secrets shop/x", true),
+        ("edit", "create deployments.apps shop/", true),
+        ("edit", "create rolebindings.rbac.authorization.k8s.io shop/", false),
+        ("admin", "create rolebindings.rbac.authorization.k8s.io shop/", true),
+        ("admin", "create deployments.apps shop/", true),
         ("admin", "delete nodes x", false),
     ];
     for (name, request, expected) in cases {
@@ -455,7 +455,7 @@ fn aggregated_roles_are_filled() {
     assert!(allows(&authorizer, &nobody, "get /version"));
     assert!(!allows(&authorizer, &nobody, "get /apis"));
     let scheduler = user("system:kube-scheduler", &[]);
-    assert!(allows(&authorizer, &scheduler, "create pods/binding work/x"));
+    assert!(allows(&authorizer, &scheduler, "create pods/binding shop/x"));
 }
 
 #[tokio::test]
@@ -463,12 +463,12 @@ async fn nodes_reach_what_their_pods_came_to_refer_to() {
     let server = crate::testing::server().await;
     let authorizer = Authorizer::new(server.registry.clone());
     let may = || {
-        let asked = [ask("get secrets work/first"), ask("get secrets work/second")];
+        let asked = [ask("get secrets shop/first"), ask("get secrets shop/second")];
         asked.map(|asked| authorizer.allows(&node("n1"), &asked))
     };
-    let key = |name: &str| format!("/registry/pods/work/{name}");
+    let key = |name: &str| format!("/registry/pods/shop/{name}");
     let put = async |name: &str, on: &str| {
-        let pod = pod("work", name, on, json!({"imagePullSecrets": [{"name": name}], "containers": []}));
+        let pod = pod("shop", name, on, json!({"imagePullSecrets": [{"name": name}], "containers": []}));
         let written =
             server.registry.put(&key(name), pod.to_string().into(), storage::Expect::Anything).await;
         written.unwrap();

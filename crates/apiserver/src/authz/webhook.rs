@@ -12,8 +12,9 @@ use cel::{Env, PER_CALL_LIMIT, Program, Type};
 use client::kept::Kept;
 use serde_json::{Value, json};
 
+use super::metrics::Metrics;
 use crate::admission::join_errors;
-use crate::remote::review_server::ReviewServer;
+use crate::remote::review_server::{Failure, ReviewServer};
 use crate::seams::{Attributes, Decided, Decision, UserInfo};
 
 const MOST_ANSWERS: usize = 8192;
@@ -64,7 +65,9 @@ pub struct Condition {
 
 /// A server that decides.
 pub struct Webhook {
+    name: String,
     server: ReviewServer,
+    metrics: Metrics,
     options: Options,
     conditions: Vec<Condition>,
     kept: Kept<Answer>,
@@ -133,8 +136,20 @@ fn request_type() -> Type {
 }
 
 impl Webhook {
-    pub fn new(server: ReviewServer, options: Options, conditions: Vec<Condition>) -> Self {
-        Webhook { server, options, conditions, kept: Kept::new(MOST_ANSWERS) }
+    pub fn new(
+        name: &str,
+        server: ReviewServer,
+        options: Options,
+        conditions: Vec<Condition>,
+        metrics: Metrics,
+    ) -> Self {
+        let (counted, named) = (metrics.clone(), name.to_owned());
+        let server = server.observed(move |attempt, time| counted.asked(&named, attempt, time));
+        Webhook { name: name.to_owned(), server, metrics, options, conditions, kept: Kept::new(MOST_ANSWERS) }
+    }
+
+    pub(super) fn name(&self) -> &str {
+        &self.name
     }
 
     pub(super) async fn authorize(&self, user: &UserInfo, attributes: &Attributes) -> Decided {
@@ -149,12 +164,14 @@ impl Webhook {
             return answer.decided();
         }
         let review = review(self.options.version, spec);
-        let answer = self.server.ask(&review).await;
-        let answer = answer.and_then(|answer| Answer::read(self.options.version, &answer));
-        match answer {
-            Err(why) => {
-                tracing::error!(why, "failed to make webhook authorizer request");
-                self.failed(why)
+        let read = |answer: Value| Answer::read(self.options.version, &answer).map_err(Failure::of_answer);
+        match self.server.ask_for(&review, read).await {
+            Err(failure) => {
+                tracing::error!(%failure, "failed to make webhook authorizer request");
+                if !self.options.denies_on_failure {
+                    self.metrics.failed_open(&self.name, failure.attempt());
+                }
+                self.failed(failure.into())
             }
             Ok(answer) => {
                 let time = if answer.allowed { self.options.authorized } else { self.options.unauthorized };

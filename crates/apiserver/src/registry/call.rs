@@ -179,7 +179,15 @@ impl<'a> Call<'a> {
     }
 
     pub fn invalid(&self, name: &str, errors: &[field::Error]) -> Result<(), Status> {
-        if errors.is_empty() { Ok(()) } else { Err(Status::invalid(&self.def().group_kind(), name, errors)) }
+        if errors.is_empty() {
+            return Ok(());
+        }
+        let mut kind = self.def().group_kind();
+        // Upstream names the kind by which it keeps the object, which of these is that of the core group.
+        if kind.group == "events.k8s.io" {
+            kind.group = Default::default();
+        }
+        Err(Status::invalid(&kind, name, errors))
     }
 
     pub fn not_found(&self, name: &str) -> Status {

@@ -3,12 +3,15 @@
 //! Upstream: apiserver/pkg/registry/rest/create.go BeforeCreate, apiserver/pkg/registry/generic/registry/store.go
 //! Create
 
+use std::sync::Arc;
+
 use apimachinery::{GroupVersion, Status};
 use serde_json::Value;
 use storage::Expect;
 
 use super::call::Call;
 use super::metadata::{self, generate_name};
+use super::object::Object;
 use super::{signing_request, store_error};
 use crate::encode::{Outcome, group_version};
 use crate::seams::Operation;
@@ -20,22 +23,7 @@ impl Call<'_> {
     /// The object must be of the request's version, and its namespace that of the request or none.
     pub fn check_create(&self, object: &mut Value) -> Result<(), Status> {
         self.check_kind(object)?;
-        let def = self.def();
-        let namespace = self.namespace();
-        let metadata = metadata::of(object);
-        match metadata.get("namespace").and_then(Value::as_str).unwrap_or_default() {
-            "" if def.namespaced() => {
-                metadata.insert("namespace".into(), namespace.into());
-            }
-            given if def.namespaced() && given != namespace => {
-                return Err(Status::bad_request(
-                    "the namespace of the provided object does not match the namespace sent on the request",
-                ));
-            }
-            _ if !def.namespaced() => drop(metadata.remove("namespace")),
-            _ => {}
-        }
-        Ok(())
+        metadata::check_namespace(self.def(), self.namespace(), object)
     }
 
     /// Fills in the kind that the route implies; another one is refused.
@@ -199,10 +187,10 @@ impl Call<'_> {
         self.validate_admission(Operation::Create, &name, &mut object, None).await?;
         let key = self.resource.key(self.namespace(), &name);
         if self.options.dry_run {
-            if self.resource.cache()?.read().get(&key).is_some() {
-                return Err(Status::already_exists(&self.def().group_resource(), &name));
-            }
-            return Ok(Outcome::Tree(object));
+            return match self.resource.cache()?.read().get(&key) {
+                Some(taken) => Err(self.already_exists(&name, Some(taken))),
+                None => Ok(Outcome::Tree(object)),
+            };
         }
         if self.versioned {
             // Upstream's store says so, and no handler knows the error.
@@ -214,10 +202,19 @@ impl Call<'_> {
         match written {
             Ok(object) => Ok(Outcome::Stored(object)),
             Err(storage::Error::Conflict(_)) => {
-                Err(Status::already_exists(&self.def().group_resource(), &name))
+                Err(self.already_exists(&name, self.resource.cache()?.read().get(&key)))
             }
             Err(error) => Err(store_error(error)),
         }
+    }
+
+    /// Upstream: apiserver/pkg/registry/generic/registry/store.go Create
+    fn already_exists(&self, name: &str, taken: Option<&Arc<Object>>) -> Status {
+        let mut status = Status::already_exists(&self.def().group_resource(), name);
+        if taken.is_some_and(|taken| metadata::is_terminating(taken.tree())) {
+            status.message.insert_str(0, "object is being deleted: ");
+        }
+        status
     }
 }
 

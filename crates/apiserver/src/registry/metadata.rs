@@ -3,8 +3,8 @@
 //! Upstream: apimachinery/pkg/api/validation/objectmeta.go
 
 use apimachinery::field::{Error, Path};
-use apimachinery::names;
 use apimachinery::objectmeta::{self, Finalizers};
+use apimachinery::{Status, names};
 use resources::ResourceDef;
 use serde_json::{Map, Value};
 
@@ -50,18 +50,46 @@ pub fn is_terminating(object: &Value) -> bool {
     !text(object, "deletionTimestamp").is_empty()
 }
 
+/// The object is of the namespace of the request, or of none yet; where there are none it loses its own.
+///
+/// Upstream: apiserver/pkg/registry/rest/meta.go EnsureObjectNamespaceMatchesRequestNamespace
+pub fn check_namespace(def: &ResourceDef, namespace: &str, object: &mut Value) -> Result<(), Status> {
+    match text(object, "namespace") {
+        given if def.namespaced() && given == namespace => {}
+        "" if def.namespaced() => drop(of(object).insert("namespace".into(), namespace.into())),
+        _ if def.namespaced() => {
+            return Err(Status::bad_request(
+                "the namespace of the provided object does not match the namespace sent on the request",
+            ));
+        }
+        _ => drop(of(object).remove("namespace")),
+    }
+    Ok(())
+}
+
+/// The object is the one that the URL names.
+///
+/// Upstream: apiserver/pkg/endpoints/handlers/rest.go checkName
+pub fn check_name(name: &str, object: &Value) -> Result<(), Status> {
+    match text(object, "name") {
+        given if given == name => Ok(()),
+        "" => Err(Status::bad_request(format!(
+            "the name of the object ({name} based on URL) was undeterminable: name must be provided"
+        ))),
+        given => Err(Status::bad_request(format!(
+            "the name of the object ({given}) does not match the name on the URL ({name})"
+        ))),
+    }
+}
+
 /// All that is wrong with the metadata of a new object.
 pub fn validate(def: &ResourceDef, object: &Value) -> Vec<Error> {
     let path = Path::new("metadata");
     let mut errors = Vec::new();
-    let generate_name = text(object, "generateName");
     let invalid = |path: &Path, value: &str, details: Vec<String>, errors: &mut Vec<Error>| {
         errors.extend(details.into_iter().map(|detail| Error::invalid(path, value, detail)));
     };
-    if !generate_name.is_empty() {
-        let masked = names::mask_trailing_dash(generate_name);
-        invalid(&path.child("generateName"), generate_name, def.strategy.validate_name(&masked), &mut errors);
-    }
+    errors.extend(wrong_prefix(object, |name| def.strategy.validate_name(name)));
     let name = text(object, "name");
     if name.is_empty() {
         errors.push(Error::required(&path.child("name"), "name or generateName is required"));
@@ -79,6 +107,47 @@ pub fn validate(def: &ResourceDef, object: &Value) -> Vec<Error> {
     }
     errors.extend(common(def, object));
     errors
+}
+
+/// What is wrong with a prefix that a name is to be generated from.
+fn wrong_prefix(object: &Value, check: impl Fn(&str) -> Vec<String>) -> Vec<Error> {
+    let prefix = text(object, "generateName");
+    if prefix.is_empty() {
+        return Vec::new();
+    }
+    let path = Path::new("metadata").child("generateName");
+    let details = check(&names::mask_trailing_dash(prefix)).into_iter();
+    details.map(|detail| Error::invalid(&path, prefix, detail)).collect()
+}
+
+/// Whether upstream checks all the metadata of an update as it checks that of a new object.
+fn checked_anew(def: &ResourceDef) -> bool {
+    match &*def.group {
+        "" => matches!(
+            &*def.plural,
+            "configmaps"
+                | "endpoints"
+                | "limitranges"
+                | "namespaces"
+                | "nodes"
+                | "persistentvolumeclaims"
+                | "persistentvolumes"
+                | "pods"
+                | "secrets"
+                | "serviceaccounts"
+        ),
+        "networking.k8s.io" => matches!(&*def.plural, "ingressclasses" | "ingresses" | "ipaddresses"),
+        "resource.k8s.io" => matches!(&*def.plural, "resourceclaims" | "resourceclaimtemplates"),
+        "storage.k8s.io" => def.plural != "csidrivers",
+        "apps" => def.plural == "controllerrevisions",
+        "batch" => def.plural == "jobs",
+        "admissionregistration.k8s.io"
+        | "apiregistration.k8s.io"
+        | "discovery.k8s.io"
+        | "flowcontrol.apiserver.k8s.io"
+        | "node.k8s.io" => true,
+        _ => false,
+    }
 }
 
 /// What is checked at create and update alike.
@@ -129,6 +198,11 @@ pub fn validate_update(def: &ResourceDef, object: &Value, old: &Value) -> Vec<Er
         }
     }
     errors.extend(common(def, object));
+    let mut prefix = wrong_prefix(object, names::path_segment);
+    if prefix.is_empty() && checked_anew(def) {
+        prefix = wrong_prefix(object, |name| def.strategy.validate_name(name));
+    }
+    errors.extend(prefix);
     errors
 }
 

@@ -138,6 +138,7 @@ impl Call<'_> {
             api_version: group_version(self.def()),
             kind: self.def().kind.to_string(),
             name: name.clone(),
+            namespace: self.namespace().to_owned(),
             manager: self.manager.clone(),
             subresource: self.attributes.subresource.clone(),
             now: self.server.now(),
@@ -153,7 +154,7 @@ impl Call<'_> {
             match schema::decode::strict_error(&problems).filter(|_| strict) {
                 Some(error) if applies => Err(Status::bad_request(error)),
                 Some(error) => Err(patcher.invalid(old, &reading.form, error)),
-                None => Ok(decoded.object),
+                None => patcher.identified(decoded.object),
             }
         };
         let create = applies && self.attributes.subresource.is_empty();
@@ -252,6 +253,7 @@ struct Patcher {
     api_version: String,
     kind: String,
     name: String,
+    namespace: String,
     manager: String,
     subresource: String,
     now: i64,
@@ -268,6 +270,13 @@ impl Patcher {
             (None, None) => Ok(schema::decode::Decoded { object: tree, problems: Vec::new() }),
         };
         decoded.map_err(|error| self.invalid(old, form, error.to_string()))
+    }
+
+    /// The object, when it still is the one that the URL names.
+    fn identified(&self, mut object: Value) -> Result<Value, Status> {
+        metadata::check_namespace(&self.def, &self.namespace, &mut object)?;
+        metadata::check_name(&self.name, &object)?;
+        Ok(object)
     }
 
     /// What the patch makes of the object, as it stands.

@@ -35,33 +35,8 @@ impl Call<'_> {
     /// A PUT's object must be the one that the URL names.
     pub fn check_update(&self, name: &str, object: &mut Value) -> Result<(), Status> {
         self.check_kind(object)?;
-        let namespace = self.namespace();
-        let metadata = metadata::of(object);
-        let text = |field: &str| metadata.get(field).and_then(Value::as_str).unwrap_or_default();
-        if text("name") != name {
-            return Err(Status::bad_request(match text("name") {
-                "" => {
-                    format!(
-                        "the name of the object ({name} based on URL) was undeterminable: name must be provided"
-                    )
-                }
-                given => {
-                    format!("the name of the object ({given}) does not match the name on the URL ({name})")
-                }
-            }));
-        }
-        if self.def().namespaced()
-            && !matches!(text("namespace"), given if given.is_empty() || given == namespace)
-        {
-            return Err(Status::bad_request(format!(
-                "the namespace of the object ({}) does not match the namespace on the URL ({namespace})",
-                text("namespace")
-            )));
-        }
-        if self.def().namespaced() {
-            metadata.insert("namespace".into(), namespace.into());
-        }
-        Ok(())
+        metadata::check_namespace(self.def(), self.namespace(), object)?;
+        metadata::check_name(name, object)
     }
 
     /// Changes an object. True when it was created.

@@ -24,7 +24,7 @@ pub async fn handle(
     asked: &Asked,
     body: &Bytes,
 ) -> Result<(StatusCode, Value), Status> {
-    let mut binding = read(asked, body, &BINDING)?;
+    let mut binding = read(call, asked, body, &BINDING)?;
     let attributes = &asked.info.attributes;
     let name = match attributes.name.as_str() {
         "" => metadata::text(&binding, "name").to_owned(),

@@ -28,7 +28,7 @@ const BUDGETS: GroupResource = GroupResource::from_static("policy", "poddisrupti
 const MAX_DISRUPTED_PODS: usize = 2000;
 
 pub async fn handle(call: &mut Call<'_>, asked: &Asked, body: &Bytes) -> Result<(StatusCode, Value), Status> {
-    let mut eviction = read(asked, body, &EVICTION)?;
+    let mut eviction = read(call, asked, body, &EVICTION)?;
     let name = asked.info.attributes.name.clone();
     let given = metadata::text(&eviction, "name");
     if !given.is_empty() && given != name {

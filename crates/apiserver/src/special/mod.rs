@@ -1,6 +1,7 @@
 //! The subresources and kinds that are not served by the table alone: each a short file.
 
 mod binding;
+mod component_statuses;
 mod eviction;
 pub mod part;
 pub mod resource_metrics;
@@ -20,7 +21,7 @@ use serde_json::{Value, json};
 use crate::body::Response;
 use crate::encode;
 use crate::handle::{ApiServer, Asked, Notes, RequestBody, decode_body, stream};
-use crate::negotiate::{self, Format};
+use crate::negotiate::Format;
 use crate::registry::Resource;
 use crate::registry::call::Call;
 
@@ -36,9 +37,12 @@ pub async fn handle(
         "log" | "exec" | "attach" | "portforward" | "proxy" => {
             return stream(server, resource, asked, notes).await;
         }
+        "" if &*resource.def.plural == "componentstatuses" => {
+            return component_statuses::handle(server, resource, &asked);
+        }
         _ => {}
     }
-    let format = negotiate::accept(&asked.parts.headers, false)?.format;
+    let format = server.config.forms.accept(&asked.parts.headers, false)?.format;
     let Asked { info, parts, body, user } = asked;
     let body = body.read().await?;
     let asked = Asked { info, parts, body: RequestBody::Ready(body.clone()), user };
@@ -63,15 +67,14 @@ async fn answer(
         ("pods", "eviction") => eviction::handle(call, asked, body).await,
         ("serviceaccounts", "token") => token::handle(call, asked, body).await,
         ("nodes" | "pods", "") => resource_metrics::handle(server, asked).await,
-        ("componentstatuses", "") => component_statuses(asked),
         (_, "") => reviews::handle(call, asked, body).await,
         _ => Err(Status::page_not_found()),
     }
 }
 
 /// A body of a kind that is not the resource's own.
-pub fn read(asked: &Asked, body: &[u8], kind: &GroupVersionKind) -> Result<Value, Status> {
-    let format = negotiate::content(&asked.parts.headers)?;
+pub fn read(call: &Call<'_>, asked: &Asked, body: &[u8], kind: &GroupVersionKind) -> Result<Value, Status> {
+    let format = call.server.config.forms.content(&asked.parts.headers)?;
     let definition = tables::kind(&kind.group, &kind.version, &kind.kind);
     let decoded = decode_body(format, body, definition, Strictness::Ignore).map_err(|error| {
         Status::bad_request(schema::decode::cannot_be_handled(&kind.kind, &kind.version, &error))
@@ -96,26 +99,4 @@ pub fn read(asked: &Asked, body: &[u8], kind: &GroupVersionKind) -> Result<Value
         object["metadata"] = json!({});
     }
     Ok(object)
-}
-
-/// The kind is deprecated, and what it told is the server's own health: there is nothing else that it could see.
-fn component_statuses(asked: &Asked) -> Result<(StatusCode, Value), Status> {
-    let item = |name: &str| {
-        json!({
-            "apiVersion": "v1", "kind": "ComponentStatus", "metadata": {"name": name},
-            "conditions": [{"type": "Healthy", "status": "True", "message": "ok"}],
-        })
-    };
-    const NAMES: [&str; 1] = ["etcd-0"];
-    let name = asked.info.attributes.name.as_str();
-    if asked.info.attributes.verb == "list" {
-        let items: Vec<Value> = NAMES.into_iter().map(item).collect();
-        let list = json!({"apiVersion": "v1", "kind": "ComponentStatusList", "metadata": {}, "items": items});
-        return Ok((StatusCode::OK, list));
-    }
-    let resource = apimachinery::GroupResource::from_static("", "componentstatuses");
-    NAMES
-        .contains(&name)
-        .then(|| (StatusCode::OK, item(name)))
-        .ok_or_else(|| Status::not_found(&resource, name))
 }

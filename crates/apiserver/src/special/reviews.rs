@@ -16,7 +16,7 @@ use crate::registry::call::Call;
 use crate::seams::{Attributes, Decision, UserInfo};
 
 pub async fn handle(call: &mut Call<'_>, asked: &Asked, body: &Bytes) -> Result<(StatusCode, Value), Status> {
-    let mut review = read(asked, body, &call.def().gvk())?;
+    let mut review = read(call, asked, body, &call.def().gvk())?;
     review["status"] = match &*call.def().kind {
         "TokenReview" => token_review(call, &review).await?,
         "SelfSubjectReview" => json!({"userInfo": shown(&asked.user)}),

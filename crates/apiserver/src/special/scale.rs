@@ -13,7 +13,7 @@ use super::part::Part;
 use super::read;
 use crate::encode::{Outcome, group_version};
 use crate::handle::Asked;
-use crate::negotiate::{self, Patch};
+use crate::negotiate::Patch;
 use crate::registry::call::Call;
 use crate::registry::metadata;
 use crate::registry::patch::Reading;
@@ -124,13 +124,14 @@ pub async fn handle(call: &mut Call<'_>, asked: &Asked, body: &Bytes) -> Result<
         }
         return Ok((StatusCode::OK, of(call.def(), &object)));
     }
-    if asked.info.attributes.verb == "patch" && negotiate::patch(&asked.parts.headers, true)? == Patch::Apply
-    {
+    let patch = asked.info.attributes.verb == "patch";
+    let strategic = call.resource.definition.is_some();
+    let of_patch = || call.server.config.forms.patch(&asked.parts.headers, strategic);
+    let kind = patch.then(of_patch).transpose()?;
+    if kind == Some(Patch::Apply) {
         return apply(call, &name, body).await;
     }
-    let patch = asked.info.attributes.verb == "patch";
-    let sent = if patch { Value::Null } else { read(asked, body, &SCALE)? };
-    let kind = if patch { Some(negotiate::patch(&asked.parts.headers, true)?) } else { None };
+    let sent = if patch { Value::Null } else { read(call, asked, body, &SCALE)? };
     let def = call.resource.def.clone();
     let mut change = |old: &Value| match kind {
         None => with_scale(&def, old, &sent),

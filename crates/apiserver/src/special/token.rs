@@ -15,7 +15,7 @@ const TOKEN_REQUEST: GroupVersionKind =
 
 pub async fn handle(call: &mut Call<'_>, asked: &Asked, body: &Bytes) -> Result<(StatusCode, Value), Status> {
     let issuer = call.server.config.issuer.clone().ok_or_else(Status::page_not_found)?;
-    let mut request = read(asked, body, &TOKEN_REQUEST)?;
+    let mut request = read(call, asked, body, &TOKEN_REQUEST)?;
     let attributes = &asked.info.attributes;
     call.mutate(Operation::Create, &attributes.name, &mut request, None).await?;
     call.validate_admission(Operation::Create, &attributes.name, &mut request, None).await?;

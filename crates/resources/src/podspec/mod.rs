@@ -97,7 +97,8 @@ pub fn validate_selected(object: &Value, field: &str, at_template: &Path) -> Err
     }
 }
 
-fn unmatched(template: &Value, at_template: &Path) -> Error {
+/// The refusal of a template whose labels its selector does not select.
+pub fn unmatched(template: &Value, at_template: &Path) -> Error {
     let value = at(template, "metadata.labels").cloned().unwrap_or_default();
     let detail = "`selector` does not match template `labels`";
     Error::invalid(&at_template.child("metadata").child("labels"), value, detail)

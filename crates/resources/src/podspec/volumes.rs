@@ -199,9 +199,6 @@ fn validate_projected(projected: &Value, path: &Path) -> Errors {
             .filter(|(_, value)| !value.is_null())
             .map(|(name, _)| name)
             .collect();
-        if given.len() > 1 {
-            errors.push(Error::forbidden(&at_source, "may not specify more than 1 volume type per source"));
-        }
         for field in ["secret", "configMap"] {
             let Some(value) = at(source, field) else { continue };
             let at_value = at_source.child(field);
@@ -219,6 +216,9 @@ fn validate_projected(projected: &Value, path: &Path) -> Errors {
         }
         if let Some(token) = at(source, "serviceAccountToken") {
             errors.extend(validate_token(token, path, &at_source.child("serviceAccountToken")));
+        }
+        if given.len() > 1 {
+            errors.push(Error::forbidden(&at_source, "may not specify more than 1 volume type per source"));
         }
     }
     errors

@@ -134,10 +134,23 @@ fn canonical_time(text: &str) -> Result<Value, String> {
     }
 }
 
+/// Six digits after the point, as Go's layout has them.
 fn canonical_micro_time(text: &str) -> Result<Value, String> {
-    match time::parse(text) {
-        Some(at) => Ok(time::rfc3339_micro(at.as_second(), at.subsec_nanosecond()).into()),
-        None => Err(time_error(text, "2006-01-02T15:04:05.000000Z07:00")),
+    const LAYOUT: &str = "2006-01-02T15:04:05.000000Z07:00";
+    const SECONDS: usize = 19;
+    const FRACTION: usize = 7;
+    let Some(at) = time::parse(text) else { return Err(time_error(text, LAYOUT)) };
+    let refused = |rest: &str, part: &str| {
+        Err(format!("parsing time {text:?} as {LAYOUT:?}: cannot parse {rest:?} as {part:?}"))
+    };
+    let rest = text.get(SECONDS..).unwrap_or_default();
+    let digits = |fraction: &str| fraction.bytes().skip(1).all(|byte| byte.is_ascii_digit());
+    match (rest.starts_with('.'), rest.get(..FRACTION), rest.get(FRACTION..)) {
+        (true, Some(fraction), Some(zone)) if digits(fraction) => match zone.starts_with(['Z', '+', '-']) {
+            true => Ok(time::rfc3339_micro(at.as_second(), at.subsec_nanosecond()).into()),
+            false => refused(zone, "Z07:00"),
+        },
+        _ => refused(rest, ".000000"),
     }
 }
 
@@ -265,5 +278,22 @@ mod tests {
         assert!(
             is_canonical_quantity("250m") && is_canonical_quantity("512Mi") && is_canonical_quantity("8")
         );
+    }
+
+    #[test]
+    fn a_time_of_microseconds_has_all_six_digits() {
+        let read = |text: &str| {
+            canonical_micro_time(text).map_err(|why| why.rsplit_once(": ").unwrap().1.to_owned())
+        };
+        for (text, wanted) in [
+            ("2026-01-01T00:00:00.000001Z", Ok("2026-01-01T00:00:00.000001Z")),
+            ("2026-01-01T02:00:00.500000+02:00", Ok("2026-01-01T00:00:00.500000Z")),
+            ("2026-01-01T00:00:00Z", Err(r#"cannot parse "Z" as ".000000""#)),
+            ("2026-01-01T00:00:00.5Z", Err(r#"cannot parse ".5Z" as ".000000""#)),
+            ("2026-01-01T00:00:00.123456789Z", Err(r#"cannot parse "789Z" as "Z07:00""#)),
+            ("x", Err(r#"cannot parse "x" as "2006""#)),
+        ] {
+            assert_eq!(read(text), wanted.map(Value::from).map_err(str::to_owned), "{text}");
+        }
     }
 }

@@ -214,7 +214,7 @@ impl Apiserver {
             jwt,
             anonymous: anonymous.unwrap_or(self.anonymous_auth),
             bootstrap_tokens: self.enable_bootstrap_token_auth,
-            modes: self.auth.modes(&random)?,
+            authorization: self.auth.authorization(&random)?,
             token_webhook: self.auth.tokens(&random)?,
         })
     }

@@ -8,13 +8,15 @@ use std::time::Duration;
 
 use anyhow::Context;
 use apiserver::authn::{Random, TokenWebhook};
-use apiserver::authz::Mode;
-use apiserver::authz::config::{AuthorizationConfiguration, Flags};
+use apiserver::authz::config::{AuthorizationConfiguration, Flags, Means};
+use apiserver::authz::reload::Reload;
+use apiserver::authz::{Metrics, Policies};
 use clap::{Args, ValueEnum};
 use client::kubeconfig::{self, Kubeconfig};
 
 use super::duration;
 use crate::certificates::read;
+use crate::trust::Authorization;
 
 #[derive(Args)]
 #[command(next_help_heading = "Authorization, and tokens that others know")]
@@ -35,6 +37,9 @@ pub struct AuthWebhooks {
         ]
     )]
     pub authorization_config: Option<PathBuf>,
+    /// The policies of mode ABAC, one a line
+    #[arg(long, value_name = "FILE")]
+    pub authorization_policy_file: Option<PathBuf>,
     /// A kubeconfig of the server that mode Webhook asks
     #[arg(long, value_name = "FILE")]
     pub authorization_webhook_config_file: Option<PathBuf>,
@@ -68,21 +73,40 @@ pub enum AuthorizationMode {
     AlwaysAllow,
     #[value(name = "AlwaysDeny")]
     AlwaysDeny,
+    #[value(name = "ABAC")]
+    Abac,
     #[value(name = "Webhook")]
     Webhook,
 }
 
 impl AuthWebhooks {
-    /// The authorizers, in order.
-    pub fn modes(&self, random: &Random) -> anyhow::Result<Vec<Mode>> {
-        let configuration = match &self.authorization_config {
-            Some(path) => AuthorizationConfiguration::parse(&read(path)?)
-                .map_err(|why| anyhow::anyhow!("{why}"))
-                .with_context(|| format!("cannot use {}", path.display()))?,
-            None => self.flags().configuration().map_err(|why| anyhow::anyhow!("{why}"))?,
+    /// Who decides, and the file that says it, to be followed.
+    pub fn authorization(&self, random: &Random) -> anyhow::Result<Authorization> {
+        let wrong = |why: String| anyhow::anyhow!("{why}");
+        let (text, configuration) = match &self.authorization_config {
+            Some(path) => {
+                let text = read(path)?;
+                let read = AuthorizationConfiguration::parse(&text).map_err(wrong);
+                (text, read.with_context(|| format!("cannot use {}", path.display()))?)
+            }
+            None => (String::new(), self.flags().configuration().map_err(wrong)?),
         };
-        let in_cluster = || kubeconfig::in_cluster(|name| std::env::var(name).ok());
-        configuration.modes(random, &in_cluster).map_err(|why| anyhow::anyhow!("{why}"))
+        let by_policies = configuration.authorizers.iter().any(|authorizer| authorizer.r#type == "ABAC");
+        let policies = || Policies::read(self.authorization_policy_file.as_deref().unwrap_or("".as_ref()));
+        let means = Means {
+            random: random.clone(),
+            in_cluster: || kubeconfig::in_cluster(|name| std::env::var(name).ok()),
+            policies: by_policies.then(policies).transpose().map_err(wrong)?.map(Arc::new),
+            metrics: Metrics::default(),
+        };
+        Ok(Authorization {
+            modes: configuration.modes(&means).map_err(wrong)?,
+            metrics: means.metrics.clone(),
+            reload: self
+                .authorization_config
+                .clone()
+                .map(|path| Reload::new(path, text, configuration, means)),
+        })
     }
 
     fn flags(&self) -> Flags {
@@ -91,6 +115,7 @@ impl AuthWebhooks {
         };
         Flags {
             modes: self.authorization_mode.iter().map(named).collect(),
+            policy_file: self.authorization_policy_file.clone(),
             webhook_config_file: self.authorization_webhook_config_file.clone(),
             webhook_version: self.authorization_webhook_version.clone(),
             authorized_ttl: self.authorization_webhook_cache_authorized_ttl,

@@ -18,15 +18,17 @@ mod review;
 pub(crate) mod versions;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use apimachinery::Status;
 use serde_json::Value;
+use tokio::time::Instant;
 
 use self::annotations::Asked;
 use self::client::{CallError, WebhookClient};
 use self::configuration::{Configurations, Hook};
 use self::identities::Identities;
-use self::metrics::Metrics;
+use self::metrics::{Asking, Metrics};
 use self::review::{Answer, Question};
 use super::matching::{Matched, operation};
 use super::policy::conditions_hold;
@@ -78,14 +80,22 @@ impl Reinvocation {
 enum Refusal {
     /// It could not be asked, or its answer not be read; the failure policy decides.
     Call(String),
-    /// It said no, or what it said cannot be done.
+    /// It said no.
     Denied(Box<Status>),
+    /// It cannot be asked about this, or what it said cannot be done.
+    Internal(Box<Status>),
 }
 
 impl From<Status> for Refusal {
     fn from(status: Status) -> Self {
-        Refusal::Denied(Box::new(status))
+        Refusal::Internal(Box::new(status))
     }
+}
+
+/// How a question ended, and how long that took.
+struct Ended {
+    refusal: Option<Refusal>,
+    time: Duration,
 }
 
 impl Webhooks {
@@ -140,14 +150,12 @@ impl Webhooks {
                 continue;
             }
             let asked = Asked { hook, place, round: u32::from(rounds.second) };
-            let changed = match self.mutate_by(&asked, &matched, request).await {
-                Ok(changed) => changed,
-                Err(refusal) => {
-                    let failed_open = self.judge(hook, "admit", request, refusal)?;
-                    request.annotations.extend(failed_open.then(|| asked.failed_open("mutation")));
-                    false
-                }
-            };
+            let since = Instant::now();
+            let mutated = self.mutate_by(&asked, &matched, request).await;
+            let time = since.elapsed();
+            let (changed, refusal) = mutated.map_or_else(|why| (false, Some(why)), |changed| (changed, None));
+            let failed_open = self.judge(hook, "admit", request, Ended { refusal, time })?;
+            request.annotations.extend(failed_open.then(|| asked.failed_open("mutation")));
             request.annotations.push(asked.mutated(changed));
             if changed {
                 any = true;
@@ -211,27 +219,28 @@ impl Webhooks {
             }
         }
         let answers = asked.into_iter().map(|(hook, question)| async move {
+            let since = Instant::now();
             let answer = match question {
                 Ok(question) => self.ask(hook, &question, false).await,
                 Err(refusal) => Err(refusal),
             };
-            (hook, answer)
+            (hook, answer, since.elapsed())
         });
         let mut result = Ok(());
-        for (place, (hook, answer)) in futures::future::join_all(answers).await.into_iter().enumerate() {
-            let judged = match answer {
+        let answers = futures::future::join_all(answers).await;
+        for (place, (hook, answer, time)) in answers.into_iter().enumerate() {
+            let refusal = match answer {
                 Ok(answer) => {
                     request.warnings.extend(answer.warnings);
                     request.annotations.extend(annotations::of_answer(hook, answer.audit_annotations));
-                    answer.denied.map_or(Ok(()), |denied| Err(Refusal::Denied(denied)))
+                    answer.denied.map(Refusal::Denied)
                 }
-                Err(refusal) => Err(refusal),
+                Err(refusal) => Some(refusal),
             };
-            let judged = judged.or_else(|refusal| {
-                let failed_open = self.judge(hook, "validating", request, refusal)?;
+            let judged = self.judge(hook, "validating", request, Ended { refusal, time });
+            let judged = judged.map(|failed_open| {
                 let asked = Asked { hook, place, round: 0 };
                 request.annotations.extend(failed_open.then(|| asked.failed_open("validating")));
-                Ok(())
             });
             result = result.and(judged);
         }
@@ -284,28 +293,38 @@ impl Webhooks {
         answer.map_err(|why| Refusal::Call(format!("received invalid webhook response: {why}")))
     }
 
-    /// What a refusal means by the hook's failure policy: true when it is passed over.
+    /// What an answer means by the hook's failure policy: true when its failure is passed over.
     fn judge(
         &self,
         hook: &Hook,
         kind: &'static str,
         request: &AdmissionRequest<'_>,
-        refusal: Refusal,
+        ended: Ended,
     ) -> Result<bool, Status> {
-        let operation = operation(request.operation);
-        match refusal {
-            Refusal::Denied(status) => {
-                self.metrics.rejected(&hook.name, kind, operation, "no_error", status.code);
+        let asking = Asking { name: &hook.name, kind, operation: operation(request.operation) };
+        let asked = |code, rejected| self.metrics.asked(asking, ended.time, code, rejected);
+        match ended.refusal {
+            None => {
+                asked(200, None);
+                Ok(false)
+            }
+            Some(Refusal::Denied(status)) => {
+                asked(status.code, Some("no_error"));
                 Err(*status)
             }
-            Refusal::Call(why) if hook.ignores_failures => {
+            Some(Refusal::Internal(status)) => {
+                asked(0, Some("apiserver_internal_error"));
+                Err(*status)
+            }
+            Some(Refusal::Call(why)) if hook.ignores_failures => {
                 tracing::warn!(webhook = hook.name, why, "failed calling webhook, failing open");
+                asked(500, None);
                 self.metrics.failed_open(&hook.name, kind);
                 Ok(true)
             }
-            Refusal::Call(why) => {
+            Some(Refusal::Call(why)) => {
                 tracing::warn!(webhook = hook.name, why, "failed calling webhook, failing closed");
-                self.metrics.rejected(&hook.name, kind, operation, "calling_webhook_error", 500);
+                asked(500, Some("calling_webhook_error"));
                 Err(Status::internal(format!("failed calling webhook {:?}: {why}", hook.name)))
             }
         }

@@ -2,9 +2,9 @@
 
 use std::sync::{Arc, Mutex};
 
-use http_body_util::{BodyExt, Full};
-use hyper_util::rt::{TokioExecutor, TokioIo};
+use http_body_util::BodyExt;
 use serde_json::{Value, json};
+use testkit::https::JsonServer;
 
 use crate::ApiServer;
 use crate::admission::Chain;
@@ -27,52 +27,21 @@ struct Server {
 impl Server {
     async fn start(answer: impl Fn(&Value) -> Value + Send + Sync + 'static) -> Self {
         use base64::Engine;
-        let made = rcgen::generate_simple_self_signed(vec!["127.0.0.1".to_owned()]).unwrap();
-        let key = rustls_pki_types::PrivateKeyDer::try_from(made.signing_key.serialize_der()).unwrap();
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let tls = rustls::ServerConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()
-            .unwrap()
-            .with_no_client_auth()
-            .with_single_cert(vec![made.cert.der().clone()], key)
-            .unwrap();
-        let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(tls));
-        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let url = format!("https://{}/hook", listener.local_addr().unwrap());
         let asked = Arc::new(Mutex::new(Vec::new()));
-        let (seen, answer) = (asked.clone(), Arc::new(answer));
-        tokio::spawn(async move {
-            while let Ok((stream, _)) = listener.accept().await {
-                let (acceptor, seen, answer) = (acceptor.clone(), seen.clone(), answer.clone());
-                tokio::spawn(async move {
-                    let Ok(stream) = acceptor.accept(stream).await else { return };
-                    let service = hyper::service::service_fn(
-                        |request: http::Request<hyper::body::Incoming>| {
-                            let (seen, answer) = (seen.clone(), answer.clone());
-                            async move {
-                                let body = request.into_body().collect().await.unwrap().to_bytes();
-                                let review: Value = serde_json::from_slice(&body).unwrap();
-                                seen.lock().unwrap().push(review["request"].clone());
-                                let mut response = answer(&review["request"]);
-                                if response.is_null() {
-                                    std::future::pending::<()>().await;
-                                }
-                                response["uid"] = review["request"]["uid"].clone();
-                                let review = json!({"apiVersion": review["apiVersion"], "kind": review["kind"],
-                                                "response": response});
-                                Ok::<_, std::convert::Infallible>(http::Response::new(Full::new(
-                                    bytes::Bytes::from(review.to_string()),
-                                )))
-                            }
-                        },
-                    );
-                    let http = hyper_util::server::conn::auto::Builder::new(TokioExecutor::new());
-                    http.serve_connection(TokioIo::new(stream), service).await.ok();
-                });
+        let seen = asked.clone();
+        let server = JsonServer::start(move |_, review| {
+            seen.lock().unwrap().push(review["request"].clone());
+            let mut response = answer(&review["request"]);
+            if response.is_null() {
+                return None;
             }
+            response["uid"] = review["request"]["uid"].clone();
+            let (version, kind) = (&review["apiVersion"], &review["kind"]);
+            Some((200, json!({"apiVersion": version, "kind": kind, "response": response})))
         });
-        let bundle = base64::engine::general_purpose::STANDARD.encode(made.cert.pem());
-        Server { url, bundle, asked }
+        let JsonServer { address, certificate } = server.await;
+        let bundle = base64::engine::general_purpose::STANDARD.encode(certificate);
+        Server { url: format!("https://{address}/hook"), bundle, asked }
     }
 
     /// A webhook of this server, for all writes of a resource.

@@ -8,7 +8,13 @@ pub fn row() -> Arc<ResourceDef> {
         .status()
         .prefix("apiregistration.k8s.io/apiservices")
         .columns("Name,Service,Available,Age", cells)
-        .strategy(Rules { default, validate, name: names::path_segment, ..Rules::PLAIN })
+        .strategy(Rules {
+            default,
+            validate,
+            name: names::path_segment,
+            unconditional_update: false,
+            ..Rules::PLAIN
+        })
         .build()
 }
 

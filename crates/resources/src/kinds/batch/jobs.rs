@@ -179,7 +179,12 @@ fn validate_job(job: &Value) -> Errors {
     let spec = path("spec");
     let mut errors = validate_spec(job, "spec", &spec);
     match at(job, "spec.selector") {
-        None => errors.push(Error::required(&spec.child("selector"), "")),
+        None => {
+            errors.push(Error::required(&spec.child("selector"), ""));
+            // No selector selects nothing.
+            let template = at(job, "spec.template").unwrap_or(&Value::Null);
+            errors.push(podspec::unmatched(template, &spec.child("template")));
+        }
         Some(value) => {
             errors.extend(selector(value, &spec.child("selector")));
             errors.extend(podspec::validate_selected(job, "spec.template", &spec.child("template")));

@@ -1,7 +1,7 @@
 //! Event: what happened to an object. Served in the core group and in `events.k8s.io`, stored as the former.
 
 use crate::prelude::*;
-use crate::validate::each;
+use crate::validate::{each, same};
 
 const COLUMNS: &str = "Last Seen,Type,Reason,Object,+Subobject,+Source,Message,+First Seen,+Count,+Name";
 
@@ -37,11 +37,7 @@ pub fn row() -> Arc<ResourceDef> {
 pub fn row_of_events_group() -> Arc<ResourceDef> {
     Row::namespaced("events.k8s.io/v1", "Event", "events")
         .short(&["ev"])
-        .columns(COLUMNS, |o, now| {
-            let mut converted = o.clone();
-            crate::convert::event_to_core(&mut converted);
-            cells(&converted, now)
-        })
+        .columns(COLUMNS, |o, now| cells(&core(o), now))
         // What is stored has the names of the core group.
         .fields(&["reason", "type"])
         .field("regarding.kind", |o| text(o, "involvedObject.kind").to_owned())
@@ -52,8 +48,21 @@ pub fn row_of_events_group() -> Arc<ResourceDef> {
         .field("regarding.resourceVersion", |o| text(o, "involvedObject.resourceVersion").to_owned())
         .field("regarding.fieldPath", |o| text(o, "involvedObject.fieldPath").to_owned())
         .field("reportingController", |o| text(o, "reportingComponent").to_owned())
-        .strategy(Rules { validate: validate_new, create_on_update: true, ..Rules::PLAIN })
+        .strategy(Rules {
+            validate: |o| validate(&core(o), "reportingController"),
+            validate_create: |o| validate_new(&core(o)),
+            validate_update: |o, old| validate_kept(&core(o), &core(old)),
+            create_on_update: true,
+            ..Rules::PLAIN
+        })
         .build()
+}
+
+/// As the core group has it.
+fn core(event: &Value) -> Value {
+    let mut converted = event.clone();
+    crate::convert::event_to_core(&mut converted);
+    converted
 }
 
 fn cells(event: &Value, now: i64) -> Vec<Cell> {
@@ -132,35 +141,71 @@ fn validate(event: &Value, controller_field: &str) -> Errors {
 /// What `events.k8s.io` asks besides.
 ///
 /// Upstream: pkg/apis/core/validation/events.go ValidateEventCreate
-fn validate_new(event: &Value) -> Errors {
-    let mut core = event.clone();
-    crate::convert::event_to_core(&mut core);
-    let mut errors = validate(&core, "reportingController");
-    if has(&core, "series") {
-        if number(&core, "series.count") < 2 {
-            errors.push(Error::invalid(&path("series.count"), "", "should be at least 2"));
-        }
-        if !has(&core, "series.lastObservedTime") {
-            errors.push(Error::required(&path("series.lastObservedTime"), ""));
-        }
-    }
-    if !has(&core, "eventTime") {
+fn validate_new(core: &Value) -> Errors {
+    let mut errors = validate_series(core);
+    if !has(core, "eventTime") {
         errors.push(Error::required(&path("eventTime"), ""));
     }
-    let kind = text(&core, "type");
+    let kind = text(core, "type");
     if kind != "Normal" && kind != "Warning" {
         errors.push(Error::invalid(&path("type"), "", format!("has invalid value: {kind}")));
     }
     for field in ["firstTimestamp", "lastTimestamp"] {
-        if has(&core, field) {
+        if has(core, field) {
             errors.push(Error::invalid(&path(field), "", "needs to be unset"));
         }
     }
-    if number(&core, "count") != 0 {
+    if number(core, "count") != 0 {
         errors.push(Error::invalid(&path("count"), "", "needs to be unset"));
     }
-    if !text(&core, "source.component").is_empty() || !text(&core, "source.host").is_empty() {
+    if !text(core, "source.component").is_empty() || !text(core, "source.host").is_empty() {
         errors.push(Error::invalid(&path("source"), "", "needs to be unset"));
+    }
+    errors
+}
+
+fn validate_series(core: &Value) -> Errors {
+    let mut errors = Errors::new();
+    if has(core, "series") {
+        if number(core, "series.count") < 2 {
+            errors.push(Error::invalid(&path("series.count"), "", "should be at least 2"));
+        }
+        if !has(core, "series.lastObservedTime") {
+            errors.push(Error::required(&path("series.lastObservedTime"), ""));
+        }
+    }
+    errors
+}
+
+/// An event of `events.k8s.io` tells of the same thing for ever; only its series goes on.
+///
+/// Upstream: pkg/apis/core/validation/events.go ValidateEventUpdate
+fn validate_kept(core: &Value, old: &Value) -> Errors {
+    let mut errors = Errors::new();
+    if !same(at(core, "series"), at(old, "series")) {
+        errors.extend(validate_series(core));
+    }
+    for field in [
+        "involvedObject",
+        "reason",
+        "message",
+        "source",
+        "firstTimestamp",
+        "lastTimestamp",
+        "count",
+        "type",
+        "eventTime",
+        "action",
+        "related",
+        "reportingComponent",
+        "reportingInstance",
+    ] {
+        // Of the stored names one is another in upstream's messages.
+        let told = if field == "reportingComponent" { "reportingController" } else { field };
+        if !same(at(core, field), at(old, field)) {
+            let value = at(core, field).cloned().unwrap_or_else(|| "".into());
+            errors.push(Error::invalid(&path(told), value, crate::validate::IMMUTABLE));
+        }
     }
     errors
 }

@@ -2,7 +2,7 @@
 
 use crate::prelude::*;
 use crate::strategy::{Context, Strategy, carry_over};
-use crate::validate::{cidr, each, quantities, same, taint_effect};
+use crate::validate::{cidr, each, quantities, taint_effect};
 
 pub fn row() -> Arc<ResourceDef> {
     const PROXY: &[Verb] = &[Verb::Create, Verb::Delete, Verb::Get, Verb::Patch, Verb::Update];
@@ -85,7 +85,9 @@ impl Strategy for Nodes {
         let single = text(node, "spec.podCIDR").to_owned();
         let plural = list(node, "spec.podCIDRs").first().and_then(Value::as_str).map(str::to_owned);
         match (single.is_empty(), plural) {
-            (false, None) => set(node, "spec.podCIDRs", json!([single])),
+            (false, first) if first.as_deref() != Some(&*single) => {
+                set(node, "spec.podCIDRs", json!([single]));
+            }
             (true, Some(first)) => set(node, "spec.podCIDR", first),
             _ => {}
         }
@@ -139,17 +141,8 @@ impl Strategy for Nodes {
             let detail = "node updates may not change providerID except from \"\" to valid";
             errors.push(Error::forbidden(&path("spec.providerID"), detail));
         }
-        let fixed = |value: &Value| {
-            let mut spec = at(value, "spec").cloned().unwrap_or_default();
-            for field in ["podCIDR", "podCIDRs", "providerID", "taints", "unschedulable", "configSource"] {
-                get::remove(&mut spec, field);
-            }
-            spec
-        };
-        if !same(Some(&fixed(node)), Some(&fixed(old))) {
-            let detail = "node updates may only change labels, taints, or capacity (or configSource, if the \
-                          DynamicKubeletConfig feature gate is enabled)";
-            errors.push(Error::forbidden(&path("spec"), detail));
+        if text(node, "spec.externalID") != text(old, "spec.externalID") {
+            errors.push(Error::forbidden(&path("spec.externalID"), "may not be updated"));
         }
         errors
     }

@@ -1,7 +1,7 @@
 //! PersistentVolumeClaim: storage that a pod wants.
 
 use crate::prelude::*;
-use crate::validate::{each, one_of, quantities, required, selector};
+use crate::validate::{each, one_of, quantities, required, same, selector};
 
 pub fn row() -> Arc<ResourceDef> {
     Row::namespaced("v1", "PersistentVolumeClaim", "persistentvolumeclaims")
@@ -169,35 +169,85 @@ fn validate_sources(object: &Value, spec: &Path) -> Errors {
             }
         }
     }
+    let (source, again) = (at(object, "spec.dataSource"), at(object, "spec.dataSourceRef"));
+    if let (Some(source), Some(again)) = (source, again)
+        && text(again, "namespace").is_empty()
+        && ["apiGroup", "kind", "name"].iter().any(|field| !same(source.get(field), again.get(field)))
+    {
+        errors.push(Error::invalid(spec, json!({}), "must match dataSourceRef"));
+    }
     errors
+}
+
+const CLASS_ANNOTATION: &str = "volume.beta.kubernetes.io/storage-class";
+
+/// Puts what `new` may say otherwise than `old` back to what it was.
+fn undo_allowed(spec: &mut Value, claim: &Value, old: &Value) {
+    let back = |spec: &mut Value, field: &str| match at(old, &format!("spec.{field}")) {
+        Some(value) => set(spec, field, value.clone()),
+        None => drop(get::remove(spec, field)),
+    };
+    if text(old, "spec.volumeName").is_empty() {
+        back(spec, "volumeName");
+    }
+    let (class, before) = (at(claim, "spec.storageClassName"), at(old, "spec.storageClassName"));
+    let annotated = annotation(old);
+    let named = class.and_then(Value::as_str);
+    if before.is_none() && named.is_some() && annotated.is_none_or(|annotated| Some(annotated) == named) {
+        get::remove(spec, "storageClassName");
+    }
+    if text(claim, "status.phase") == "Bound" {
+        if has(claim, "spec.resources.requests") {
+            back(spec, "resources.requests.storage");
+        }
+        back(spec, "volumeAttributesClassName");
+    }
+}
+
+fn annotation(claim: &Value) -> Option<&str> {
+    let mut annotations = get::entries(claim, "metadata.annotations");
+    annotations.find(|(key, _)| *key == CLASS_ANNOTATION).and_then(|(_, value)| value.as_str())
 }
 
 /// Upstream: pkg/apis/core/validation/validation.go ValidatePersistentVolumeClaimUpdate
 fn validate_update(claim: &Value, old: &Value) -> Errors {
-    let fixed = |value: &Value| {
-        let mut spec = at(value, "spec").cloned().unwrap_or_default();
-        get::remove(&mut spec, "resources");
-        get::remove(&mut spec, "volumeAttributesClassName");
-        if text(old, "spec.volumeName").is_empty() {
-            get::remove(&mut spec, "volumeName");
-        }
-        if text(old, "spec.storageClassName").is_empty() {
-            get::remove(&mut spec, "storageClassName");
-        }
-        spec
-    };
     let mut errors = Errors::new();
-    if fixed(claim) != fixed(old) {
+    let (named, before) = (annotation(claim), annotation(old));
+    let moved = before.is_some() && at(claim, "spec.storageClassName").and_then(Value::as_str) == before;
+    if named != before && !(moved && named.is_none() && !has(old, "spec.storageClassName")) {
+        let at_annotation = path("metadata.annotations").child(CLASS_ANNOTATION);
+        errors.push(Error::invalid(&at_annotation, named.unwrap_or_default(), crate::validate::IMMUTABLE));
+    }
+    let mut spec = at(claim, "spec").cloned().unwrap_or_default();
+    undo_allowed(&mut spec, claim, old);
+    if !same(Some(&spec), at(old, "spec")) {
         let detail = "spec is immutable after creation except resources.requests and volumeAttributesClassName for \
                       bound claims";
         errors.push(Error::forbidden(&path("spec"), detail));
     }
-    let size = |value: &Value| at(value, "spec.resources.requests.storage").and_then(quantities::read);
-    if let (Some(new), Some(old)) = (size(claim), size(old))
-        && new < old
+    let size = |value: &Value, field: &str| at(value, field).and_then(quantities::read);
+    let wanted = size(claim, "spec.resources.requests.storage");
+    // What could not be provided may be taken back, but no volume shrinks.
+    if wanted < size(old, "spec.resources.requests.storage") && wanted <= size(old, "status.capacity.storage")
     {
-        let detail = "field can not be less than previous value";
+        let detail = "field can not be less than status.capacity";
         errors.push(Error::forbidden(&path("spec.resources.requests.storage"), detail));
+    }
+    if !same(at(claim, "spec.volumeMode"), at(old, "spec.volumeMode")) {
+        let mode = at(claim, "spec.volumeMode").cloned().unwrap_or_default();
+        errors.push(Error::invalid(&path("volumeMode"), mode, crate::validate::IMMUTABLE));
+    }
+    if has(old, "status.currentVolumeAttributesClassName") {
+        let what = match at(claim, "spec.volumeAttributesClassName").and_then(Value::as_str) {
+            None => Some("nil"),
+            Some("") => Some("empty string"),
+            Some(_) => None,
+        };
+        let detail = |what| {
+            format!("update to {what} is forbidden when status.currentVolumeAttributesClassName is not nil")
+        };
+        errors
+            .extend(what.map(|what| Error::forbidden(&path("spec.volumeAttributesClassName"), detail(what))));
     }
     errors
 }

@@ -2,7 +2,7 @@
 
 use crate::podspec;
 use crate::prelude::*;
-use crate::validate::{each, immutable, one_of, quantities, required};
+use crate::validate::{each, one_of, quantities, required, same};
 
 pub fn row() -> Arc<ResourceDef> {
     Row::cluster("v1", "PersistentVolume", "persistentvolumes")
@@ -155,18 +155,41 @@ fn validate_modes_and_size(volume: &Value, spec: &Path) -> Errors {
 
 /// Upstream: pkg/apis/core/validation/validation.go ValidatePersistentVolumeUpdate
 fn validate_update(volume: &Value, old: &Value) -> Errors {
-    const SOURCES: &[&str] =
-        &["hostPath", "nfs", "iscsi", "fc", "local", "csi", "cephfs", "rbd", "flexVolume"];
+    const OTHERS: [&str; 9] = [
+        "accessModes",
+        "capacity",
+        "claimRef",
+        "mountOptions",
+        "nodeAffinity",
+        "persistentVolumeReclaimPolicy",
+        "storageClassName",
+        "volumeAttributesClassName",
+        "volumeMode",
+    ];
     let mut errors = Errors::new();
-    let changed =
-        |source: &&&str| at(volume, &format!("spec.{source}")) != at(old, &format!("spec.{source}"));
-    if SOURCES.iter().any(|s| changed(&s)) {
+    let source = |volume: &Value| {
+        let mut spec = at(volume, "spec").cloned().unwrap_or_default();
+        OTHERS.iter().for_each(|field| drop(get::remove(&mut spec, field)));
+        // It may be set where there was none.
+        if !has(old, "spec.csi.controllerExpandSecretRef") {
+            get::remove(&mut spec, "csi.controllerExpandSecretRef");
+        }
+        spec
+    };
+    if !same(Some(&source(volume)), Some(&source(old))) {
         let detail = "spec.persistentvolumesource is immutable after creation";
         errors.push(Error::forbidden(&path("spec.persistentvolumesource"), detail));
     }
-    errors.extend(immutable(volume, old, "spec.volumeMode"));
+    if !same(at(volume, "spec.volumeMode"), at(old, "spec.volumeMode")) {
+        let mode = at(volume, "spec.volumeMode").cloned().unwrap_or_default();
+        errors.push(Error::invalid(&path("volumeMode"), mode, crate::validate::IMMUTABLE));
+    }
+    let class = "spec.volumeAttributesClassName";
+    if has(old, class) && !has(volume, class) {
+        errors.push(Error::forbidden(&path(class), "update from non-nil value to nil is forbidden"));
+    }
     let (affinity, before) = (at(volume, "spec.nodeAffinity"), at(old, "spec.nodeAffinity"));
-    if before.is_some() && !crate::validate::same(affinity, before) {
+    if before.is_some() && !same(affinity, before) {
         let detail = "field is immutable, except for updating from beta label to GA";
         let value = affinity.cloned().unwrap_or_default();
         errors.push(Error::invalid(&path("nodeAffinity"), value, detail));

@@ -143,7 +143,7 @@ fn validate_backend(backend: &Value, at: &Path) -> Errors {
             if name.is_empty() {
                 errors.push(Error::required(&service.child("name"), ""));
             } else {
-                let messages = names::dns1035_label(name);
+                let messages = names::dns1123_label(name);
                 errors.extend(messages.into_iter().map(|m| Error::invalid(&service.child("name"), name, m)));
             }
             let port = service.child("port");

@@ -106,11 +106,6 @@ fn validate_peer(peer: &Value, at: &Path) -> Errors {
     }
     if let Some(block) = peer.get("ipBlock").filter(|v| !v.is_null()) {
         let at_block = at.child("ipBlock");
-        if peers > 0 {
-            let detail = "may not specify both ipBlock and another peer";
-            errors.push(Error::forbidden(at, detail));
-        }
-        peers += 1;
         let cidr = text(block, "cidr");
         if cidr.is_empty() {
             errors.push(Error::required(&at_block.child("cidr"), ""));
@@ -118,6 +113,10 @@ fn validate_peer(peer: &Value, at: &Path) -> Errors {
             errors.extend(crate::validate::cidr(cidr, &at_block.child("cidr")));
         }
         errors.extend(validate_exceptions(block, &at_block));
+        if peers > 0 {
+            errors.push(Error::forbidden(at, "may not specify both ipBlock and another peer"));
+        }
+        peers += 1;
     }
     if peers == 0 {
         errors.push(Error::required(at, "must specify a peer"));

@@ -20,7 +20,7 @@ pub fn row() -> Arc<ResourceDef> {
         .columns("Name,State,Age", |o, now| cells![get::name(o), state(o), age(o, now)])
         .strategy(Rules {
             default: |o| default_spec(o, "spec"),
-            validate: |o| claim_spec(at(o, "spec").unwrap_or(&Value::Null), &path("spec")),
+            validate_create: |o| claim_spec(at(o, "spec").unwrap_or(&Value::Null), &path("spec")),
             validate_update: |o, old| crate::validate::immutable(o, old, "spec"),
             validate_status,
             ..Rules::PLAIN

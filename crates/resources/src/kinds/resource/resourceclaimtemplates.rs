@@ -16,13 +16,8 @@ pub fn row() -> Arc<ResourceDef> {
 
 /// Upstream: pkg/apis/resource/validation/validation.go ValidateResourceClaimTemplate
 fn validate(template: &Value) -> Errors {
-    let mut errors = Errors::new();
-    let metadata = path("spec.metadata");
-    errors.extend(crate::validate::labels(template, "spec.metadata.labels", &metadata.child("labels")));
-    for (key, _) in get::entries(template, "spec.metadata.annotations") {
-        let messages = names::qualified_name(&key.to_lowercase());
-        errors.extend(crate::validate::each(messages, &metadata.child("annotations"), key));
-    }
+    let metadata = at(template, "spec.metadata").unwrap_or(&Value::Null);
+    let mut errors = apimachinery::objectmeta::validate_template(metadata, &path("spec.metadata"));
     let spec = at(template, "spec.spec").unwrap_or(&Value::Null);
     errors.extend(super::devices::claim_spec(spec, &path("spec.spec")));
     errors

@@ -22,7 +22,7 @@ pub fn row() -> Arc<ResourceDef> {
             default: |o| get::default_absent(o, "preemptionPolicy", "PreemptLowerPriority"),
             validate,
             validate_update,
-            generation: true,
+            prepare_create: |_, o| set(o, "metadata.generation", 1),
             ..Rules::PLAIN
         })
         .build()

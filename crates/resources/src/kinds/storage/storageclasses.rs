@@ -95,15 +95,6 @@ fn validate_topologies(class: &Value) -> Errors {
 
 /// Upstream: pkg/apis/storage/validation/validation.go ValidateStorageClassUpdate
 fn validate_update(class: &Value, old: &Value) -> Errors {
-    let mut errors = Errors::new();
-    for field in ["parameters", "provisioner"] {
-        if class.get(field) != old.get(field) {
-            errors.push(Error::forbidden(&path(field), format!("updates to {field} are forbidden.")));
-        }
-    }
-    if class.get("reclaimPolicy") != old.get("reclaimPolicy") {
-        errors.push(Error::forbidden(&path("reclaimPolicy"), "updates to reclaimPolicy are forbidden."));
-    }
-    errors.extend(immutable(class, old, "volumeBindingMode"));
-    errors
+    let fields = ["parameters", "provisioner", "reclaimPolicy", "volumeBindingMode"];
+    fields.into_iter().flat_map(|field| immutable(class, old, field)).collect()
 }
