@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+use std::path::Path;
 use std::process::Command;
 
 use e2e::{Cluster, eventually, images, succeed};
@@ -23,6 +24,10 @@ spec:
 fn cluster_with_pod() -> Cluster {
     let cluster = Cluster::start();
     cluster.import(&images::web("test.local/web:v1", "one"));
+    run_pod(cluster)
+}
+
+fn run_pod(cluster: Cluster) -> Cluster {
     cluster.apply(POD);
     cluster.kubectl_prints("wait --for=condition=Ready pod/web --timeout=60s");
     cluster
@@ -180,6 +185,41 @@ fn a_full_disk_refuses_writes_and_loses_nothing() {
     cluster.kubectl_prints("delete pod web --timeout=60s");
 }
 
+const NOISY: &str = "
+apiVersion: v1
+kind: Pod
+metadata:
+  name: noisy
+spec:
+  containers:
+  - name: noisy
+    image: test.local/web:v1
+    command: [cat, /dev/zero]
+";
+
+/// The node takes the room back by itself, though the API takes no word of it meanwhile.
+#[test]
+fn a_log_that_fills_the_disk_ends_its_pod_alone() {
+    // A node wants 500 MiB to be free.
+    let (cluster, address) = cluster_on_disk(640);
+    cluster.apply(NOISY);
+    let pod = eventually("the noisy pod is evicted", || {
+        let pod = cluster.get("pod noisy");
+        let why = pod["status"]["reason"].clone();
+        if why == "Evicted" { Ok(pod) } else { Err(pod["status"].to_string()) }
+    });
+    assert!(pod["status"]["message"].as_str().unwrap().contains("ephemeral-storage"), "{pod}");
+    let file = cluster.data_dir().join("room");
+    eventually("there is room again", || {
+        let written = std::fs::write(&file, vec![1; 64 << 20]);
+        std::fs::remove_file(&file).and(written).map_err(|error| error.to_string())
+    });
+    eventually("the API takes words again", || Kept::new().create(&cluster));
+    cluster.import(&images::web("test.local/web:v2", "two"));
+    runs_on(&cluster, &address);
+    cluster.kubectl_prints("delete pod noisy web --timeout=60s");
+}
+
 /// Takes what a reboot takes from a machine whose server is not running: processes, mounts, sockets and cgroups.
 fn lose_run_time_state(cluster: &Cluster) {
     let sandboxes = cluster.data_dir().join("engine/sandboxes");
@@ -200,9 +240,34 @@ fn lose_run_time_state(cluster: &Cluster) {
     });
 }
 
+/// What pods have of the machine: loop devices, links' addresses, and addresses that the network gave.
+fn machine(cluster: &Cluster) -> (usize, Vec<String>, usize) {
+    let devices = std::fs::read_dir("/sys/block").unwrap().flatten();
+    let files =
+        devices.filter_map(|device| std::fs::read_to_string(device.path().join("loop/backing_file")).ok());
+    let backed = files.filter(|file| Path::new(file).starts_with(cluster.data_dir())).count();
+    let run = |command: &str| {
+        let mut words = command.split(' ');
+        let output = cluster.namespace.command(words.next().unwrap()).args(words).output().unwrap();
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let addresses = run("ip -o address");
+    let addresses = addresses.lines().filter(|line| !line.contains("fe80"));
+    // The link, the family and the address.
+    let addresses =
+        addresses.map(|line| line.split_whitespace().skip(1).take(3).collect::<Vec<_>>().join(" "));
+    let addresses = addresses.collect();
+    // Before the first pod there is no such folder.
+    let given = std::fs::read_dir(cluster.data_dir().join("cni/addresses")).map_or(0, Iterator::count);
+    (backed, addresses, given)
+}
+
 #[test]
 fn pods_come_back_after_a_reboot_and_leave_nothing_when_they_go() {
-    let mut cluster = cluster_with_pod();
+    let cluster = Cluster::start();
+    cluster.import(&images::web("test.local/web:v1", "one"));
+    let before_pods = machine(&cluster);
+    let mut cluster = run_pod(cluster);
     let before = cluster.get("pod web");
     for round in 1..=2 {
         cluster.kill_server();
@@ -229,9 +294,15 @@ fn pods_come_back_after_a_reboot_and_leave_nothing_when_they_go() {
         let (mounts, cgroups) = (cluster.mounts(), cluster.pod_cgroups());
         // The two ends of the machine's own link are all that is left, and the engine's program.
         let mounts: Vec<_> = mounts.iter().filter(|mount| !mount.ends_with("engine/program")).collect();
-        if (folders, sandboxes, mounts.len(), cgroups.len()) == (0, 0, 0, 0) && links <= 2 {
+        let after = machine(&cluster);
+        if (folders, sandboxes, mounts.len(), cgroups.len()) == (0, 0, 0, 0)
+            && links <= 2
+            && after == before_pods
+        {
             return Ok(());
         }
-        Err(format!("{folders} folders, {sandboxes} sandboxes, {links} links, {mounts:?}, {cgroups:?}"))
+        Err(format!(
+            "{folders} folders, {sandboxes} sandboxes, {links} links, {mounts:?}, {cgroups:?}, {after:?}; before {before_pods:?}"
+        ))
     });
 }
