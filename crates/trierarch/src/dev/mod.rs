@@ -91,7 +91,7 @@ pub async fn run(args: Dev) -> anyhow::Result<()> {
     let existing = || Cluster::load(&clusters, &args.name);
     match args.command {
         Verb::Up { nodes, ip_family, network_backend } => {
-            let mut cluster = Cluster::load_or_new(&clusters, &args.name)?;
+            let mut cluster = Cluster::load_or_new(&clusters, &args.name, &network::links().await?)?;
             cluster.settle(ip_family, network_backend)?;
             return up(cluster, nodes).await;
         }

@@ -15,6 +15,11 @@ fn prefix_length(address: IpAddr) -> u8 {
 /// Upstream: every node's link has this name in kind, and in what people try by hand
 const NODE_LINK: &str = "eth0";
 
+/// The names of all links of this machine.
+pub async fn links() -> anyhow::Result<Vec<String>> {
+    Ok(Netlink::open()?.links().await?.into_iter().map(|link| link.name).collect())
+}
+
 /// Makes what is missing.
 pub async fn make(cluster: &Cluster) -> anyhow::Result<()> {
     let netlink = Netlink::open()?;

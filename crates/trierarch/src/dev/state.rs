@@ -102,6 +102,10 @@ pub fn name(text: &str) -> Result<String, String> {
     }
 }
 
+fn bridge_of(slot: u8) -> String {
+    format!("tridev{slot}")
+}
+
 impl Cluster {
     pub fn load(clusters: &Path, name: &str) -> anyhow::Result<Self> {
         let file = clusters.join(name).join(FILE);
@@ -129,12 +133,15 @@ impl Cluster {
         names.iter().map(|name| Cluster::load(clusters, name)).collect()
     }
 
-    pub fn load_or_new(clusters: &Path, name: &str) -> anyhow::Result<Self> {
+    /// The cluster of the name, or a new one. Its network is apart from those of the folder's clusters, running or
+    /// not, and of all others that have links on this machine.
+    pub fn load_or_new(clusters: &Path, name: &str, links: &[String]) -> anyhow::Result<Self> {
         if clusters.join(name).join(FILE).exists() {
             return Cluster::load(clusters, name);
         }
         let taken: Vec<u8> = Cluster::all(clusters)?.iter().map(|cluster| cluster.slot).collect();
-        let free = (0..=u8::MAX).find(|slot| !taken.contains(slot));
+        let is_free = |slot: &u8| !taken.contains(slot) && !links.contains(&bridge_of(*slot));
+        let free = (0..=u8::MAX).find(is_free);
         let slot = free.context("there are too many clusters on this machine")?;
         let cluster = Cluster {
             name: name.to_owned(),
@@ -219,7 +226,7 @@ impl Cluster {
 
     /// Names of links end at 15 bytes.
     pub fn bridge(&self) -> String {
-        format!("tridev{}", self.slot)
+        bridge_of(self.slot)
     }
 
     /// The host's end of a node's link.
@@ -247,10 +254,10 @@ mod tests {
     #[test]
     fn clusters_are_told_apart_and_remembered() {
         let dir = tempfile::tempdir().unwrap();
-        let mut one = Cluster::load_or_new(dir.path(), "one").unwrap();
+        let mut one = Cluster::load_or_new(dir.path(), "one", &[]).unwrap();
         one.grow_to(2);
         one.save().unwrap();
-        let mut two = Cluster::load_or_new(dir.path(), "two").unwrap();
+        let mut two = Cluster::load_or_new(dir.path(), "two", &[]).unwrap();
         two.grow_to(1);
         two.save().unwrap();
         assert_ne!(one.gateways(), two.gateways());
@@ -259,13 +266,16 @@ mod tests {
         one.ip_family = IpFamily::Dual;
         assert_eq!(one.gateways().len(), 2);
         one.ip_family = IpFamily::Ipv4;
-        let mut again = Cluster::load_or_new(dir.path(), "one").unwrap();
+        let mut again = Cluster::load_or_new(dir.path(), "one", &[]).unwrap();
         again.grow_to(1);
         assert_eq!(again.nodes, one.nodes, "a cluster never shrinks");
         again.grow_to(3);
         assert_eq!(again.nodes[2].name, "one-3");
         assert_eq!(Cluster::all(dir.path()).unwrap().len(), 2);
         assert!(Cluster::load(dir.path(), "three").unwrap_err().to_string().contains("there is no cluster"));
+        let elsewhere = tempfile::tempdir().unwrap();
+        let other = Cluster::load_or_new(elsewhere.path(), "one", &[one.bridge(), "eth0".into()]).unwrap();
+        assert_ne!(other.bridge(), one.bridge(), "folders do not know each other");
         let mut largest = two.clone();
         (largest.slot, largest.nodes[0].number) = (255, 200);
         assert!(largest.port(&largest.nodes[0]).len() <= 15);
