@@ -6,7 +6,7 @@ use std::sync::Arc;
 use api::Object;
 use api::core::v1::{Container, Namespace as ApiNamespace, Pod as ApiPod, PodSpec, Service};
 use api::networking::v1::NetworkPolicy;
-use controller_runtime::Cached;
+use controller_runtime::Identity;
 use linux::nft::Protocol;
 
 use crate::policy::{Labels, Policy};
@@ -15,44 +15,7 @@ use crate::policy::{Labels, Policy};
 // Upstream: pkg/kubelet/types/pod_update.go ConfigMirrorAnnotationKey
 const MIRROR: &str = "kubernetes.io/config.mirror";
 
-/// How an object is told from its namesakes and from its earlier states.
-#[derive(Clone, Debug, Default)]
-pub struct Identity {
-    key: String,
-    pub uid: String,
-    resource_version: String,
-}
-
-impl Identity {
-    fn of(object: &impl Object) -> Self {
-        Identity {
-            key: object.key(),
-            uid: object.uid().to_owned(),
-            resource_version: object.metadata().resource_version.clone().unwrap_or_default(),
-        }
-    }
-}
-
-/// Implements [`Cached`] by the field `identity`.
-macro_rules! cached {
-    ($($kind:ty),*) => {$(
-        impl Cached for $kind {
-            fn key(&self) -> String {
-                self.identity.key.clone()
-            }
-
-            fn uid(&self) -> &str {
-                &self.identity.uid
-            }
-
-            fn resource_version(&self) -> &str {
-                &self.identity.resource_version
-            }
-        }
-    )*};
-}
-
-cached!(Pod, Namespace, StoredPolicy);
+controller_runtime::cached_by_identity!(Pod, Namespace, StoredPolicy);
 
 /// A port of a container that has a name.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -3,7 +3,8 @@
 use std::net::{IpAddr, SocketAddr};
 
 use api::core::v1::ServicePort;
-use api::discovery::v1::EndpointSlice;
+
+use crate::slice::{Slice, SlicePort};
 
 /// Where the proxy runs.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -46,7 +47,7 @@ pub struct Usable {
 
 /// The endpoints of one port of a Service in one address family, in the order of their addresses, each once.
 pub fn of_port<'a>(
-    slices: impl IntoIterator<Item = &'a EndpointSlice>,
+    slices: impl IntoIterator<Item = &'a Slice>,
     port: &ServicePort,
     ipv6: bool,
     here: &Here,
@@ -54,32 +55,18 @@ pub fn of_port<'a>(
     let (name, protocol) =
         (port.name.as_deref().unwrap_or_default(), port.protocol.as_deref().unwrap_or("TCP"));
     let mut endpoints = Vec::new();
-    for slice in slices {
-        if slice.address_type != if ipv6 { "IPv6" } else { "IPv4" } {
-            continue;
-        }
-        let named = slice.ports.iter().flatten().find(|slice_port| {
-            slice_port.name.as_deref().unwrap_or_default() == name
-                && slice_port.protocol.as_deref().unwrap_or("TCP") == protocol
-        });
-        let number = named.and_then(|port| port.port).and_then(|number| u16::try_from(number).ok());
-        let Some(number) = number.filter(|number| *number != 0) else { continue };
-        for endpoint in slice.endpoints.iter().flatten() {
-            // Upstream: pkg/proxy/endpointslicecache.go: the first address is the endpoint, the others are not used.
-            let address: Option<IpAddr> = endpoint.addresses.first().and_then(|address| address.parse().ok());
-            let Some(address) = address.filter(|address| address.is_ipv6() == ipv6) else { continue };
-            let conditions = endpoint.conditions.clone().unwrap_or_default();
-            let hints = endpoint.hints.clone().unwrap_or_default();
-            endpoints.push(Endpoint {
-                address: SocketAddr::new(address, number),
-                is_local: endpoint.node_name.as_deref() == Some(&here.node),
-                is_ready: conditions.ready.unwrap_or(true),
-                is_serving: conditions.serving.unwrap_or(true),
-                is_terminating: conditions.terminating.unwrap_or(false),
-                zone_hints: hints.for_zones.unwrap_or_default().into_iter().map(|zone| zone.name).collect(),
-                node_hints: hints.for_nodes.unwrap_or_default().into_iter().map(|node| node.name).collect(),
-            });
-        }
+    for slice in slices.into_iter().filter(|slice| slice.is_ipv6 == ipv6) {
+        let named = slice.ports.iter().find(|port| &*port.name == name && &*port.protocol == protocol);
+        let Some(SlicePort { number, .. }) = named else { continue };
+        endpoints.extend(slice.members.iter().map(|member| Endpoint {
+            address: SocketAddr::new(member.address, *number),
+            is_local: member.node.as_deref() == Some(&here.node),
+            is_ready: member.is_ready,
+            is_serving: member.is_serving,
+            is_terminating: member.is_terminating,
+            zone_hints: member.zone_hints.clone(),
+            node_hints: member.node_hints.clone(),
+        }));
     }
     // While a pod moves between slices it is in both for a moment; the ready one counts.
     endpoints.sort_by_key(|endpoint| (endpoint.address, !endpoint.is_ready));
@@ -177,7 +164,10 @@ mod tests {
 
     #[test]
     fn a_port_is_found_by_name_and_protocol_in_every_slice() {
-        let slice = |text: &str| -> EndpointSlice { api::Object::from_slice(text.as_bytes()).unwrap() };
+        let slice = |text: &str| -> Slice {
+            let slice: api::discovery::v1::EndpointSlice = api::Object::from_slice(text.as_bytes()).unwrap();
+            slice.into()
+        };
         let slices = [
             slice(
                 r#"{"addressType":"IPv4","ports":[{"name":"web","port":8080,"protocol":"TCP"},{"name":"dns","port":53,

@@ -22,6 +22,7 @@ pub mod routes;
 pub mod ruleset;
 mod run;
 pub mod service;
+pub mod slice;
 
 pub use metrics::{Metrics, Starved};
 pub use ruleset::NodePorts;

@@ -7,6 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use linux::nft::{Batch, Claims, Difference, Family, Steps, Verb};
 
@@ -87,7 +88,7 @@ impl NodePorts {
 pub struct Ruleset {
     frame: Frame,
     /// By Service.
-    claims: Claims<String, Key, Value>,
+    claims: Claims<Arc<str>, Key, Value>,
     /// How many elements lead to a chain, by family.
     picks: BTreeMap<(bool, Pick), usize>,
 }
@@ -144,19 +145,19 @@ impl Ruleset {
         if self.frame.node_ports == NodePorts::Primary {
             let elements = addresses.iter().map(|ip| (Key::NodePortAddress(*ip), Value::Present)).collect();
             // No Service has this name.
-            self.claims.set(&String::new(), elements);
+            self.claims.set(&"".into(), elements);
         }
     }
 
     /// Says what a Service wants from now on; nothing, when it is gone.
     pub fn set(&mut self, service: &str, elements: BTreeMap<Key, Value>) {
-        self.claims.set(&service.to_owned(), elements);
+        self.claims.set(&service.into(), elements);
     }
 
     /// The Services that want anything.
-    pub fn services(&self) -> impl Iterator<Item = &String> {
+    pub fn services(&self) -> impl Iterator<Item = &str> {
         // The node's own elements are nobody's Service.
-        self.claims.owners().filter(|owner| !owner.is_empty())
+        self.claims.owners().map(|owner| &**owner).filter(|owner| !owner.is_empty())
     }
 
     /// What changed since the last call.
@@ -193,19 +194,6 @@ impl Ruleset {
 
     /// The whole table of both families anew, in place of whatever is there.
     pub fn text(&self) -> String {
-        let mut text = self.chains_text();
-        elements_text(&mut text, "add", self.claims.elements());
-        text
-    }
-
-    /// The same where no table is yet: until the elements come, Services do not work either way.
-    pub fn steps(&self) -> Steps {
-        let mut steps = Steps::of_text(self.chains_text());
-        put(&mut steps.elements, Verb::Add, self.claims.elements());
-        steps
-    }
-
-    fn chains_text(&self) -> String {
         let mut text = String::new();
         for ipv6 in [false, true] {
             frame_text(&mut text, &self.frame, ipv6);
@@ -213,6 +201,7 @@ impl Ruleset {
         for (ipv6, pick) in self.picks.keys() {
             add_pick(&mut text, *ipv6, pick);
         }
+        elements_text(&mut text, "add", self.claims.elements());
         text
     }
 }

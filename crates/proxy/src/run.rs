@@ -23,6 +23,7 @@ use crate::metrics::{Metrics, Starved, Watched};
 use crate::range::Range;
 use crate::ruleset::{Frame, NodePorts, Ruleset, TABLE};
 use crate::service::{self, Rest, Wanted};
+use crate::slice::Slice;
 use crate::{Config, Error};
 
 const FIRST_RETRY: Duration = Duration::from_millis(500);
@@ -54,8 +55,10 @@ pub async fn run(config: Config, client: Client, shutdown: CancellationToken) ->
     if let Some(address) = config.healthz_address {
         servers.serve_proxy(address).await?;
     }
-    if factory.synced().await {
-        let mut proxy = Proxy::new(&config, view, servers);
+    let mut proxy = Proxy::new(&config, view, servers);
+    // The kernel takes chains and rules while the API server says what Services there are.
+    let (synced, ()) = tokio::join!(factory.synced(), proxy.lay_out());
+    if synced {
         let ended = tokio::select! {
             () = stop.cancelled() => Ok(()),
             error = proxy.follow(&dirty, &state) => Err(error),
@@ -66,7 +69,7 @@ pub async fn run(config: Config, client: Client, shutdown: CancellationToken) ->
         return ended;
     }
     stop.cancel();
-    servers.join().await;
+    proxy.servers.join().await;
     factory.stopped().await;
     Ok(())
 }
@@ -74,7 +77,7 @@ pub async fn run(config: Config, client: Client, shutdown: CancellationToken) ->
 /// What the API server says.
 struct View {
     services: Informer<Service>,
-    slices: Informer<EndpointSlice>,
+    slices: Informer<Slice>,
     nodes: Informer<Node>,
     node_name: String,
 }
@@ -106,19 +109,10 @@ impl Dirty {
     }
 }
 
-/// The Service that a slice belongs to.
-fn owner(slice: &EndpointSlice) -> Option<String> {
-    let labels = slice.metadata.labels.as_ref()?;
-    if service::is_foreign(Some(labels)) {
-        return None;
-    }
-    Some(format!("{}/{}", slice.namespace(), labels.get("kubernetes.io/service-name")?))
-}
-
 impl View {
     fn new(factory: &InformerFactory, node_name: &str) -> Self {
-        let slices = factory.informer::<EndpointSlice>();
-        slices.add_index(BY_SERVICE, |slice| owner(slice).into_iter().collect());
+        let slices = factory.reduced::<EndpointSlice, Slice>(Filter::default());
+        slices.add_index(BY_SERVICE, |slice| slice.service.iter().map(|name| name.to_string()).collect());
         View {
             services: factory.informer(),
             slices,
@@ -137,8 +131,8 @@ impl View {
         self.slices.subscribe(move |event| {
             slices.metrics.changed(Watched::Endpoints);
             for slice in [Some(event.object()), event.old()].into_iter().flatten() {
-                if let Some(service) = owner(slice) {
-                    slices.add(Some(service));
+                if let Some(service) = &slice.service {
+                    slices.add(Some(service.to_string()));
                 }
             }
         });
@@ -165,7 +159,7 @@ impl View {
     fn wanted(&self, service: &str, here: &Here) -> Wanted {
         let Some(object) = self.services.get(service) else { return Wanted::default() };
         let slices = self.slices.by_index(BY_SERVICE, service);
-        let slices: Vec<&EndpointSlice> = slices.iter().map(|slice| &**slice).collect();
+        let slices: Vec<&Slice> = slices.iter().map(|slice| &**slice).collect();
         service::wanted(&object, &slices, here)
     }
 }
@@ -230,6 +224,15 @@ impl Proxy {
         }
     }
 
+    /// Makes the table, empty of Services, where none is yet: until they are known they do not work either way. What
+    /// fails here is tried again, and told of, with the first change.
+    async fn lay_out(&mut self) {
+        // Services work by what is there, and shall at every moment.
+        if !has_tables() {
+            self.is_in_step = apply(Steps::of_text(self.ruleset.text())).await.is_ok();
+        }
+    }
+
     /// Carries out every change. Ends only where nothing can be done ever: without nft.
     async fn follow(&mut self, dirty: &Dirty, state: &watch::Sender<State>) -> Error {
         let mut retry = FIRST_RETRY;
@@ -244,7 +247,7 @@ impl Proxy {
             });
             let begun = tokio::time::Instant::now();
             let (services, all) = dirty.take();
-            let is_full = !self.is_in_step;
+            let is_full = all || !self.is_in_step;
             let applied = apply(self.decide(services, all, &mut udp)).await;
             self.metrics.synced(begun.elapsed(), is_full, applied.is_ok(), self.clock.now());
             if applied.is_ok() {
@@ -281,7 +284,7 @@ impl Proxy {
         udp: &mut BTreeMap<Frontend, BTreeSet<SocketAddr>>,
     ) -> Steps {
         if all {
-            services.extend(self.ruleset.services().cloned());
+            services.extend(self.ruleset.services().map(str::to_owned));
             services.extend(self.wanted.keys().cloned());
             services.extend(self.view.services.list().iter().map(|service| service.key()));
         }
@@ -300,14 +303,7 @@ impl Proxy {
             }
         }
         let change = self.ruleset.settle();
-        if self.is_in_step {
-            change.steps()
-        } else if has_tables() {
-            // Services work by what is there, and shall at every moment.
-            Steps::of_text(self.ruleset.text())
-        } else {
-            self.ruleset.steps()
-        }
+        if self.is_in_step { change.steps() } else { Steps::of_text(self.ruleset.text()) }
     }
 
     fn count_starved(&mut self, before: &[Starved], after: &[Starved]) {

@@ -5,12 +5,12 @@ use std::net::{IpAddr, SocketAddr};
 
 use api::Object;
 use api::core::v1::{Service, ServicePort, ServiceSpec};
-use api::discovery::v1::EndpointSlice;
 
 use crate::element::{Frontend, Key, MARK_MASQUERADE, MARK_SLOT, MAX_ENDPOINTS, Pick, Protocol, Value};
 use crate::endpoints::{self, Here, Usable};
 use crate::metrics::Starved;
 use crate::range::{self, Range};
+use crate::slice::Slice;
 
 /// What one Service asks of the node.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -46,7 +46,7 @@ pub fn is_foreign(labels: Option<&BTreeMap<String, String>>) -> bool {
 }
 
 /// The elements of a Service with its EndpointSlices.
-pub fn wanted(service: &Service, slices: &[&EndpointSlice], here: &Here) -> Wanted {
+pub fn wanted(service: &Service, slices: &[&Slice], here: &Here) -> Wanted {
     let mut wanted = Wanted::default();
     let Some(spec) = service.spec.as_ref().filter(|_| !is_foreign(service.metadata().labels.as_ref())) else {
         return wanted;

@@ -121,7 +121,7 @@ impl Node {
         let ruleset =
             Ruleset::new(Frame { cluster_cidrs: vec!["10.42.0.0/16".to_owned()], ..Frame::default() });
         let node = Node { namespace, pods: joined, outside, ruleset };
-        node.apply(node.ruleset.steps());
+        node.apply(Steps::of_text(node.ruleset.text()));
         node
     }
 
@@ -142,7 +142,7 @@ impl Node {
         .unwrap();
         let addresses = vec![NODE.parse().unwrap()];
         let here = Here { node: "here".to_owned(), addresses, ..Here::default() };
-        let wanted = proxy::service::wanted(&service, &[&slice], &here);
+        let wanted = proxy::service::wanted(&service, &[&slice.into()], &here);
         self.ruleset.set("shop/web", wanted.elements);
         let change = self.ruleset.settle();
         self.apply(change.steps());
@@ -371,12 +371,12 @@ fn ten_thousand_services_load_and_change_quickly() {
         let slice: EndpointSlice = Object::from_value(json!({"addressType": "IPv4",
             "ports": [{"name": "http", "port": 8080, "protocol": "TCP"}], "endpoints": endpoints(&[1, -2])}))
         .unwrap();
-        let wanted = proxy::service::wanted(&service, &[&slice], &here);
+        let wanted = proxy::service::wanted(&service, &[&slice.into()], &here);
         node.ruleset.set(&number.to_string(), wanted.elements);
     }
-    node.ruleset.settle();
     let started = std::time::Instant::now();
-    node.apply(node.ruleset.steps());
+    let change = node.ruleset.settle();
+    node.apply(change.steps());
     let loaded = started.elapsed();
     let started = std::time::Instant::now();
     node.set(&spec(&json!({"clusterIP": "10.43.200.1", "clusterIPs": ["10.43.200.1"]})), &endpoints(&[1]));
@@ -409,7 +409,7 @@ fn node_ports_are_at_the_primary_address_alone() {
         node.ruleset = Ruleset::new(Frame { node_ports, ..Frame::default() });
         node.ruleset.set_node(&[NODE.parse().unwrap()]);
         node.ruleset.settle();
-        node.apply(node.ruleset.steps());
+        node.apply(Steps::of_text(node.ruleset.text()));
         node.set(&spec, &endpoints(&[1]));
         assert_eq!(reached(&node), expected);
         // Nothing anywhere is refused at the same addresses; elsewhere nobody listens, which is refused too.

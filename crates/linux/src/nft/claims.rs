@@ -1,5 +1,7 @@
 //! [`Claims`]: what a table's sets and maps hold, by who wants it; and the text of what changes.
 
+use std::cmp::Ordering;
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::{Display, Write};
 use std::ops::RangeBounds;
@@ -13,9 +15,9 @@ const ELEMENTS_PER_COMMAND: usize = 500;
 /// none wants it.
 #[derive(Debug)]
 pub struct Claims<O, K, V> {
-    /// By element, by owner. Nearly always there is one.
-    elements: BTreeMap<K, Vec<(O, V)>>,
-    owners: BTreeMap<O, BTreeSet<K>>,
+    elements: BTreeMap<K, Claimed<O, V>>,
+    /// What each wants, in order.
+    owners: BTreeMap<O, Box<[K]>>,
     /// The values before, of elements that changed since the last [`settle`](Self::settle).
     before: BTreeMap<K, Option<V>>,
 }
@@ -23,6 +25,46 @@ pub struct Claims<O, K, V> {
 impl<O, K, V> Default for Claims<O, K, V> {
     fn default() -> Self {
         Claims { elements: BTreeMap::new(), owners: BTreeMap::new(), before: BTreeMap::new() }
+    }
+}
+
+/// Who wants an element, in the order of owners. Nearly always there is one, which takes no room of its own.
+#[derive(Debug)]
+struct Claimed<O, V> {
+    first: (O, V),
+    others: Vec<(O, V)>,
+}
+
+impl<O: Ord + Clone, V> Claimed<O, V> {
+    fn owners(&self) -> impl Iterator<Item = &O> {
+        std::iter::once(&self.first).chain(&self.others).map(|(owner, _)| owner)
+    }
+
+    fn put(&mut self, owner: &O, value: V) {
+        match owner.cmp(&self.first.0) {
+            Ordering::Equal => self.first.1 = value,
+            Ordering::Less => {
+                let second = std::mem::replace(&mut self.first, (owner.clone(), value));
+                self.others.insert(0, second);
+            }
+            Ordering::Greater => match self.others.binary_search_by(|(other, _)| other.cmp(owner)) {
+                Ok(at) => self.others[at].1 = value,
+                Err(at) => self.others.insert(at, (owner.clone(), value)),
+            },
+        }
+    }
+
+    /// Without this owner; nothing if nobody is left.
+    fn without(mut self, owner: &O) -> Option<Self> {
+        if self.first.0 == *owner {
+            if self.others.is_empty() {
+                return None;
+            }
+            self.first = self.others.remove(0);
+        } else {
+            self.others.retain(|(other, _)| other != owner);
+        }
+        Some(self)
     }
 }
 
@@ -36,33 +78,44 @@ pub struct Difference<K, V> {
 impl<O: Ord + Clone, K: Ord + Clone, V: Ord + Clone> Claims<O, K, V> {
     /// Says what an owner wants from now on; nothing, when it is gone.
     pub fn set(&mut self, owner: &O, elements: BTreeMap<K, V>) {
-        let before = self.owners.remove(owner).unwrap_or_default();
-        for key in before.iter().filter(|key| !elements.contains_key(key)) {
-            self.claim(owner, key, None);
+        for key in self.owners.remove(owner).unwrap_or_default() {
+            if !elements.contains_key(&key) {
+                self.give_up(owner, key);
+            }
         }
         if !elements.is_empty() {
             self.owners.insert(owner.clone(), elements.keys().cloned().collect());
         }
         for (key, value) in elements {
-            self.claim(owner, &key, Some(value));
+            self.claim(owner, key, value);
         }
     }
 
-    fn claim(&mut self, owner: &O, key: &K, value: Option<V>) {
-        let claims = self.elements.entry(key.clone()).or_insert_with(|| Vec::with_capacity(1));
-        let before = claims.first().map(|(_, value)| value.clone());
-        match (claims.binary_search_by(|(other, _)| other.cmp(owner)), value) {
-            (Ok(at), Some(value)) => claims[at].1 = value,
-            (Err(at), Some(value)) => claims.insert(at, (owner.clone(), value)),
-            (Ok(at), None) => drop(claims.remove(at)),
-            (Err(_), None) => {}
+    fn claim(&mut self, owner: &O, key: K, value: V) {
+        match self.elements.entry(key) {
+            Entry::Vacant(vacant) => {
+                self.before.entry(vacant.key().clone()).or_insert(None);
+                vacant.insert(Claimed { first: (owner.clone(), value), others: Vec::new() });
+            }
+            Entry::Occupied(mut claimed) => {
+                let before = claimed.get().first.1.clone();
+                claimed.get_mut().put(owner, value);
+                if before != claimed.get().first.1 {
+                    self.before.entry(claimed.key().clone()).or_insert(Some(before));
+                }
+            }
         }
-        let differs = before.as_ref() != claims.first().map(|(_, value)| value);
-        if claims.is_empty() {
-            self.elements.remove(key);
+    }
+
+    fn give_up(&mut self, owner: &O, key: K) {
+        let Some(claimed) = self.elements.remove(&key) else { return };
+        let before = claimed.first.1.clone();
+        let left = claimed.without(owner);
+        if left.as_ref().is_none_or(|left| left.first.1 != before) {
+            self.before.entry(key.clone()).or_insert(Some(before));
         }
-        if differs {
-            self.before.entry(key.clone()).or_insert(before);
+        if let Some(left) = left {
+            self.elements.insert(key, left);
         }
     }
 
@@ -70,7 +123,7 @@ impl<O: Ord + Clone, K: Ord + Clone, V: Ord + Clone> Claims<O, K, V> {
     pub fn settle(&mut self) -> Difference<K, V> {
         let mut difference = Difference { removed: BTreeMap::new(), added: BTreeMap::new() };
         for (key, before) in std::mem::take(&mut self.before) {
-            let after = self.elements.get(&key).and_then(|claims| claims.first()).map(|(_, value)| value);
+            let after = self.elements.get(&key).map(|claimed| &claimed.first.1);
             if before.as_ref() == after {
                 continue;
             }
@@ -91,15 +144,12 @@ impl<O: Ord + Clone, K: Ord + Clone, V: Ord + Clone> Claims<O, K, V> {
 
     /// Every element and its value.
     pub fn elements(&self) -> impl Iterator<Item = (&K, &V)> {
-        self.elements.iter().filter_map(|(key, claims)| Some((key, &claims.first()?.1)))
+        self.elements.iter().map(|(key, claimed)| (key, &claimed.first.1))
     }
 
     /// Who wants any element of a range.
     pub fn owners_in(&self, keys: impl RangeBounds<K>) -> BTreeSet<O> {
-        self.elements
-            .range(keys)
-            .flat_map(|(_, claims)| claims.iter().map(|(owner, _)| owner.clone()))
-            .collect()
+        self.elements.range(keys).flat_map(|(_, claimed)| claimed.owners().cloned()).collect()
     }
 
     pub fn is_empty(&self) -> bool {

@@ -17,6 +17,8 @@ pub const NAMESPACE: &str = "bench-net";
 /// Creates in flight.
 const AT_ONCE: usize = 32;
 const PATIENCE: Duration = Duration::from_secs(120);
+/// A cluster that uses less than a twentieth of a core for so long is at rest.
+const REST: Duration = Duration::from_millis(500);
 
 pub fn block_on<T>(work: impl Future<Output = T>) -> T {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
@@ -103,7 +105,46 @@ impl Cluster {
                 futures::future::try_join_all(chunk.iter().map(|number| add(&client, *number))).await?;
             }
             Ok(())
-        })
+        })?;
+        self.until_at_rest()
+    }
+
+    /// Waits until the cluster has dealt with what came last: what is measured next begins on idle cores.
+    fn until_at_rest(&self) -> anyhow::Result<()> {
+        let begun = Instant::now();
+        let mut before = self.processor_time()?;
+        loop {
+            std::thread::sleep(REST);
+            let after = self.processor_time()?;
+            if after.saturating_sub(before) * 100 < REST * 5 {
+                return Ok(());
+            }
+            if begun.elapsed() > PATIENCE {
+                bail!("the cluster is not at rest after {} s", PATIENCE.as_secs());
+            }
+            before = after;
+        }
+    }
+
+    /// What the cluster's processes have used so far: those that name its folder.
+    fn processor_time(&self) -> anyhow::Result<Duration> {
+        let folder = self.folder.path().as_os_str().as_encoded_bytes();
+        let mut ticks = 0;
+        for process in std::fs::read_dir("/proc")? {
+            let path = process?.path();
+            let (Ok(words), Ok(stat)) =
+                (std::fs::read(path.join("cmdline")), std::fs::read_to_string(path.join("stat")))
+            else {
+                continue;
+            };
+            if words.windows(folder.len()).any(|part| part == folder) {
+                // The name before the last parenthesis may hold anything; utime and stime are fields 14 and 15.
+                let fields = stat.rsplit_once(')').map(|(_, fields)| fields).unwrap_or_default();
+                let used = fields.split_whitespace().skip(11).take(2);
+                ticks += used.filter_map(|field| field.parse::<u64>().ok()).sum::<u64>();
+            }
+        }
+        Ok(Duration::from_secs_f64(ticks as f64 / rustix::param::clock_ticks_per_second() as f64))
     }
 
     /// Makes a Service of this address lead there.
