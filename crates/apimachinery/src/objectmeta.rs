@@ -39,6 +39,21 @@ pub fn validate(metadata: &Value, path: &Path, policy: Finalizers) -> Vec<Error>
     errors
 }
 
+/// What is checked of the metadata when it changes, besides that some of it must not.
+///
+/// Upstream: apimachinery/pkg/api/validation/objectmeta.go ValidateObjectMetaAccessorUpdate,
+/// pkg/apis/core/validation/validation.go ValidateObjectMetaUpdate
+pub fn validate_change(metadata: &Value, path: &Path, policy: Finalizers) -> Vec<Error> {
+    let mut errors = Vec::new();
+    labels(metadata, path, &mut errors);
+    annotations(metadata, path, &mut errors);
+    owner_references(metadata, path, &mut errors);
+    if policy == Finalizers::Qualified {
+        qualified_finalizers(metadata, path, &mut errors);
+    }
+    errors
+}
+
 /// All that is wrong with the metadata in a template of objects that have only labels and annotations.
 ///
 /// Upstream: pkg/apis/core/validation/validation.go ValidateTemplateObjectMeta

@@ -172,6 +172,13 @@ impl Status {
         })
     }
 
+    /// An error that no handler knows: it has words and no reason.
+    ///
+    /// Upstream: apiserver/pkg/endpoints/handlers/responsewriters/status.go ErrorToAPIStatus
+    pub fn unknown_error(message: impl Into<String>) -> Self {
+        Self::failure(500, "", message)
+    }
+
     pub fn bad_request(message: impl Into<String>) -> Self {
         Self::failure(400, reason::BAD_REQUEST, message)
     }
@@ -202,7 +209,7 @@ impl Status {
     }
 
     pub fn request_entity_too_large(why: impl std::fmt::Display) -> Self {
-        Self::failure(413, reason::REQUEST_ENTITY_TOO_LARGE, format!("Request entity is too large: {why}"))
+        Self::failure(413, reason::REQUEST_ENTITY_TOO_LARGE, format!("Request entity too large: {why}"))
     }
 
     /// A revision that history no longer reaches.
@@ -254,9 +261,7 @@ impl From<&Status> for serde_json::Value {
         let mut object = serde_json::to_value(status).expect("a Status has only strings and numbers");
         object["kind"] = "Status".into();
         object["apiVersion"] = "v1".into();
-        if status.status == "Success" && status.message.is_empty() {
-            object.as_object_mut().expect("a Status is an object").retain(|_, v| v != "");
-        }
+        object.as_object_mut().expect("a Status is an object").retain(|_, v| v != "");
         object
     }
 }

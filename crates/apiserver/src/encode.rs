@@ -78,15 +78,29 @@ impl Encoder {
         Cow::Owned(tree)
     }
 
+    /// What all objects begin with, and lists do not repeat. Custom kinds' do: upstream knows no types for them.
+    fn item_head(&self) -> &str {
+        if self.def().custom.is_some() { "" } else { &self.resource.head }
+    }
+
+    /// An object as a list shows it.
+    fn item(&self, mut tree: Value) -> Value {
+        if let Some(fields) = tree.as_object_mut().filter(|_| !self.item_head().is_empty()) {
+            fields.remove("apiVersion");
+            fields.remove("kind");
+        }
+        tree
+    }
+
     fn json(&self, object: &Object) -> Bytes {
         if self.is_native(object) { object.json() } else { self.tree(object).to_string().into() }
     }
 
-    fn write_json(&self, object: &Object, out: &mut BytesMut) {
+    fn write_item(&self, object: &Object, out: &mut BytesMut) {
         if self.is_native(object) {
-            object.write(out)
+            object.write_item(self.item_head(), out)
         } else {
-            out.extend_from_slice(self.tree(object).to_string().as_bytes())
+            out.extend_from_slice(self.item(self.tree(object).into_owned()).to_string().as_bytes())
         }
     }
 
@@ -186,7 +200,8 @@ impl Encoder {
                 Ok(self.respond(StatusCode::OK, Body::Full(body.into())))
             }
             (Shape::Object, Format::Yaml | Format::Cbor) => {
-                let items: Vec<Cow<'_, Value>> = listing.objects.iter().map(|o| self.tree(o)).collect();
+                let items: Vec<Value> =
+                    listing.objects.iter().map(|object| self.item(self.tree(object).into_owned())).collect();
                 let list = json!({"kind": kind, "apiVersion": group_version(self.def()), "metadata": metadata, "items": items});
                 // The items of a list without a definition of its own have one still.
                 match (format, self.resource.definition) {
@@ -210,6 +225,7 @@ impl Encoder {
         if self.negotiated.shape != Shape::Object {
             return self.shaped(&items.iter().collect::<Vec<_>>(), json!({}));
         }
+        let items: Vec<Value> = items.iter().map(|item| self.item(item.clone())).collect();
         let list = json!({
             "kind": &*self.def().list_kind, "apiVersion": group_version(self.def()), "metadata": {}, "items": items,
         });
@@ -262,7 +278,7 @@ impl Encoder {
         );
         const TAIL: &[u8] = b"]}\n";
         let native = objects.iter().all(|object| self.is_native(object));
-        let items: usize = objects.iter().map(|object| object.len() + 1).sum();
+        let items: usize = objects.iter().map(|object| object.item_len(self.item_head()) + 1).sum();
         let length = head.len() + items.saturating_sub(1) + TAIL.len();
         if !native || length <= BLOCK_BYTES {
             let mut out = BytesMut::with_capacity(length);
@@ -271,7 +287,7 @@ impl Encoder {
                 if at > 0 {
                     out.put_u8(b',');
                 }
-                self.write_json(object, &mut out);
+                self.write_item(object, &mut out);
             }
             out.extend_from_slice(TAIL);
             return self.respond(StatusCode::OK, Body::Full(out.freeze()));
@@ -295,7 +311,7 @@ impl Encoder {
                 if at > 0 {
                     block.put_u8(b',');
                 }
-                object.write(&mut block);
+                object.write_item(self.item_head(), &mut block);
                 at += 1;
             }
             Some(block.freeze())

@@ -387,6 +387,10 @@ impl ApiServer {
         if in_namespace && !def.namespaced() {
             return Err(Status::page_not_found());
         }
+        // Nothing follows a subresource but what it is a way to.
+        if asked.info.rest.as_deref().is_some_and(|rest| rest != "/") && attributes.subresource != "proxy" {
+            return Err(Status::page_not_found());
+        }
         if def.namespaced() && !in_namespace {
             match attributes.verb.as_str() {
                 "list" | "watch" => {}
@@ -718,7 +722,20 @@ fn read_delete_options(call: &Call<'_>, asked: &Asked, body: &Bytes) -> Result<D
         }),
         _ => decode_body(format, body, definition, schema::decode::Strictness::Ignore),
     };
-    let decoded = decoded.map_err(|error| Status::bad_request(error.to_string()))?;
+    let decoded = decoded.map_err(|error| {
+        let words = match &error {
+            schema::Error::Syntax(_) => "couldn't get version/kind; json parse error: ",
+            _ => "",
+        };
+        Status::bad_request(format!("{words}{error}"))
+    })?;
+    let said = |field: &str| decoded.object.get(field).and_then(Value::as_str).unwrap_or_default();
+    if !matches!(said("kind"), "" | "DeleteOptions") {
+        let scheme = "k8s.io/apimachinery/pkg/apis/meta/internalversion/scheme/register.go:27";
+        let (kind, version) = (said("kind"), said("apiVersion"));
+        let why = format!("no kind {kind:?} is registered for version {version:?} in scheme {scheme:?}");
+        return Err(Status::bad_request(why));
+    }
     DeleteOptions::parse(&asked.info.query, Some(&decoded.object))
 }
 

@@ -241,8 +241,13 @@ impl Forms {
         let sent = headers.get(header::CONTENT_TYPE).map(plain).unwrap_or_default();
         let found = known.clone().find(|(name, _)| *name == sent);
         found.map(|(_, patch)| *patch).ok_or_else(|| {
-            let names: Vec<&str> = known.map(|(name, _)| *name).collect();
-            Status::unsupported_media_type(&names)
+            if !strategic {
+                let names: Vec<&str> = known.map(|(name, _)| *name).collect();
+                return Status::unsupported_media_type(&names);
+            }
+            // Upstream's router refuses what no route takes, before anybody has words for it.
+            Status::failure(415, "UnsupportedMediaType", "415: Unsupported Media Type")
+                .with_details(Details::default())
         })
     }
 }
@@ -340,5 +345,6 @@ mod tests {
             ),
             "{refused}"
         );
+        assert_eq!(off.patch(&apply, true).unwrap_err().message, "415: Unsupported Media Type");
     }
 }

@@ -178,11 +178,9 @@ impl WriteOptions {
     /// `kind` is `CreateOptions`, `UpdateOptions` or `PatchOptions`.
     pub fn parse(query: &Query, kind: &str) -> Result<Self, Status> {
         let mut errors = Vec::new();
-        let dry_run = dry_run(query.all("dryRun"), &mut errors);
         let field_manager = query.get("fieldManager").unwrap_or_default().to_owned();
-        if field_manager.len() > 128 {
-            errors.push(field::Error::too_long(&field::Path::new("fieldManager"), 128));
-        }
+        errors.extend(wrong_manager(&field_manager));
+        let dry_run = dry_run(query.all("dryRun"), &mut errors);
         let field_validation = match query.get("fieldValidation").unwrap_or_default() {
             "" | "Warn" => FieldValidation::Warn,
             "Ignore" => FieldValidation::Ignore,
@@ -214,8 +212,38 @@ impl WriteOptions {
     }
 }
 
+/// Upstream: apimachinery/pkg/apis/meta/v1/validation/validation.go ValidateFieldManager
+fn wrong_manager(manager: &str) -> Option<field::Error> {
+    const LONGEST: usize = 128;
+    let path = field::Path::new("fieldManager");
+    if manager.len() > LONGEST {
+        return Some(field::Error::too_long(&path, LONGEST));
+    }
+    let (at, wrong) = manager.char_indices().find(|(_, c)| c.is_control())?;
+    let detail = format!("invalid character U+{:04X} (at position {at})", u32::from(wrong));
+    Some(field::Error::invalid(&path, manager, detail).showing(go_quoted(manager)))
+}
+
+/// A text in quotes as Go writes it, which knows a letter for some of what cannot be seen.
+fn go_quoted(text: &str) -> String {
+    let mut quoted = String::from("\"");
+    for c in text.chars() {
+        match c {
+            '\x07' => quoted.push_str("\\a"),
+            '\x08' => quoted.push_str("\\b"),
+            '\x0b' => quoted.push_str("\\v"),
+            '\x0c' => quoted.push_str("\\f"),
+            '\n' | '\r' | '\t' | '"' | '\\' => quoted.extend(c.escape_default()),
+            c if c.is_control() => quoted.push_str(&format!("\\x{:02x}", u32::from(c))),
+            c => quoted.push(c),
+        }
+    }
+    quoted.push('"');
+    quoted
+}
+
 fn dry_run<'a>(values: impl Iterator<Item = &'a str>, errors: &mut Vec<field::Error>) -> bool {
-    let values: Vec<&str> = values.filter(|value| !value.is_empty()).collect();
+    let values: Vec<&str> = values.collect();
     if values.iter().any(|value| *value != "All") {
         errors.push(field::Error::not_supported(&field::Path::new("dryRun"), json!(values), &["All"]));
     }
@@ -247,12 +275,13 @@ impl DeleteOptions {
         let empty = Value::Null;
         let body_value = body.unwrap_or(&empty);
         let of_body = |name: &str| body_value.get(name);
+        let mut dry_errors = Vec::new();
         let dry = match body {
             Some(_) => {
                 let values = of_body("dryRun").and_then(Value::as_array).into_iter().flatten();
-                dry_run(values.filter_map(Value::as_str), &mut errors)
+                dry_run(values.filter_map(Value::as_str), &mut dry_errors)
             }
-            None => dry_run(query.all("dryRun"), &mut errors),
+            None => dry_run(query.all("dryRun"), &mut dry_errors),
         };
         let grace_period_seconds = match body {
             Some(_) => of_body("gracePeriodSeconds").and_then(Value::as_i64),
@@ -266,6 +295,10 @@ impl DeleteOptions {
             Some(_) => of_body("propagationPolicy").and_then(Value::as_str),
             None => query.get("propagationPolicy"),
         };
+        if policy.is_some_and(|policy| !policy.is_empty()) && orphan_dependents.is_some() {
+            let detail = "orphanDependents and deletionPropagation cannot be both set";
+            errors.push(field::Error::invalid(&field::Path::new("propagationPolicy"), policy, detail));
+        }
         let propagation = match policy {
             None | Some("") => None,
             Some("Orphan") => Some(Propagation::Orphan),
@@ -281,10 +314,7 @@ impl DeleteOptions {
                 None
             }
         };
-        if propagation.is_some() && orphan_dependents.is_some() {
-            let detail = "orphanDependents and deletionPropagation cannot be both set";
-            errors.push(field::Error::invalid(&field::Path::new("propagationPolicy"), policy, detail));
-        }
+        errors.append(&mut dry_errors);
         if !errors.is_empty() {
             return Err(Status::invalid(
                 &GroupKind::from_static("meta.k8s.io", "DeleteOptions"),

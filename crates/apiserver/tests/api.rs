@@ -216,9 +216,7 @@ Available representations: application/json, application/yaml, \
             &[json],
             "{}".into(),
             415,
-            "the body of the request was in an unknown format - accepted media types include: \
-             application/json-patch+json, application/merge-patch+json, application/strategic-merge-patch+json, \
-             application/apply-patch+yaml",
+            "415: Unsupported Media Type",
         ),
         (
             "POST",

@@ -280,14 +280,26 @@ impl Client {
         options: &ListOptions,
     ) -> Result<List<Value>, Error> {
         #[derive(Deserialize)]
+        #[serde(rename_all = "camelCase")]
         struct Wire {
+            #[serde(default)]
+            api_version: String,
+            #[serde(default)]
+            kind: String,
             #[serde(default)]
             metadata: api::meta::ListMeta,
             #[serde(default)]
             items: Vec<Value>,
         }
         let path = path(resource, namespace, None, None) + &options.query(false).0;
-        let wire: Wire = parse(&self.call(Method::GET, path, None).await?)?;
+        let mut wire: Wire = parse(&self.call(Method::GET, path, None).await?)?;
+        // The list says once what its items are.
+        if let Some(kind) = wire.kind.strip_suffix("List") {
+            for item in wire.items.iter_mut().filter_map(Value::as_object_mut) {
+                item.entry("apiVersion").or_insert_with(|| wire.api_version.as_str().into());
+                item.entry("kind").or_insert_with(|| kind.into());
+            }
+        }
         Ok(List {
             items: wire.items,
             resource_version: wire.metadata.resource_version.unwrap_or_default(),

@@ -119,6 +119,10 @@ pub fn autoscaler_to_v2(object: &mut Value) {
     if get::at(object, "metadata.annotations").and_then(Value::as_object).is_some_and(Map::is_empty) {
         get::remove(object, "metadata.annotations");
     }
+    // Version 2 does not tell of none.
+    if get::int(object, "status.currentReplicas") == Some(0) {
+        get::remove(object, "status.currentReplicas");
+    }
 }
 
 fn is_cpu_utilization(metric: &Value, value: &str) -> bool {
@@ -143,6 +147,9 @@ fn autoscaler_to_v1(object: &mut Value) {
         if !metrics.is_empty() {
             put_annotation(object, annotation, &Value::Array(metrics));
         }
+    }
+    if get::has(object, "status") {
+        get::default_absent(object, "status.currentReplicas", 0);
     }
     if let Some(behavior) = get::remove(object, "spec.behavior").filter(|v| !v.is_null()) {
         put_annotation(object, BEHAVIOR, &behavior);

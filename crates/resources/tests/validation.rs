@@ -163,8 +163,8 @@ fn slices_tell_of_devices() {
              semver.org spec 2.0.0",
             "spec.devices[0].attributes[w]: Invalid value: \"\": exactly one value must be specified",
             "spec.devices[0].capacity[c].requestPolicy: Forbidden: allowMultipleAllocations must be true",
-            "spec.devices[0].allNodes: Invalid value: true: must not be specified when perDeviceNodeSelection is not \
-             set to true",
+            "spec.devices[0]: Invalid value: null: `nodeName`, `nodeSelector` and `allNodes` can only be set if \
+             `perDeviceNodeSelection` is set to true in the ResourceSlice spec",
             "spec.devices[1]: Duplicate value: \"a\"",
         ],
     );

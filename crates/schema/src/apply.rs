@@ -27,6 +27,8 @@ pub(crate) use typed::check_kind;
 pub use typed::{Keys, Schema, Shape, Typed};
 
 const LAST_APPLIED: &str = "kubectl.kubernetes.io/last-applied-configuration";
+/// The version that whoever writes a scale writes in.
+const SCALE_VERSION: &str = "autoscaling/v1";
 const BEFORE_FIRST_APPLY: &str = "before-first-apply";
 
 /// What no manager owns.
@@ -58,6 +60,12 @@ pub struct Writer<'a> {
     pub now: i64,
     /// The fields that this endpoint resets, by their JSON names: nobody owns them through it.
     pub resets: &'a [&'a [&'a str]],
+}
+
+impl Writer<'_> {
+    fn of_scale(&self) -> bool {
+        self.subresource == "scale"
+    }
 }
 
 /// The manager of a write that names none: the user agent up to its first slash.
@@ -173,7 +181,8 @@ fn entry_of<'a>(writer: &Writer<'a>, applied: bool) -> Entry<'a> {
         applied,
         api_version: writer.api_version.into(),
         subresource: writer.subresource.into(),
-        time: Some(time::rfc3339(writer.now).into()),
+        // Upstream keeps no time of who owns the replicas by way of the scale.
+        time: (!writer.of_scale()).then(|| time::rfc3339(writer.now).into()),
         fields: Set::default(),
     }
 }
@@ -199,7 +208,7 @@ fn update<'a, S: Schema>(
         match entries.iter_mut().find(|e| e.is_same_manager(&own)) {
             Some(entry) => {
                 entry.fields.union(&own.fields);
-                entry.time = own.time;
+                entry.time = own.time.or(entry.time.take());
             }
             None => entries.push(own),
         }
@@ -268,7 +277,7 @@ fn try_apply<'a, S: Schema>(
     for entry in &mut entries {
         let taken = entry.fields.intersection(&changed);
         conflicts.extend(owned_paths(&taken).map(|(path, words)| Conflict {
-            manager: entry.words(),
+            manager: entry.words(if writer.of_scale() { SCALE_VERSION } else { &entry.api_version }),
             path,
             words,
         }));
@@ -289,12 +298,9 @@ fn try_apply<'a, S: Schema>(
 
 fn check_patch<S: Schema>(schema: &S, patch: &Value, writer: &Writer<'_>) -> Result<(), Status> {
     let text = |path: &str| patch.pointer(path).and_then(Value::as_str).unwrap_or_default();
+    // Upstream: apimachinery/pkg/util/managedfields/internal/versioncheck.go
     if text("/apiVersion") != writer.api_version {
-        return Err(Status::bad_request(format!(
-            "Incorrect version specified in apply patch. Specified patch version: {}, expected: {}",
-            text("/apiVersion"),
-            writer.api_version
-        )));
+        return Err(other_type(patch));
     }
     if patch.pointer("/metadata/managedFields").is_some_and(|m| !m.is_null()) {
         return Err(Status::bad_request("metadata.managedFields must be nil"));
@@ -305,21 +311,28 @@ fn check_patch<S: Schema>(schema: &S, patch: &Value, writer: &Writer<'_>) -> Res
         return Ok(());
     }
     errors.truncate(100);
-    let version = GroupVersion::parse(writer.api_version).unwrap_or_default();
     let listed = match errors.as_slice() {
         [one] => one.clone(),
         several => format!("errors:\n  {}", several.join("\n  ")),
     };
-    Err(Status::failure(
-        500,
-        "",
-        format!(
-            "failed to create typed patch object ({}/{}; {version}, Kind={}): {listed}",
-            text("/metadata/namespace"),
-            text("/metadata/name"),
-            text("/kind")
-        ),
-    ))
+    Err(Status::unknown_error(format!(
+        "failed to create typed patch object ({}/{}; {}): {listed}",
+        text("/metadata/namespace"),
+        text("/metadata/name"),
+        type_words(patch)
+    )))
+}
+
+/// The type that an object says it is of, as upstream writes one: `apps/v1, Kind=Deployment`.
+fn type_words(object: &Value) -> String {
+    let text = |field: &str| object.get(field).and_then(Value::as_str).unwrap_or_default();
+    let version = GroupVersion::parse(text("apiVersion")).unwrap_or_default();
+    format!("{}/{}, Kind={}", version.group, version.version, text("kind"))
+}
+
+/// The refusal of an apply of what is of another type.
+pub fn other_type(patch: &Value) -> Status {
+    Status::bad_request(format!("invalid object type: {}", type_words(patch)))
 }
 
 /// Upstream: apimachinery/pkg/util/managedfields/internal/conflict.go NewConflictError

@@ -15,6 +15,9 @@ pub enum Error {
     /// A patch that is not a patch.
     #[error("{0}")]
     BadPatch(String),
+    /// A patch that does not go with the object or with itself, in words that upstream gives no reason for.
+    #[error("{0}")]
+    UnfitPatch(String),
     /// A patch with too many operations or too large a result.
     #[error("{0}")]
     TooLarge(String),

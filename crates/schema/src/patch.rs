@@ -15,8 +15,9 @@ const MAX_DEPTH: usize = 200;
 
 /// Applies the operations of a JSON patch.
 pub fn json_patch(original: &Value, patch: &[u8]) -> Result<Value, Error> {
-    let operations: Vec<Value> =
+    let operations: Option<Vec<Value>> =
         serde_json::from_slice(patch).map_err(|e| Error::BadPatch(not_a_patch(&e)))?;
+    let operations = operations.unwrap_or_default();
     if operations.len() > MAX_OPERATIONS {
         return Err(Error::TooLarge(format!(
             "The allowed maximum operations in a JSON patch is {MAX_OPERATIONS}, got {}",
@@ -53,6 +54,7 @@ fn not_a_patch(error: &serde_json::Error) -> String {
 fn apply(object: &mut Value, operation: Value, copied: &mut usize) -> Result<(), Error> {
     let word = |name: &str| operation.get(name).and_then(Value::as_str).unwrap_or_default().to_owned();
     let (kind, path, from) = (word("op"), word("path"), word("from"));
+    let operation = as_upstream_takes_it(object, operation)?;
     let parsed: PatchOperation = serde_json::from_value(operation.clone()).map_err(|_| {
         Error::Patch(match kind.as_str() {
             "add" | "remove" | "replace" | "move" | "copy" | "test" => {
@@ -85,6 +87,39 @@ fn apply(object: &mut Value, operation: Value, copied: &mut usize) -> Result<(),
     let missing_parent = !has_parent(object, &path);
     json_patch::patch(object, std::slice::from_ref(&parsed))
         .map_err(|error| Error::Patch(failure(&kind, &path, &from, missing_parent, &error.kind)))
+}
+
+/// Upstream's library takes more than the standard does: a value that is left out is null, what is replaced in an
+/// object or copied from one need not be there, and nothing is added in the place of the whole.
+///
+/// Upstream: evanphx/json-patch v4 patch.go
+fn as_upstream_takes_it(object: &Value, mut operation: Value) -> Result<Value, Error> {
+    let Some(fields) = operation.as_object_mut() else { return Ok(operation) };
+    let word = |fields: &serde_json::Map<String, Value>, name: &str| {
+        fields.get(name).and_then(Value::as_str).unwrap_or_default().to_owned()
+    };
+    let (kind, path, from) = (word(fields, "op"), word(fields, "path"), word(fields, "from"));
+    let is_absent_field = |path: &str| {
+        let parent = path.rsplit_once('/').and_then(|(parent, _)| object.pointer(parent));
+        parent.is_some_and(Value::is_object) && object.pointer(path).is_none()
+    };
+    match kind.as_str() {
+        "add" if path.is_empty() && fields.contains_key("path") => {
+            return Err(Error::Patch(
+                "add operation does not apply: doc is missing path: \"\": missing value".into(),
+            ));
+        }
+        "replace" if is_absent_field(&path) => drop(fields.insert("op".into(), "add".into())),
+        "copy" if is_absent_field(&from) => {
+            fields.insert("op".into(), "add".into());
+            fields.insert("value".into(), Value::Null);
+        }
+        _ => {}
+    }
+    if matches!(kind.as_str(), "add" | "replace" | "test") {
+        fields.entry("value").or_insert(Value::Null);
+    }
+    Ok(operation)
 }
 
 fn too_deep(object: &Value, operation: &PatchOperation) -> bool {
@@ -181,8 +216,17 @@ mod tests {
             Err("error in remove for path: '/x': Unable to remove nonexistent key: x: missing value"),
         );
         check(
-            json!([{"op": "replace", "path": "/x", "value": 1}]),
-            Err("replace operation does not apply: doc is missing key: /x: missing value"),
+            json!([{"op": "replace", "path": "/x", "value": 1}, {"op": "copy", "from": "/y", "path": "/z"},
+                {"op": "add", "path": "/c"}]),
+            Ok(json!({"a": {"b": [1, 2]}, "c": null, "x": 1, "z": null})),
+        );
+        check(
+            json!([{"op": "replace", "path": "/a/b/7", "value": 1}]),
+            Err("replace operation does not apply: doc is missing key: /a/b/7: missing value"),
+        );
+        check(
+            json!([{"op": "add", "path": "", "value": {}}]),
+            Err("add operation does not apply: doc is missing path: \"\": missing value"),
         );
         check(
             json!([{"op": "add", "path": "/x/y", "value": 1}]),

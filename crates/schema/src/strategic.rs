@@ -192,7 +192,7 @@ fn list_of(value: Option<Value>) -> Result<Option<Vec<Value>>, Error> {
         None => Ok(None),
         Some(Value::Array(items)) => Ok(Some(items)),
         Some(other) => {
-            Err(Error::BadPatch(format!("expected a []interface {{}}, but received a {}", go_kind(&other))))
+            Err(Error::UnfitPatch(format!("expected a []interface {{}}, but received a {}", go_kind(&other))))
         }
     }
 }
@@ -213,7 +213,7 @@ fn validate_order(patch: &[Value], order: &[Value], merge_key: &str) -> Result<(
             }
         }
         if !found {
-            return Err(Error::BadPatch(format!(
+            return Err(Error::UnfitPatch(format!(
                 "The order in patch list:\n{}\n doesn't match $setElementOrder list:\n{}\n",
                 go_value(&Value::Array(patch.to_vec())),
                 go_value(&Value::Array(order.to_vec()))
@@ -246,7 +246,7 @@ fn merge_list(
         return enforce_order(both, &new, &old, elements);
     }
     if field.merge_key.is_empty() {
-        return Err(Error::BadPatch(format!(
+        return Err(Error::UnfitPatch(format!(
             "cannot merge lists without merge key for {}",
             field.inner.name()
         )));
@@ -289,7 +289,7 @@ fn take_special_elements(
             }
             Some("replace") => replace = true,
             Some("merge") => {
-                return Err(Error::BadPatch("merging lists cannot yet be specified in the patch".into()));
+                return Err(Error::UnfitPatch("merging lists cannot yet be specified in the patch".into()));
             }
             _ => return Err(bad_patch_type(&directive, map)),
         }
@@ -323,7 +323,7 @@ fn without_directives(value: Value) -> Option<Value> {
 
 fn bad_patch_type(directive: &Value, mut map: Object) -> Error {
     map.insert(PATCH.to_owned(), directive.clone());
-    Error::BadPatch(format!(
+    Error::UnfitPatch(format!(
         "unknown patch type: {} in map: {}",
         go_value(directive),
         go_value(&Value::Object(map))
@@ -331,7 +331,7 @@ fn bad_patch_type(directive: &Value, mut map: Object) -> Error {
 }
 
 fn no_merge_key(map: &Object, key: &str) -> Error {
-    Error::BadPatch(format!(
+    Error::UnfitPatch(format!(
         "map: {} does not contain declared merge key: {key}",
         go_value(&Value::Object(map.clone()))
     ))
@@ -350,7 +350,7 @@ fn go_kind(value: &Value) -> &'static str {
 }
 
 /// As Go prints a value with `%v`.
-fn go_value(value: &Value) -> String {
+pub fn go_value(value: &Value) -> String {
     let joined = |words: Vec<String>| words.join(" ");
     match value {
         Value::Null => "<nil>".into(),

@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use apimachinery::{GroupVersion, Status};
+use apimachinery::{GroupVersion, GroupVersionKind, Status};
 use serde_json::Value;
 use storage::Expect;
 
@@ -50,53 +50,11 @@ impl Call<'_> {
                 unexpected = true;
             }
         }
-        if unexpected { Err(self.unexpected_kind(object)) } else { Ok(()) }
-    }
-
-    /// The object says that it is of another kind.
-    ///
-    /// Upstream: apimachinery/pkg/runtime/error.go, apiserver/pkg/endpoints/handlers/rest.go transformDecodeError
-    fn unexpected_kind(&self, object: &Value) -> Status {
-        let def = self.def();
-        let text = |field: &str| object.get(field).and_then(Value::as_str).unwrap_or_default();
-        let (given, kind) = (text("apiVersion"), text("kind"));
-        let group_version = GroupVersion::parse(given);
-        let of_group = group_version.as_ref().is_some_and(|gv| gv.group == def.group);
-        if kind == def.kind && of_group && !(def.group.is_empty() || def.custom.is_some()) {
-            return Status::bad_request(format!(
-                "the API version in the data ({given}) does not match the expected API version ({})",
-                crate::encode::group_version(def)
-            ));
-        }
-        if def.custom.is_some() {
-            let expected = crate::encode::group_version(def);
-            let (what, given, expected) = match given == expected {
-                true => ("kind", kind, def.kind.to_string()),
-                false => ("API version", given, expected),
-            };
-            return Status::bad_request(format!(
-                "the {what} in the data ({given}) does not match the expected {what} ({expected})"
-            ));
-        }
-        let known = group_version.is_some_and(|gv| api::tables::kind(&gv.group, &gv.version, kind).is_some());
-        let why = if known {
-            let version = given.rsplit('/').next().unwrap_or_default();
-            let internal =
-                if def.group.is_empty() { "core" } else { def.group.split('.').next().unwrap_or("") };
-            format!("converting ({version}.{kind}) to ({internal}.{}): unknown conversion", def.kind)
+        if unexpected {
+            Err(unexpected_kind(&self.def().gvk(), def.custom.is_some(), object))
         } else {
-            // The registries of kinds are called by where upstream makes them.
-            let scheme = match &*def.group {
-                "apiextensions.k8s.io" => "k8s.io/apiextensions-apiserver/pkg/apiserver/apiserver.go:55",
-                "apiregistration.k8s.io" => "k8s.io/kube-aggregator/pkg/apiserver/scheme/scheme.go:28",
-                _ => "pkg/api/legacyscheme/scheme.go:30",
-            };
-            format!("no kind {kind:?} is registered for version {given:?} in scheme {scheme:?}")
-        };
-        Status::bad_request(format!(
-            "{kind} in version {:?} cannot be handled as a {}: {why}",
-            def.version, def.kind
-        ))
+            Ok(())
+        }
     }
 
     pub async fn create(&mut self, mut object: Value) -> Result<Outcome, Status> {
@@ -113,6 +71,9 @@ impl Call<'_> {
         self.dedup_owners(&mut object);
         self.versioned = !metadata::text(&object, "resourceVersion").is_empty();
         self.complete(&mut object);
+        self.fill(&mut object);
+        // Who creates an object owns what it asked for, and nobody what the server adds to that.
+        self.track_fields(None, &mut object);
         let asked = metadata::text(&object, "name").to_owned();
         self.mutate(Operation::Create, &asked, &mut object, None).await?;
         self.prepare(&mut object);
@@ -182,7 +143,6 @@ impl Call<'_> {
         errors.extend(self.def().strategy.validate(&object));
         self.invalid(&name, &errors)?;
         self.warn(self.def().strategy.warnings(&object, None));
-        self.track_fields(None, &mut object);
         self.fill(&mut object);
         self.validate_admission(Operation::Create, &name, &mut object, None).await?;
         let key = self.resource.key(self.namespace(), &name);
@@ -218,7 +178,66 @@ impl Call<'_> {
     }
 }
 
-fn json_type(value: &Value) -> &'static str {
+/// Why an object that says of what kind it is cannot be one of `expected`, in the words of upstream's decoder.
+pub fn why_other_kind(expected: &GroupVersionKind, custom: bool, object: &Value) -> Mismatch {
+    let text = |field: &str| object.get(field).and_then(Value::as_str).unwrap_or_default();
+    let (given, kind) = (text("apiVersion"), text("kind"));
+    let group_version = GroupVersion::parse(given);
+    let of_group = group_version.as_ref().is_some_and(|gv| gv.group == expected.group);
+    let wanted = expected.group_version().to_string();
+    let known = group_version.is_some_and(|gv| api::tables::kind(&gv.group, &gv.version, kind).is_some());
+    // Versions of old are still known to upstream, though nothing serves them.
+    let of_old = given.contains("beta") || given.contains("alpha");
+    if custom || (kind == expected.kind && of_group && !expected.group.is_empty() && (known || of_old)) {
+        let (what, given, wanted) = match given == wanted {
+            true => ("kind", kind, expected.kind.to_string()),
+            false => ("API version", given, wanted),
+        };
+        return Mismatch::Version(format!(
+            "the {what} in the data ({given}) does not match the expected {what} ({wanted})"
+        ));
+    }
+    if known {
+        let version = given.rsplit('/').next().unwrap_or_default();
+        let group = &*expected.group;
+        let internal = if group.is_empty() { "core" } else { group.split('.').next().unwrap_or("") };
+        return Mismatch::Kind(format!(
+            "converting ({version}.{kind}) to ({internal}.{}): unknown conversion",
+            expected.kind
+        ));
+    }
+    // The registries of kinds are called by where upstream makes them.
+    let scheme = match &*expected.group {
+        "apiextensions.k8s.io" => "k8s.io/apiextensions-apiserver/pkg/apiserver/apiserver.go:55",
+        "apiregistration.k8s.io" => "k8s.io/kube-aggregator/pkg/apiserver/scheme/scheme.go:28",
+        _ => "pkg/api/legacyscheme/scheme.go:30",
+    };
+    Mismatch::Kind(format!("no kind {kind:?} is registered for version {given:?} in scheme {scheme:?}"))
+}
+
+/// How an object is not of the kind that a route takes.
+pub enum Mismatch {
+    /// It could be read, and is of another version.
+    Version(String),
+    /// It could not be read as that kind.
+    Kind(String),
+}
+
+/// The object says that it is of another kind.
+///
+/// Upstream: apimachinery/pkg/runtime/error.go, apiserver/pkg/endpoints/handlers/rest.go transformDecodeError
+pub fn unexpected_kind(expected: &GroupVersionKind, custom: bool, object: &Value) -> Status {
+    let text = |field: &str| object.get(field).and_then(Value::as_str).unwrap_or_default();
+    let version = text("apiVersion").rsplit('/').next().unwrap_or_default();
+    Status::bad_request(match why_other_kind(expected, custom, object) {
+        Mismatch::Version(words) => words,
+        Mismatch::Kind(why) => {
+            format!("{} in version {version:?} cannot be handled as a {}: {why}", text("kind"), expected.kind)
+        }
+    })
+}
+
+pub fn json_type(value: &Value) -> &'static str {
     match value {
         Value::Null => "null",
         Value::Bool(_) => "bool",

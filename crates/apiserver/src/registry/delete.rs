@@ -5,9 +5,9 @@
 
 use std::sync::Arc;
 
-use apimachinery::Status;
 use apimachinery::status::Details;
 use apimachinery::time::{parse_rfc3339, rfc3339};
+use apimachinery::{GroupResource, Status};
 use futures::StreamExt;
 use resources::ResourceDef;
 use resources::strategy::Deletion;
@@ -322,15 +322,24 @@ impl Call<'_> {
     }
 
     fn check_delete(&self, name: &str, options: &DeleteOptions, tree: &Value) -> Result<(), Status> {
-        for (what, wanted, field) in
-            [("UID", &options.uid, "uid"), ("ResourceVersion", &options.resource_version, "resourceVersion")]
-        {
+        // Upstream has the kind in the place of the resource here.
+        let of = GroupResource { group: self.def().group.clone(), resource: self.def().kind.clone() };
+        let preconditions = [
+            ("UID", &options.uid, "uid", "The object might have been deleted and then recreated"),
+            (
+                "ResourceVersion",
+                &options.resource_version,
+                "resourceVersion",
+                "The object might have been modified",
+            ),
+        ];
+        for (what, wanted, field, perhaps) in preconditions {
             let is = metadata::text(tree, field);
             if let Some(wanted) = wanted.as_deref().filter(|wanted| *wanted != is) {
                 let why = format!(
-                    "Precondition failed: {what} in precondition: {wanted}, {what} in object meta: {is}"
+                    "the {what} in the precondition ({wanted}) does not match the {what} in record ({is}). {perhaps}"
                 );
-                return Err(Status::conflict(&self.def().group_resource(), name, why));
+                return Err(Status::conflict(&of, name, why));
             }
         }
         Ok(())

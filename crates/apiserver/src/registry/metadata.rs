@@ -105,7 +105,7 @@ pub fn validate(def: &ResourceDef, object: &Value) -> Vec<Error> {
         (false, false) => errors.push(Error::forbidden(&path.child("namespace"), "not allowed on this type")),
         (false, true) => {}
     }
-    errors.extend(common(def, object));
+    errors.extend(common(object, finalizers_policy(def)));
     errors
 }
 
@@ -120,40 +120,58 @@ fn wrong_prefix(object: &Value, check: impl Fn(&str) -> Vec<String>) -> Vec<Erro
     details.map(|detail| Error::invalid(&path, prefix, detail)).collect()
 }
 
-/// Whether upstream checks all the metadata of an update as it checks that of a new object.
-fn checked_anew(def: &ResourceDef) -> bool {
-    match &*def.group {
-        "" => matches!(
-            &*def.plural,
-            "configmaps"
-                | "endpoints"
-                | "limitranges"
-                | "namespaces"
-                | "nodes"
-                | "persistentvolumeclaims"
-                | "persistentvolumes"
-                | "pods"
-                | "secrets"
-                | "serviceaccounts"
-        ),
-        "networking.k8s.io" => matches!(&*def.plural, "ingressclasses" | "ingresses" | "ipaddresses"),
-        "resource.k8s.io" => matches!(&*def.plural, "resourceclaims" | "resourceclaimtemplates"),
-        "storage.k8s.io" => def.plural != "csidrivers",
-        "apps" => def.plural == "controllerrevisions",
-        "batch" => def.plural == "jobs",
-        "admissionregistration.k8s.io"
-        | "apiregistration.k8s.io"
-        | "discovery.k8s.io"
-        | "flowcontrol.apiserver.k8s.io"
-        | "node.k8s.io" => true,
-        _ => false,
-    }
+/// How often upstream looks at the metadata of an update: each kind does once more what is done for all, and each
+/// error that is found again is one more cause.
+struct Repeats {
+    /// Whether the kind checks the change once more.
+    change: bool,
+    /// How often it checks the whole as that of a new object.
+    anew: usize,
+    /// Whether its own checks know the rule of finalizers' names.
+    policy: Finalizers,
 }
 
-/// What is checked at create and update alike.
-fn common(def: &ResourceDef, object: &Value) -> Vec<Error> {
-    let empty = Value::Null;
-    let metadata = object.get("metadata").unwrap_or(&empty);
+/// Upstream: each kind's ValidateUpdate, in pkg/apis/*/validation
+fn repeats(def: &ResourceDef) -> Repeats {
+    let plural = &*def.plural;
+    let (change, anew) = match &*def.group {
+        "" => match plural {
+            "configmaps"
+            | "endpoints"
+            | "namespaces"
+            | "nodes"
+            | "persistentvolumeclaims"
+            | "pods"
+            | "secrets"
+            | "serviceaccounts" => (true, 1),
+            "persistentvolumes" => (false, 2),
+            "limitranges" => (false, 1),
+            "events" => (false, 0),
+            _ => (true, 0),
+        },
+        "apps" => (true, usize::from(plural == "controllerrevisions")),
+        "batch" => (true, usize::from(plural == "jobs")),
+        "networking.k8s.io" => {
+            (true, usize::from(matches!(plural, "ingressclasses" | "ingresses" | "ipaddresses")))
+        }
+        "resource.k8s.io" => (true, usize::from(plural != "resourceslices")),
+        "storage.k8s.io" => match plural {
+            "csidrivers" => (true, 0),
+            "csinodes" | "volumeattachments" => (false, 1),
+            _ => (true, 1),
+        },
+        "rbac.authorization.k8s.io" | "certificates.k8s.io" | "node.k8s.io" | "apiregistration.k8s.io" => {
+            (true, 1)
+        }
+        "admissionregistration.k8s.io" | "discovery.k8s.io" | "flowcontrol.apiserver.k8s.io" => (false, 1),
+        "policy" => (false, 0),
+        _ => (true, 0),
+    };
+    Repeats { change, anew, policy: finalizers_policy(def) }
+}
+
+/// Which finalizers a kind takes.
+fn finalizers_policy(def: &ResourceDef) -> Finalizers {
     // Some groups are checked like custom kinds: upstream's validation of those came from elsewhere.
     let lenient = def.custom.is_some()
         || matches!(
@@ -165,25 +183,44 @@ fn common(def: &ResourceDef, object: &Value) -> Vec<Error> {
                 | "node.k8s.io"
                 | "policy"
         )
+        || def.group == "events.k8s.io"
         || (def.group.is_empty() && def.plural == "events");
-    let finalizers = if lenient { Finalizers::Any } else { Finalizers::Qualified };
-    objectmeta::validate(metadata, &Path::new("metadata"), finalizers)
+    if lenient { Finalizers::Any } else { Finalizers::Qualified }
 }
 
-/// All that is wrong with the metadata of an update.
-pub fn validate_update(def: &ResourceDef, object: &Value, old: &Value) -> Vec<Error> {
+/// What is checked of the whole, names excepted.
+fn common(object: &Value, policy: Finalizers) -> Vec<Error> {
+    let metadata = object.get("metadata").unwrap_or(&Value::Null);
+    objectmeta::validate(metadata, &Path::new("metadata"), policy)
+}
+
+/// All that is wrong with the metadata of an update. Most updates are good at the first look, and then no second
+/// look finds more.
+pub fn validate_update(def: &ResourceDef, object: &Value, old: &Value, whole: bool) -> Vec<Error> {
+    let mut errors = wrong_prefix(object, names::path_segment);
+    errors.extend(common(object, Finalizers::Any));
+    errors.extend(validate_change(object, old, Finalizers::Any));
+    let repeats = repeats(def);
+    let rules_left = (repeats.policy == Finalizers::Qualified && !finalizers(object).is_empty())
+        || (whole && !text(object, "generateName").is_empty());
+    if errors.is_empty() && !rules_left {
+        return errors;
+    }
+    if repeats.change {
+        errors.extend(validate_change(object, old, repeats.policy));
+    }
+    for _ in 0..if whole { repeats.anew } else { 0 } {
+        errors.extend(wrong_prefix(object, |name| def.strategy.validate_name(name)));
+        errors.extend(common(object, repeats.policy));
+    }
+    errors
+}
+
+fn validate_change(object: &Value, old: &Value, policy: Finalizers) -> Vec<Error> {
     let path = Path::new("metadata");
     let mut errors = Vec::new();
     fn field<'o>(object: &'o Value, name: &str) -> &'o Value {
         object.get("metadata").and_then(|metadata| metadata.get(name)).unwrap_or(&Value::Null)
-    }
-    for name in
-        ["name", "namespace", "uid", "creationTimestamp", "deletionTimestamp", "deletionGracePeriodSeconds"]
-    {
-        let (new, was) = (field(object, name), field(old, name));
-        if new != was {
-            errors.push(Error::invalid(&path.child(name), new.clone(), "field is immutable"));
-        }
     }
     if is_terminating(old) {
         let was = finalizers(old);
@@ -197,12 +234,16 @@ pub fn validate_update(def: &ResourceDef, object: &Value, old: &Value) -> Vec<Er
             errors.push(Error::forbidden(&path.child("finalizers"), detail));
         }
     }
-    errors.extend(common(def, object));
-    let mut prefix = wrong_prefix(object, names::path_segment);
-    if prefix.is_empty() && checked_anew(def) {
-        prefix = wrong_prefix(object, |name| def.strategy.validate_name(name));
+    for name in
+        ["name", "namespace", "uid", "creationTimestamp", "deletionTimestamp", "deletionGracePeriodSeconds"]
+    {
+        let (new, was) = (field(object, name), field(old, name));
+        if new != was {
+            errors.push(Error::invalid(&path.child(name), new.clone(), "field is immutable"));
+        }
     }
-    errors.extend(prefix);
+    let metadata = object.get("metadata").unwrap_or(&Value::Null);
+    errors.extend(objectmeta::validate_change(metadata, &path, policy));
     errors
 }
 
@@ -228,22 +269,28 @@ pub fn dedup_owners(object: &mut Value) -> Option<String> {
     (!twice.is_empty()).then(|| twice.join(", "))
 }
 
-/// Carries over what only the server sets.
+/// Carries over what only the server sets. What a client may not change and did is left for [`validate_update`].
+///
+/// Upstream: apiserver/pkg/registry/rest/update.go BeforeUpdate
 pub fn keep_system_fields(object: &mut Value, old: &Value) {
+    const KEPT: [&str; 3] = ["creationTimestamp", "generation", "selfLink"];
     let metadata = of(object);
-    for field in [
-        "uid",
-        "creationTimestamp",
-        "deletionTimestamp",
-        "deletionGracePeriodSeconds",
-        "generation",
-        "selfLink",
-    ] {
-        match old.get("metadata").and_then(|m| m.get(field)) {
-            Some(value) => metadata.insert(field.to_owned(), value.clone()),
-            None => metadata.remove(field),
-        };
+    let of_old =
+        |field: &str| old.get("metadata").and_then(|m| m.get(field)).filter(|value| !value.is_null());
+    let mut keep = |field: &str, only_absent: bool| match of_old(field) {
+        Some(_)
+            if only_absent && metadata.get(field).is_some_and(|value| !value.is_null() && value != "") => {}
+        Some(value) => drop(metadata.insert(field.to_owned(), value.clone())),
+        None if only_absent => {}
+        None => drop(metadata.remove(field)),
+    };
+    KEPT.iter().for_each(|field| keep(field, false));
+    keep("uid", true);
+    keep("deletionGracePeriodSeconds", true);
+    if is_terminating(old) {
+        keep("deletionTimestamp", false);
     }
+    metadata.retain(|_, value| !value.is_null());
 }
 
 #[cfg(test)]
@@ -256,8 +303,9 @@ mod tests {
         let old = json!({"metadata": {"name": "a", "deletionTimestamp": "x", "finalizers": ["a/b"]}});
         let mut new = old.clone();
         new["metadata"]["finalizers"] = json!(["a/b", "c/d"]);
-        let def = resources::table()[0].clone();
-        let errors: Vec<String> = validate_update(&def, &new, &old).iter().map(ToString::to_string).collect();
+        let def = resources::table().iter().find(|def| def.plural == "poddisruptionbudgets").unwrap().clone();
+        let errors: Vec<String> =
+            validate_update(&def, &new, &old, true).iter().map(ToString::to_string).collect();
         assert_eq!(
             errors,
             [

@@ -120,13 +120,47 @@ impl Object {
             return;
         }
         out.extend_from_slice(&self.value[..self.splice]);
+        self.write_revision(out);
+        out.extend_from_slice(&self.value[self.splice..]);
+    }
+
+    /// The JSON that a list shows of an object whose stored bytes begin with `head`: without what the list says of all,
+    /// which is what kind they are of. An empty head leaves it in.
+    ///
+    /// Upstream: apimachinery/pkg/runtime/serializer/versioning/versioning.go, whose typed lists have untyped items
+    pub fn write_item(&self, head: &str, out: &mut BytesMut) {
+        let bare = self.item_head(head);
+        if bare == 0 {
+            return self.write(out);
+        }
+        out.put_u8(b'{');
+        out.extend_from_slice(&self.value[bare..self.splice]);
+        self.write_revision(out);
+        out.extend_from_slice(&self.value[self.splice..]);
+    }
+
+    /// The length of what [`Object::write_item`] writes.
+    pub fn item_len(&self, head: &str) -> usize {
+        self.len() - self.item_head(head).saturating_sub(1)
+    }
+
+    /// Where an item begins in the stored bytes; zero when it has all of them.
+    fn item_head(&self, head: &str) -> usize {
+        let is_more = self.value.get(head.len()) == Some(&b',') && self.splice > head.len();
+        if !head.is_empty() && is_more && self.value.starts_with(head.as_bytes()) {
+            head.len() + 1
+        } else {
+            0
+        }
+    }
+
+    fn write_revision(&self, out: &mut BytesMut) {
         out.extend_from_slice(br#""resourceVersion":""#);
         put_decimal(out, self.revision);
         out.put_u8(b'"');
         if self.has_more() {
             out.put_u8(b',');
         }
-        out.extend_from_slice(&self.value[self.splice..]);
     }
 
     pub fn json(&self) -> Bytes {

@@ -5,14 +5,16 @@
 use std::sync::Arc;
 
 use api::tables::Definition;
-use apimachinery::{GroupResource, Status, field};
+use apimachinery::status::Details;
+use apimachinery::{GroupResource, GroupVersionKind, Status, field};
 use resources::ResourceDef;
 use schema::apply::{Typed, Writer};
 use schema::decode::Strictness;
 use schema::structural::apply::Custom as CustomType;
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
 use super::call::Call;
+use super::create::{Mismatch, json_type, why_other_kind};
 use super::metadata;
 use crate::encode::{Outcome, group_version};
 use crate::extensions::admit;
@@ -57,9 +59,15 @@ impl Form {
 impl Call<'_> {
     /// Reads a patch. Problems of its form are told under `fieldValidation`.
     pub fn read_patch(&mut self, kind: Patch, body: &[u8]) -> Result<Reading, Status> {
+        let prefix = if kind == Patch::Strategic { "" } else { "error decoding patch: " };
         let untyped = |decoded: Result<schema::decode::Decoded, schema::Error>| {
-            decoded.map_err(|error| Status::bad_request(format!("error decoding patch: {error}")))
+            decoded.map_err(|error| Status::bad_request(format!("{prefix}{error}")))
         };
+        let not_a = |value: &Value, wanted: &str| {
+            let is = json_type(value);
+            Status::bad_request(format!("{prefix}json: cannot unmarshal {is} into Go value of type {wanted}"))
+        };
+        const MAP: &str = "map[string]interface {}";
         if kind != Patch::Apply && self.options.force {
             let path = field::Path::new("force");
             let error = field::Error::forbidden(&path, "may not be specified for non-apply patch");
@@ -68,15 +76,24 @@ impl Call<'_> {
         let decoded = match kind {
             Patch::Json => {
                 let read = untyped(schema::decode::untyped_json(body))?;
+                let looked_at = self.options.field_validation != FieldValidation::Ignore;
+                if looked_at && !(read.object.is_array() || read.object.is_null()) {
+                    return Err(not_a(&read.object, "[]handlers.jsonPatchOp"));
+                }
                 let problems = read.problems.iter().map(|problem| format!("json patch {problem}")).collect();
                 return Ok(Reading { form: Form::Json(body.to_vec()), problems });
             }
             Patch::Merge | Patch::Strategic => untyped(schema::decode::untyped_json(body))?,
             Patch::Apply => return self.read_apply(body).map(Reading::apply),
         };
-        let form = match kind {
-            Patch::Strategic => Form::Strategic(decoded.object),
-            _ => Form::Merge(decoded.object),
+        if !(decoded.object.is_object() || decoded.object.is_null()) {
+            return Err(not_a(&decoded.object, MAP));
+        }
+        let form = match (kind, decoded.object) {
+            // Nothing is merged without a change.
+            (Patch::Strategic, Value::Null) => Form::Strategic(Value::Object(Map::new())),
+            (Patch::Strategic, patch) => Form::Strategic(patch),
+            (_, patch) => Form::Merge(patch),
         };
         Ok(Reading { form, problems: decoded.problems })
     }
@@ -90,26 +107,29 @@ impl Call<'_> {
         }
         let decoded = schema::decode::untyped_yaml(body)
             .map_err(|error| Status::bad_request(format!("error decoding YAML: {error}")))?;
+        if self.options.field_validation == FieldValidation::Strict && !decoded.problems.is_empty() {
+            return Err(Status::bad_request(format!(
+                "error strict decoding YAML: error converting YAML to JSON: yaml: unmarshal errors:\n  {}",
+                decoded.problems.join("\n  ")
+            )));
+        }
         self.report(decoded.problems)?;
-        self.check_apply(decoded.object)
+        match decoded.object {
+            Value::Null => self.check_apply(Value::Object(Map::new())),
+            object @ Value::Object(_) => self.check_apply(object),
+            other => Err(Status::bad_request(format!(
+                "error decoding YAML: error unmarshaling JSON: while decoding JSON: json: cannot unmarshal {} into Go value \
+                 of type map[string]interface {{}}",
+                json_type(&other)
+            ))),
+        }
     }
 
-    fn check_apply(&self, mut object: Value) -> Result<Value, Status> {
+    fn check_apply(&self, object: Value) -> Result<Value, Status> {
         if self.options.field_manager.is_empty() {
             let error =
                 field::Error::required(&field::Path::new("fieldManager"), "is required for apply patch");
             return Err(options_error(&[error]));
-        }
-        let name = &self.attributes.name;
-        let given = metadata::text(&object, "name");
-        if !given.is_empty() && given != name {
-            return Err(Status::bad_request(format!(
-                "metadata.name of the object ({given}) does not match the name on the URL ({name})"
-            )));
-        }
-        metadata::of(&mut object).insert("name".into(), name.as_str().into());
-        if self.def().namespaced() {
-            metadata::of(&mut object).entry("namespace").or_insert_with(|| self.namespace().into());
         }
         Ok(object)
     }
@@ -199,10 +219,71 @@ fn resets(def: &ResourceDef, subresource: &str) -> &'static [&'static [&'static 
     if let Some(resets) = admit::resets(def, subresource) {
         return resets;
     }
-    match subresource {
-        "" => &[&["status"]],
-        "status" => &[&["spec"]],
+    match (subresource, &*def.group, &*def.plural) {
+        ("", _, _) | ("finalize", _, _) => &[&["status"]],
+        ("status", "", "pods") => {
+            &[&["spec"], &["metadata", "deletionTimestamp"], &["metadata", "ownerReferences"]]
+        }
+        ("status", "apps", "deployments") => &[&["spec"], &["metadata", "labels"]],
+        ("status", "certificates.k8s.io", _) => &[&["spec"], &["status", "conditions"]],
+        ("approval", "certificates.k8s.io", _) => &[&["spec"], &["status", "certificate"]],
+        (
+            "status",
+            "admissionregistration.k8s.io"
+            | "apiextensions.k8s.io"
+            | "apiregistration.k8s.io"
+            | "flowcontrol.apiserver.k8s.io"
+            | "resource.k8s.io"
+            | "scheduling.k8s.io"
+            | "storage.k8s.io"
+            | "storagemigration.k8s.io",
+            _,
+        )
+        | ("status", "networking.k8s.io", "servicecidrs") => &[&["metadata"], &["spec"]],
+        ("status", _, _) => &[&["spec"]],
         _ => &[],
+    }
+}
+
+/// Why a patched object is no longer of the kind that it was; what a patch took away is filled in again.
+pub fn other_kind(expected: &GroupVersionKind, custom: bool, tree: &Value) -> Option<String> {
+    let text = |field: &str| tree.get(field).and_then(Value::as_str).unwrap_or_default();
+    let same_version =
+        matches!(text("apiVersion"), "") || text("apiVersion") == expected.group_version().to_string();
+    if same_version && (text("kind").is_empty() || text("kind") == expected.kind) {
+        return None;
+    }
+    let mut whole = json!({"apiVersion": expected.group_version().to_string(), "kind": expected.kind});
+    for field in ["apiVersion", "kind"] {
+        if !text(field).is_empty() {
+            whole[field] = text(field).into();
+        }
+    }
+    let (Mismatch::Version(why) | Mismatch::Kind(why)) = why_other_kind(expected, custom, &whole);
+    Some(why)
+}
+
+/// The refusal of what a patch made.
+pub fn invalid_patch(shown: String, why: String) -> Status {
+    let error = field::Error::invalid(&field::Path::new("patch"), shown, why);
+    Status::invalid(&apimachinery::GroupKind::from_static("", ""), "", &[error])
+}
+
+/// Upstream: apiserver/pkg/endpoints/handlers/patch.go interpretStrategicMergePatchError, applyJSPatch
+pub fn refused(error: schema::Error) -> Status {
+    match error {
+        schema::Error::Syntax(_) | schema::Error::BadPatch(_) => Status::bad_request(error.to_string()),
+        schema::Error::NotStrategic => {
+            Status::failure(415, apimachinery::status::reason::UNSUPPORTED_MEDIA_TYPE, error.to_string())
+        }
+        schema::Error::TooLarge(why) => Status::request_entity_too_large(why),
+        schema::Error::UnfitPatch(why) => Status::unknown_error(why),
+        // Upstream keeps to itself what did not apply.
+        _ => {
+            let words = "the server rejected our request due to an error in our request";
+            Status::failure(422, apimachinery::status::reason::INVALID, words)
+                .with_details(Details::default())
+        }
     }
 }
 
@@ -229,19 +310,16 @@ fn reshape(
     Ok(decoded)
 }
 
-/// A tree as Go's `%+v` prints it: `map[spec:map[replicas:3]]`.
-fn go_map(value: &Value) -> String {
-    match value {
-        Value::Null => "<nil>".to_owned(),
-        Value::String(text) => text.clone(),
-        Value::Array(items) => format!("[{}]", items.iter().map(go_map).collect::<Vec<_>>().join(" ")),
-        Value::Object(fields) => {
-            let mut fields: Vec<String> =
-                fields.iter().map(|(name, value)| format!("{name}:{}", go_map(value))).collect();
-            fields.sort_unstable();
-            format!("map[{}]", fields.join(" "))
-        }
-        other => other.to_string(),
+/// A list of managers that was emptied forgets them all, as one with an empty entry does; without either, who sends
+/// none leaves them alone.
+///
+/// Upstream: apimachinery/pkg/util/managedfields/internal/fieldmanager.go isResetManagedFields
+fn forget_owners(tree: &mut Value) {
+    let owners = tree.get_mut("metadata").and_then(|metadata| metadata.get_mut("managedFields"));
+    if let Some(Value::Array(owners)) = owners
+        && owners.is_empty()
+    {
+        owners.push(json!({}));
     }
 }
 
@@ -263,7 +341,20 @@ struct Patcher {
 
 impl Patcher {
     fn patched(&self, old: &Value, form: &Form) -> Result<schema::decode::Decoded, Status> {
-        let tree = self.tree(old, form)?;
+        let mut tree = self.tree(old, form)?;
+        if matches!(form, Form::Strategic(_)) {
+            // Of what kind an object is, no such patch says.
+            tree["apiVersion"] = self.api_version.as_str().into();
+            tree["kind"] = self.kind.as_str().into();
+        } else if let Some(why) = other_kind(&self.def.gvk(), self.def.custom.is_some(), &tree) {
+            return Err(self.invalid(old, form, why));
+        }
+        for (field, value) in [("apiVersion", &self.api_version), ("kind", &self.kind)] {
+            if tree.get(field).is_none_or(Value::is_null) && tree.is_object() {
+                tree[field] = value.as_str().into();
+            }
+        }
+        forget_owners(&mut tree);
         let decoded = match (&self.def.custom, self.definition) {
             (Some(custom), _) => admit::patched(custom, tree, self.strictness),
             (None, Some(definition)) => reshape(old, tree, definition, self.strictness),
@@ -291,11 +382,11 @@ impl Patcher {
         });
         let old = opened.as_ref().unwrap_or(old);
         Ok(match form {
-            Form::Json(patch) => schema::patch::json_patch(old, patch).map_err(|e| self.refused(e))?,
-            Form::Merge(patch) => schema::patch::merge_patch(old, patch).map_err(|e| self.refused(e))?,
+            Form::Json(patch) => schema::patch::json_patch(old, patch).map_err(refused)?,
+            Form::Merge(patch) => schema::patch::merge_patch(old, patch).map_err(refused)?,
             Form::Strategic(patch) => {
-                let definition = self.definition.ok_or_else(|| self.refused(schema::Error::NotStrategic))?;
-                schema::strategic::merge(old, patch, definition).map_err(|e| self.refused(e))?
+                let definition = self.definition.ok_or_else(|| refused(schema::Error::NotStrategic))?;
+                schema::strategic::merge(old, patch, definition).map_err(refused)?
             }
             Form::Apply(patch) => self.apply(old, patch)?,
         })
@@ -306,18 +397,20 @@ impl Patcher {
     /// Upstream: apiserver/pkg/endpoints/handlers/patch.go applyPatchToCurrentObject
     fn invalid(&self, old: &Value, form: &Form, why: String) -> Status {
         let shown = match form {
-            Form::Strategic(patch) => go_map(patch),
+            Form::Strategic(patch) => schema::strategic::go_value(patch),
             _ => {
                 let mut tree = self.tree(old, form).unwrap_or_default();
                 schema::apply::open_owners(&mut tree);
                 tree.to_string()
             }
         };
-        let error = field::Error::invalid(&field::Path::new("patch"), shown, why);
-        Status::invalid(&apimachinery::GroupKind::from_static("", ""), "", &[error])
+        invalid_patch(shown, why)
     }
 
     fn apply(&self, old: &Value, patch: &Value) -> Result<Value, Status> {
+        if patch.get("kind").and_then(Value::as_str) != Some(&self.kind) {
+            return Err(schema::apply::other_type(patch));
+        }
         let writer = Writer {
             manager: &self.manager,
             subresource: &self.subresource,
@@ -343,21 +436,5 @@ impl Patcher {
             merged["kind"] = self.kind.as_str().into();
         }
         Ok(merged)
-    }
-
-    /// Upstream: apiserver/pkg/endpoints/handlers/patch.go interpretStrategicMergePatchError
-    fn refused(&self, error: schema::Error) -> Status {
-        match error {
-            schema::Error::Syntax(_) | schema::Error::BadPatch(_) => Status::bad_request(error.to_string()),
-            schema::Error::NotStrategic => {
-                Status::failure(415, apimachinery::status::reason::UNSUPPORTED_MEDIA_TYPE, error.to_string())
-            }
-            schema::Error::TooLarge(why) => Status::request_entity_too_large(why),
-            error => Status::failure(
-                422,
-                apimachinery::status::reason::INVALID,
-                format!("the server rejected our request due to an error in our request: {error}"),
-            ),
-        }
     }
 }

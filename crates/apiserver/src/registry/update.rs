@@ -58,7 +58,7 @@ impl Call<'_> {
             let old = self.tree(&existing).await?;
             let mut object = change(&old)?;
             self.dedup_owners(&mut object);
-            self.check_preconditions(name, &object, &old)?;
+            self.check_preconditions(&existing.key, &object, &old)?;
             match self.change(name, part, object, &existing, &old).await? {
                 Step::Done(outcome) => return Ok((outcome, false)),
                 Step::Again => {}
@@ -69,6 +69,9 @@ impl Call<'_> {
 
     /// A PUT or an apply to a name that does not exist.
     async fn create_absent(&mut self, mut object: Value) -> Result<Outcome, Status> {
+        if self.applied {
+            return self.create_applied(object).await;
+        }
         if !metadata::text(&object, "resourceVersion").is_empty() {
             let name = metadata::text(&object, "name").to_owned();
             return Err(match metadata::text(&object, "uid") {
@@ -84,11 +87,28 @@ impl Call<'_> {
         self.create(object).await
     }
 
-    fn check_preconditions(&self, name: &str, object: &Value, old: &Value) -> Result<(), Status> {
-        let resource = self.def().group_resource();
+    /// Upstream: apiserver/pkg/endpoints/handlers/patch.go applyPatch
+    async fn create_applied(&mut self, mut object: Value) -> Result<Outcome, Status> {
+        let uid = metadata::text(&object, "uid");
+        if !uid.is_empty() {
+            let why = format!(
+                "uid mismatch: the provided object specified uid {uid}, and no existing object was found"
+            );
+            return Err(Status::conflict(&self.def().group_resource(), &self.attributes.name, why));
+        }
+        metadata::of(&mut object).remove("resourceVersion");
+        self.create(object).await
+    }
+
+    fn check_preconditions(&self, key: &str, object: &Value, old: &Value) -> Result<(), Status> {
+        let (resource, name) = (self.def().group_resource(), metadata::text(old, "name"));
         let (uid, was) = (metadata::text(object, "uid"), metadata::text(old, "uid"));
-        if !uid.is_empty() && uid != was {
-            let why = format!("Precondition failed: UID in precondition: {uid}, UID in object meta: {was}");
+        // A patch changes the uid, which is refused as any such change is.
+        if !uid.is_empty() && uid != was && self.attributes.verb != "patch" {
+            let why = format!(
+                "StorageError: invalid object, Code: 4, Key: {key}, ResourceVersion: 0, AdditionalErrorMsg: Precondition \
+                 failed: UID in precondition: {uid}, UID in object meta: {was}"
+            );
             return Err(Status::conflict(&resource, name, why));
         }
         match metadata::text(object, "resourceVersion") {
@@ -117,6 +137,10 @@ impl Call<'_> {
         metadata::of(&mut object)
             .insert("resourceVersion".into(), metadata::text(old, "resourceVersion").into());
         self.complete(&mut object);
+        self.fill(&mut object);
+        if part != Part::Binding {
+            self.track_fields(Some(old), &mut object);
+        }
         // A binding was admitted as what it is; the pod that it makes is not the client's.
         if part != Part::Binding {
             self.mutate(Operation::Update, name, &mut object, Some(old)).await?;
@@ -126,11 +150,10 @@ impl Call<'_> {
         metadata::keep_system_fields(&mut object, old);
         let reservation = self.server.services.prepare(self, &mut object, Some(old))?;
         self.count_generation(part, &mut object, old);
-        let mut errors = metadata::validate_update(self.def(), &object, old);
+        let mut errors = metadata::validate_update(self.def(), &object, old, part == Part::Whole);
         errors.extend(part::validate(part, self.def(), &object, old));
         self.invalid(name, &errors)?;
         self.warn(self.def().strategy.warnings(&object, Some(old)));
-        self.track_fields(Some(old), &mut object);
         self.fill(&mut object);
         if part != Part::Binding {
             self.validate_admission(Operation::Update, name, &mut object, Some(old)).await?;

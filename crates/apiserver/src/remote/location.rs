@@ -5,6 +5,7 @@
 use std::fmt::Write;
 use std::sync::Arc;
 
+use apimachinery::field::{Error, Path};
 use apimachinery::{GroupResource, Status};
 use serde_json::Value;
 
@@ -175,6 +176,58 @@ fn service(lookup: &dyn Lookup, namespace: &str, id: &str, path_and_query: Strin
     unavailable(format!("no endpoints available for service {id:?}"))
 }
 
+/// Whether there is nobody yet to ask for a log that is well asked for: the log of such a pod is empty.
+///
+/// Upstream: pkg/registry/core/pod/strategy.go LogLocation, pkg/registry/core/pod/rest/log.go Get
+pub fn is_log_of_nobody(
+    lookup: &dyn Lookup,
+    attributes: &Attributes,
+    info: &RequestInfo,
+) -> Result<bool, Status> {
+    let Attributes { namespace, name, .. } = attributes;
+    check_log_options(info)?;
+    let pod = lookup.get(&PODS, namespace, name).ok_or_else(|| Status::not_found(&PODS, name))?;
+    container(&pod, info)?;
+    Ok(pod["spec"]["nodeName"].as_str().unwrap_or_default().is_empty())
+}
+
+/// Upstream: pkg/apis/core/validation/validation.go ValidatePodLogOptions
+fn check_log_options(info: &RequestInfo) -> Result<(), Status> {
+    let given = |name: &str| info.query.get(name).filter(|value| !value.is_empty());
+    let number = |name: &str| match given(name).map(|text| (text, text.parse::<i64>())) {
+        None => Ok(None),
+        Some((_, Ok(number))) => Ok(Some(number)),
+        Some((text, Err(_))) => {
+            Err(Status::bad_request(format!("strconv.ParseInt: parsing {text:?}: invalid syntax")))
+        }
+    };
+    let since = given("sinceTime");
+    if let Some(text) = since.filter(|text| apimachinery::time::parse_rfc3339(text).is_none()) {
+        return Err(Status::bad_request(format!(
+            "parsing time {text:?} as \"2006-01-02T15:04:05Z07:00\": cannot parse {text:?} as \"2006\""
+        )));
+    }
+    let (tail, limit, seconds) = (number("tailLines")?, number("limitBytes")?, number("sinceSeconds")?);
+    let mut errors = Vec::new();
+    let mut check = |name: &str, number: Option<i64>, least: i64, detail: &str| {
+        let wrong = number.filter(|number| *number < least);
+        errors.extend(wrong.map(|number| Error::invalid(&Path::new(name), number, detail)));
+    };
+    check("tailLines", tail, 0, "must be greater than or equal to 0");
+    check("limitBytes", limit, 1, "must be greater than 0");
+    if since.is_none() {
+        check("sinceSeconds", seconds, 1, "must be greater than 0");
+    } else if seconds.is_some() {
+        let detail = "at most one of `sinceTime` or `sinceSeconds` may be specified";
+        errors.push(Error::forbidden(&Path::root(), detail));
+    }
+    if info.query.get("stream").is_some() {
+        errors.push(Error::forbidden(&Path::new("stream"), "may not be specified"));
+    }
+    let kind = apimachinery::GroupKind::from_static("", "PodLogOptions");
+    if errors.is_empty() { Ok(()) } else { Err(Status::invalid(&kind, &info.attributes.name, &errors)) }
+}
+
 fn pod_stream(
     lookup: &dyn Lookup,
     namespace: &str,
@@ -190,10 +243,7 @@ fn pod_stream(
         _ => format!("/{subresource}/{namespace}/{name}/{}", container(&pod, info)?),
     };
     if node_name.is_empty() {
-        return Err(Status::bad_request(match subresource {
-            "log" => format!("pod {name} does not have a host assigned"),
-            _ => format!("pod {name} does not have a host assigned"),
-        }));
+        return Err(Status::bad_request(format!("pod {name} does not have a host assigned")));
     }
     let node: Arc<Value> =
         lookup.get(&NODES, "", node_name).ok_or_else(|| Status::not_found(&NODES, node_name))?;
@@ -271,23 +321,12 @@ fn stream_query(subresource: &str, info: &RequestInfo) -> Result<String, Status>
                 }
             }
             for name in ["sinceSeconds", "tailLines", "limitBytes"] {
-                let Some(value) = asked.get(name).filter(|v| !v.is_empty()) else { continue };
-                if value.parse::<u64>().is_err() {
-                    let path = apimachinery::field::Path::new(name);
-                    let error = apimachinery::field::Error::invalid(
-                        &path,
-                        value,
-                        "must be greater than or equal to 0",
-                    );
-                    let kind = apimachinery::GroupKind::from_static("", "PodLogOptions");
-                    return Err(Status::invalid(&kind, &info.attributes.name, &[error]));
-                }
-                push(name, value);
-            }
-            for name in ["sinceTime", "stream"] {
                 if let Some(value) = asked.get(name).filter(|v| !v.is_empty()) {
                     push(name, value);
                 }
+            }
+            if let Some(value) = asked.get("sinceTime").filter(|v| !v.is_empty()) {
+                push("sinceTime", value);
             }
         }
         "portforward" => asked.all("ports").for_each(|ports| push("port", ports)),

@@ -14,10 +14,10 @@ pub(crate) mod tunnel;
 use std::sync::Arc;
 
 use apimachinery::Status;
-use http::{Method, header};
+use http::{Method, StatusCode, header};
 use serde_json::Value;
 
-use crate::body::Response;
+use crate::body::{Body, Response};
 use crate::handle::{ApiServer, Asked, Notes};
 use crate::registry::Resource;
 use crate::seams::{Attributes, Operation};
@@ -30,6 +30,13 @@ pub async fn handle(
 ) -> Result<Response, Status> {
     admit(server, resource, &asked, notes).await?;
     let attributes = &asked.info.attributes;
+    if attributes.subresource == "log"
+        && location::is_log_of_nobody(&*server.registry, attributes, &asked.info)?
+    {
+        let mut nothing = Response::new(Body::empty());
+        *nothing.status_mut() = StatusCode::NO_CONTENT;
+        return Ok(nothing);
+    }
     let target = location::locate(&*server.registry, attributes, &asked.info)?;
     let streams = matches!(&*attributes.subresource, "exec" | "attach" | "portforward");
     if streams && !asked.parts.headers.contains_key(http::header::UPGRADE) {

@@ -4,7 +4,7 @@
 
 use std::sync::Arc;
 
-use apimachinery::{GroupVersionKind, Status, field};
+use apimachinery::{GroupResource, GroupVersionKind, Status, field};
 use bytes::Bytes;
 use http::StatusCode;
 use serde_json::{Value, json};
@@ -74,13 +74,14 @@ fn check(binding: &Value, name: &str) -> Result<(), Status> {
     if given != name && !given.is_empty() {
         return Err(Status::bad_request("name in URL does not match name in Binding object"));
     }
-    if errors.is_empty() { Ok(()) } else { Err(Status::invalid(&BINDING.group_kind(), name, &errors)) }
+    // Upstream hands its list of errors on as the one error that no handler knows.
+    if errors.is_empty() { Ok(()) } else { Err(Status::unknown_error(field::aggregate(&errors))) }
 }
 
 impl Call<'_> {
     /// Sets the node of a pod that has none.
     async fn bind(&mut self, name: &str, binding: &Value) -> Result<(), Status> {
-        let resource = self.def().group_resource();
+        let resource = GroupResource::from_static("", "pods/binding");
         let now = apimachinery::time::rfc3339(self.server.now());
         let node = binding["target"]["name"].as_str().unwrap_or_default().to_owned();
         let refuse = |why: String| Err(Status::conflict(&resource, name, why));

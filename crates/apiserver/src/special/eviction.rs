@@ -5,7 +5,7 @@
 use std::sync::Arc;
 
 use apimachinery::selector::LabelSelector;
-use apimachinery::status::{Cause, Details};
+use apimachinery::status::Cause;
 use apimachinery::time::rfc3339;
 use apimachinery::{GroupResource, GroupVersionKind, Status};
 use bytes::Bytes;
@@ -26,6 +26,9 @@ const BUDGETS: GroupResource = GroupResource::from_static("policy", "poddisrupti
 
 /// How many pods may be evicted before the budget's controller has seen any of them go.
 const MAX_DISRUPTED_PODS: usize = 2000;
+
+/// After how long its controller will have seen a budget.
+const UNSEEN_RETRY_SECONDS: u32 = 10;
 
 pub async fn handle(call: &mut Call<'_>, asked: &Asked, body: &Bytes) -> Result<(StatusCode, Value), Status> {
     let mut eviction = read(call, asked, body, &EVICTION)?;
@@ -81,9 +84,12 @@ enum Verdict {
     Free,
     Charge,
     Refuse {
-        message: String,
         cause: String,
+        /// When it is worth to ask again, in seconds; 0 when nobody knows.
+        retry_after: u32,
     },
+    /// The budget itself is wrong.
+    Wrong(&'static str),
 }
 
 /// Upstream: pkg/registry/core/pod/storage/eviction.go checkAndDecrement
@@ -98,33 +104,52 @@ fn decide(budget: &Value, pod: &Value) -> Verdict {
             return Verdict::Free;
         }
     }
-    let refuse = |cause: String| Verdict::Refuse {
-        message: "Cannot evict pod as it would violate the pod's disruption budget.".into(),
-        cause,
-    };
     if number(&status["observedGeneration"]) < number(&budget["metadata"]["generation"]) {
-        return refuse(format!("The disruption budget {name} is still being processed by the server."));
+        let cause = format!("The disruption budget {name} is still being processed by the server.");
+        return Verdict::Refuse { cause, retry_after: UNSEEN_RETRY_SECONDS };
     }
-    let disrupted = status["disruptedPods"].as_object().map_or(0, |pods| pods.len());
-    if number(&status["disruptionsAllowed"]) < 0 || disrupted > MAX_DISRUPTED_PODS {
-        return refuse(format!("The disruption budget {name} does not allow evicting pods currently"));
+    if number(&status["disruptionsAllowed"]) < 0 {
+        return Verdict::Wrong("pdb disruptions allowed is negative");
+    }
+    if status["disruptedPods"].as_object().map_or(0, |pods| pods.len()) > MAX_DISRUPTED_PODS {
+        return Verdict::Wrong(
+            "DisruptedPods map too big - too many evictions not confirmed by PDB controller",
+        );
     }
     if number(&status["disruptionsAllowed"]) == 0 {
-        return refuse(format!(
-            "The disruption budget {name} needs {} healthy pods and has {} currently",
-            number(&status["desiredHealthy"]),
-            number(&status["currentHealthy"])
-        ));
+        return Verdict::Refuse { cause: why_none_allowed(name, status), retry_after: 0 };
     }
     Verdict::Charge
 }
 
-fn refused(message: &str, cause: String) -> Status {
-    let mut status = Status::too_many_requests(message, 0);
-    status.details = Some(Box::new(Details {
-        causes: vec![Cause { reason: "DisruptionBudget".into(), message: cause, field: String::new() }],
-        ..Default::default()
-    }));
+fn why_none_allowed(name: &str, status: &Value) -> String {
+    let number = |value: &Value| value.as_i64().unwrap_or(0);
+    let (current, desired) = (number(&status["currentHealthy"]), number(&status["desiredHealthy"]));
+    let mut conditions = status["conditions"].as_array().into_iter().flatten();
+    let said = |condition: &Value, field: &str| condition[field].as_str().unwrap_or_default().to_owned();
+    let denied = conditions
+        .find(|condition| condition["type"] == "DisruptionAllowed")
+        .filter(|condition| condition["status"] == "False" && !said(condition, "message").is_empty())
+        .map(|condition| (said(condition, "reason"), said(condition, "message")));
+    let not_allowed = format!("The disruption budget {name} does not allow evicting pods currently");
+    match denied {
+        // Who could not count has counts that mean nothing.
+        Some((reason, message)) if reason == "SyncFailed" => {
+            format!("{not_allowed} because it failed sync: {message}")
+        }
+        _ if current <= desired => {
+            format!("The disruption budget {name} needs {desired} healthy pods and has {current} currently")
+        }
+        Some((reason, message)) => format!("{not_allowed} ({reason}): {message}"),
+        None => not_allowed,
+    }
+}
+
+fn refused(cause: String, retry_after: u32) -> Status {
+    let message = "Cannot evict pod as it would violate the pod's disruption budget.";
+    let mut status = Status::too_many_requests(message, retry_after);
+    let cause = Cause { reason: "DisruptionBudget".into(), message: cause, field: String::new() };
+    status.details.get_or_insert_default().causes.push(cause);
     status
 }
 
@@ -142,7 +167,7 @@ async fn charge_budget(call: &Call<'_>, asked: &Asked, pod_name: &str, pod: &Val
         [] => return Ok(()),
         [budget] => budget,
         _ => {
-            return Err(Status::internal(
+            return Err(Status::unknown_error(
                 "This pod has more than one PodDisruptionBudget, which the eviction subresource does not support.",
             ));
         }
@@ -150,7 +175,11 @@ async fn charge_budget(call: &Call<'_>, asked: &Asked, pod_name: &str, pod: &Val
     let now = rfc3339(call.server.now());
     let mut change = |budget: &Value| match decide(budget, pod) {
         Verdict::Free => Ok(budget.clone()),
-        Verdict::Refuse { message, cause } => Err(refused(&message, cause)),
+        Verdict::Refuse { cause, retry_after } => Err(refused(cause, retry_after)),
+        Verdict::Wrong(why) => {
+            let budgets = GroupResource::from_static("policy", "poddisruptionbudget");
+            Err(Status::forbidden(&budgets, metadata::text(budget, "name"), why))
+        }
         Verdict::Charge => {
             let mut charged = budget.clone();
             let allowed = charged["status"]["disruptionsAllowed"].as_i64().unwrap_or(0);

@@ -24,6 +24,7 @@ use crate::handle::{ApiServer, Asked, Notes, RequestBody, decode_body, stream};
 use crate::negotiate::Format;
 use crate::registry::Resource;
 use crate::registry::call::Call;
+use crate::registry::create::unexpected_kind;
 
 /// Routes that end here, by resource and subresource.
 pub async fn handle(
@@ -83,16 +84,21 @@ pub fn read(call: &Call<'_>, asked: &Asked, body: &[u8], kind: &GroupVersionKind
     if !object.is_object() {
         return Err(Status::bad_request(format!("the body is not a {}", kind.kind)));
     }
-    for (field, expected) in
-        [("apiVersion", kind.group_version().to_string()), ("kind", kind.kind.to_string())]
+    let expected = [("apiVersion", kind.group_version().to_string()), ("kind", kind.kind.to_string())];
+    let given = |field: &str| object.get(field).and_then(Value::as_str).filter(|given| !given.is_empty());
+    let beta_eviction = kind.kind == "Eviction" && given("apiVersion") == Some("policy/v1beta1");
+    if !beta_eviction
+        && expected.iter().any(|(field, expected)| given(field).is_some_and(|given| given != expected))
     {
-        let given = object[field].as_str().unwrap_or_default();
-        if !given.is_empty() && given != expected {
-            let what = if field == "kind" { "kind" } else { "API version" };
-            return Err(Status::bad_request(format!(
-                "the {what} in the data ({given}) does not match the expected {what} ({expected})"
-            )));
+        for (field, expected) in &expected {
+            if given(field).is_none() {
+                object[*field] = expected.as_str().into();
+                break;
+            }
         }
+        return Err(unexpected_kind(kind, false, &object));
+    }
+    for (field, expected) in expected {
         object[field] = expected.into();
     }
     if format != Format::Protobuf && object["metadata"].is_null() {

@@ -2,11 +2,13 @@
 //!
 //! Upstream: pkg/registry/apps/deployment/storage/storage.go ScaleREST
 
+use api::tables::Definition;
 use apimachinery::selector::LabelSelector;
 use apimachinery::{GroupVersionKind, Status, field};
 use bytes::Bytes;
 use http::StatusCode;
 use resources::ResourceDef;
+use schema::decode::{Decoded, Strictness};
 use serde_json::{Value, json};
 
 use super::part::Part;
@@ -14,9 +16,10 @@ use super::read;
 use crate::encode::{Outcome, group_version};
 use crate::handle::Asked;
 use crate::negotiate::Patch;
+use crate::options::FieldValidation;
 use crate::registry::call::Call;
 use crate::registry::metadata;
-use crate::registry::patch::Reading;
+use crate::registry::patch::{Reading, invalid_patch, other_kind, refused};
 
 const SCALE: GroupVersionKind = GroupVersionKind::from_static("autoscaling", "v1", "Scale");
 
@@ -133,11 +136,25 @@ pub async fn handle(call: &mut Call<'_>, asked: &Asked, body: &Bytes) -> Result<
     }
     let sent = if patch { Value::Null } else { read(call, asked, body, &SCALE)? };
     let def = call.resource.def.clone();
-    let mut change = |old: &Value| match kind {
-        None => with_scale(&def, old, &sent),
-        Some(kind) => with_scale(&def, old, &patched(&of(&def, old), kind, body)?),
+    let namespace = call.namespace().to_owned();
+    let (strictness, validation) = (call.strictness(), call.options.field_validation);
+    let mut problems = Vec::new();
+    let mut change = |old: &Value| {
+        let scale = match kind {
+            None => sent.clone(),
+            Some(kind) => {
+                let scale = patched(&of(&def, old), kind, body, strictness)?;
+                problems = scale.problems;
+                scale.object
+            }
+        };
+        same_object(&scale, &name, &namespace)?;
+        with_scale(&def, old, &scale)
     };
     let (outcome, _) = call.update(&name, Part::Whole, false, &mut change).await?;
+    if validation == FieldValidation::Warn {
+        call.warn(problems);
+    }
     shown(call, outcome).await
 }
 
@@ -158,9 +175,11 @@ async fn apply(call: &mut Call<'_>, name: &str, body: &[u8]) -> Result<(StatusCo
         return Err(call.not_found(name));
     }
     let sent = call.read_apply(body)?;
-    let definition = api::tables::kind(&SCALE.group, &SCALE.version, &SCALE.kind)
-        .ok_or_else(|| Status::internal("the kind Scale is unknown"))?;
-    let decoded = schema::decode::value(sent, definition, call.strictness()).map_err(|error| {
+    let is = |field: &str| sent.get(field).and_then(Value::as_str).unwrap_or_default();
+    if is("kind") != SCALE.kind || is("apiVersion") != SCALE.group_version().to_string() {
+        return Err(schema::apply::other_type(&sent));
+    }
+    let decoded = schema::decode::value(sent, definition()?, call.strictness()).map_err(|error| {
         Status::bad_request(schema::decode::cannot_be_handled(&SCALE.kind, &SCALE.version, &error))
     })?;
     call.report(decoded.problems)?;
@@ -179,15 +198,37 @@ async fn apply(call: &mut Call<'_>, name: &str, body: &[u8]) -> Result<(StatusCo
     shown(call, outcome).await
 }
 
-fn patched(old: &Value, kind: Patch, body: &Bytes) -> Result<Value, Status> {
-    let bad = |error: schema::Error| Status::bad_request(error.to_string());
-    match kind {
-        Patch::Json => schema::patch::json_patch(old, body).map_err(bad),
+/// The scale is of the object that the URL names.
+fn same_object(scale: &Value, name: &str, namespace: &str) -> Result<(), Status> {
+    let given = metadata::text(scale, "namespace");
+    if !given.is_empty() && given != namespace {
+        let why = "the namespace of the provided object does not match the namespace sent on the request";
+        return Err(Status::bad_request(why));
+    }
+    metadata::check_name(name, scale)
+}
+
+/// What a patch makes of a scale, which must be a scale still.
+fn patched(old: &Value, kind: Patch, body: &Bytes, strictness: Strictness) -> Result<Decoded, Status> {
+    let definition = definition()?;
+    let bad = |error: schema::Error| Status::bad_request(format!("error decoding patch: {error}"));
+    let tree = match kind {
+        Patch::Json => schema::patch::json_patch(old, body).map_err(refused)?,
         // A Scale has no lists, so that both merges are one.
         Patch::Merge | Patch::Strategic => {
             let patch = schema::decode::untyped_json(body).map_err(bad)?.object;
-            schema::patch::merge_patch(old, &patch).map_err(bad)
+            schema::patch::merge_patch(old, &patch).map_err(refused)?
         }
-        Patch::Apply => Err(Status::unsupported_media_type(&[])),
+        Patch::Apply => return Err(Status::unsupported_media_type(&[])),
+    };
+    if let Some(why) = other_kind(&SCALE, false, &tree) {
+        return Err(invalid_patch(tree.to_string(), why));
     }
+    schema::decode::value(tree.clone(), definition, strictness)
+        .map_err(|error| invalid_patch(tree.to_string(), error.to_string()))
+}
+
+fn definition() -> Result<&'static Definition, Status> {
+    api::tables::kind(&SCALE.group, &SCALE.version, &SCALE.kind)
+        .ok_or_else(|| Status::internal("the kind Scale is unknown"))
 }

@@ -120,7 +120,7 @@ const OF_PODS: &[&str] = &[
 
 /// The volume of a pod; sources that only pods have are left to `own`.
 pub fn of_pod(volume: &Value, path: &Path, own: impl Fn(&Value, &str, &Path) -> Errors) -> Errors {
-    let mut errors = pick(volume, OF_PODS, path, &own);
+    let mut errors = pick(volume, OF_PODS, &[], path, &own);
     let portal = [text(volume, "name"), text(volume, "iscsi.targetPortal")].join(":");
     if has(volume, "iscsi.initiatorName") && portal.len() > MAX_PORTAL {
         errors.push(Error::invalid(&path.child("name"), text(volume, "name"), LONG_PORTAL));
@@ -130,7 +130,7 @@ pub fn of_pod(volume: &Value, path: &Path, own: impl Fn(&Value, &str, &Path) -> 
 
 /// The source of a PersistentVolume.
 pub fn of_volume(spec: &Value, name: &str, path: &Path) -> Errors {
-    pick(spec, OF_VOLUMES, path, &|source, field, at_source| {
+    pick(spec, OF_VOLUMES, UNCOUNTED, path, &|source, field, at_source| {
         let mut errors = validate(source, field, at_source);
         errors.extend(of_volumes_only(source, field, name, at_source));
         if field == "local" && !has(spec, "nodeAffinity") {
@@ -141,9 +141,13 @@ pub fn of_volume(spec: &Value, name: &str, path: &Path) -> Errors {
     })
 }
 
+/// What upstream takes beside another source of a PersistentVolume.
+const UNCOUNTED: &[&str] = &["flexVolume"];
+
 fn pick(
     volume: &Value,
     order: &[&str],
+    uncounted: &[&str],
     path: &Path,
     check: &dyn Fn(&Value, &str, &Path) -> Errors,
 ) -> Errors {
@@ -154,7 +158,11 @@ fn pick(
     // Upstream's own name for it.
     let named = if first == "gcePersistentDisk" { "persistentDisk" } else { first };
     let mut errors = check(value, first, &path.child(named));
-    for (field, _) in given {
+    for (field, value) in given {
+        if uncounted.contains(&field) {
+            errors.extend(check(value, field, &path.child(field)));
+            continue;
+        }
         // Upstream's own spellings.
         let shown = match field {
             "cephfs" => "cephFS",

@@ -2,8 +2,11 @@
 //!
 //! Upstream: pkg/apis/core/validation/validation.go, apimachinery/pkg/apis/meta/v1/validation/validation.go
 
+use std::collections::HashSet;
 use std::net::IpAddr;
+use std::sync::LazyLock;
 
+use api::tables::{Field, Type};
 use apimachinery::field::{Error, Path};
 use apimachinery::names;
 use base64::Engine;
@@ -90,6 +93,20 @@ pub fn same(a: Option<&Value>, b: Option<&Value>) -> bool {
     a == b || means_same(a, b)
 }
 
+/// The fields that upstream holds by pointer to a struct wherever they are: one that is there and says nothing is
+/// something else than none.
+static OPTIONAL_STRUCTS: LazyLock<HashSet<&str>> = LazyLock::new(|| {
+    let fields = || api::tables::definitions().iter().flat_map(|definition| definition.fields);
+    let by_pointer = |field: &Field| matches!(field.ty, Type::Object(_)) && field.pointer();
+    let held_otherwise: HashSet<&str> =
+        fields().filter(|field| !by_pointer(field)).map(|field| field.name).collect();
+    fields()
+        .filter(|field| by_pointer(field))
+        .map(|field| field.name)
+        .filter(|n| !held_otherwise.contains(n))
+        .collect()
+});
+
 fn means_same(a: Option<&Value>, b: Option<&Value>) -> bool {
     const BY_VALUE: &[&str] = &[
         "hostNetwork",
@@ -118,11 +135,16 @@ fn means_same(a: Option<&Value>, b: Option<&Value>) -> bool {
     }
     match (a, b) {
         (Some(Value::Object(a)), Some(Value::Object(b))) => {
+            let parted = |name: &str, a: Option<&Value>, b: Option<&Value>| {
+                let there = |value: Option<&Value>| value.is_some_and(Value::is_object);
+                there(a) != there(b) && OPTIONAL_STRUCTS.contains(name)
+            };
             // Each name once: what is below is compared so often as its name comes up.
             let added = b.keys().filter(|name| !a.contains_key(*name));
             a.keys().chain(added).all(|name| {
                 let (a, b) = (a.get(name), b.get(name));
-                (BY_VALUE.contains(&name.as_str()) && zero(a) && zero(b)) || means_same(a, b)
+                (BY_VALUE.contains(&name.as_str()) && zero(a) && zero(b))
+                    || (means_same(a, b) && !parted(name, a, b))
             })
         }
         (Some(Value::Array(a)), Some(Value::Array(b))) => {

@@ -35,13 +35,13 @@ impl Entry<'_> {
     }
 
     /// As conflicts name the manager.
-    pub fn words(&self) -> String {
+    pub fn words(&self, api_version: &str) -> String {
         let mut words = format!("{:?}", self.manager);
         if !self.subresource.is_empty() {
             words.push_str(&format!(" with subresource {:?}", self.subresource));
         }
         if !self.applied {
-            words.push_str(&format!(" using {}", self.api_version));
+            words.push_str(&format!(" using {api_version}"));
         }
         words
     }

@@ -193,10 +193,7 @@ fn bad_patches_are_refused() {
         base(json!({"replicas": "x"})),
         "failed to create typed patch object (n/a; apps/v1, Kind=Deployment): .spec.replicas: expected numeric (int or float), got string",
     );
-    refused(
-        json!({"apiVersion": "v1", "kind": "Deployment"}),
-        "Incorrect version specified in apply patch. Specified patch version: v1, expected: apps/v1",
-    );
+    refused(json!({"apiVersion": "v1", "kind": "Deployment"}), "invalid object type: /v1, Kind=Deployment");
     let mut patch = base(json!({}));
     patch["metadata"]["managedFields"] = json!([]);
     refused(patch, "metadata.managedFields must be nil");

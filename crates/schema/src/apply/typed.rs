@@ -102,8 +102,17 @@ impl Schema for Typed {
     fn keys(&self) -> Keys<'_> {
         let element = self.element();
         let default = |key: &str| {
-            let field = element.definition()?.get().field(key).filter(|f| !f.default.is_empty())?;
-            serde_json::from_str(field.default).ok()
+            let field = element.definition()?.get().field(key)?;
+            if !field.default.is_empty() {
+                return serde_json::from_str(field.default).ok();
+            }
+            // What is written even when it is zero is declared to be zero where it is left out.
+            match field.ty {
+                _ if field.pointer() || !field.always() => None,
+                Type::String => Some("".into()),
+                Type::Int32 | Type::Int64 => Some(0.into()),
+                _ => None,
+            }
         };
         let keys = self.field.map_or(&[][..], |f| f.map_keys);
         keys.iter().map(|key| (Cow::Borrowed(*key), default(key))).collect()
@@ -151,7 +160,8 @@ pub fn check_kind(kind: &str, value: &Value) -> Result<(), String> {
     }
     Err(match kind {
         "numeric" => format!("expected numeric (int or float), got {}", go_kind(value)),
-        "scalar" => format!("expected any scalar, got {}", go_value(value)),
+        "scalar" => format!("expected any scalar, got {}", go_plain(value)),
+        "map" | "list" => format!("expected {kind}, got {}", go_plain(value)),
         kind => format!("expected {kind}, got {}", go_value(value)),
     })
 }
@@ -169,10 +179,13 @@ fn go_kind(value: &Value) -> &'static str {
 /// As upstream's values print themselves.
 fn go_value(value: &Value) -> String {
     match value {
-        Value::Object(_) | Value::Array(_) => value.to_string(),
         Value::String(text) => format!("&value.valueUnstructured{{Value:{text:?}}}"),
         other => format!("&value.valueUnstructured{{Value:{other}}}"),
     }
+}
+
+fn go_plain(value: &Value) -> String {
+    format!("&{{{}}}", crate::strategic::go_value(value))
 }
 
 /// The path element that names an item of a list.
@@ -189,6 +202,9 @@ pub fn item_element<S: Schema>(
         };
     }
     let Value::Object(item) = item else {
+        if item.is_null() {
+            return Err("associative list with keys may not have a null element".into());
+        }
         return Err("associative list with keys may not have non-map elements".into());
     };
     let mut named: Vec<(&str, &Value)> = Vec::with_capacity(keys.len());

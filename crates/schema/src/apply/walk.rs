@@ -279,6 +279,12 @@ fn differ_items<'v, S: Schema>(schema: &S, old: Option<&'v Value>, new: Option<&
 
 /// What a tree becomes when another is applied on it.
 pub fn merge<S: Schema>(schema: &S, old: &Value, new: &Value) -> Value {
+    // Nothing, in the place of fields or items, adds none and takes none away.
+    let has_parts =
+        old.as_object().is_some_and(|map| !map.is_empty()) || old.as_array().is_some_and(|l| !l.is_empty());
+    if new.is_null() && has_parts && shape_of(schema, Some(old)) != Shape::Leaf {
+        return old.clone();
+    }
     let shape = shape_of(schema, Some(new));
     if shape != shape_of(schema, Some(old)) {
         return new.clone();

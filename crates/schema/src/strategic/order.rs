@@ -25,7 +25,7 @@ impl Elements {
                 None => kind = Some(go_kind(item)),
                 Some(kind) if kind == go_kind(item) => {}
                 Some(_) => {
-                    return Err(Error::BadPatch(format!(
+                    return Err(Error::UnfitPatch(format!(
                         "list element types are not identical: {}",
                         go_value(item)
                     )));
@@ -33,7 +33,7 @@ impl Elements {
             }
         }
         match kind {
-            None => Err(Error::BadPatch("no elements in any of the given slices".into())),
+            None => Err(Error::UnfitPatch("no elements in any of the given slices".into())),
             Some("map[string]interface {}") => Ok(Elements::Maps { merge_key }),
             Some(_) => Ok(Elements::Scalars),
         }
@@ -53,13 +53,13 @@ pub fn key_of<'v>(item: &'v Value, merge_key: &str) -> Result<&'v Value, Error> 
         return Ok(item);
     }
     if !item.is_object() {
-        return Err(Error::BadPatch(format!(
+        return Err(Error::UnfitPatch(format!(
             "expected a map[string]interface {{}}, but received a {}",
             go_kind(item)
         )));
     }
     item.get(merge_key).ok_or_else(|| {
-        Error::BadPatch(format!("map: {} does not contain declared merge key: {merge_key}", go_value(item)))
+        Error::UnfitPatch(format!("map: {} does not contain declared merge key: {merge_key}", go_value(item)))
     })
 }
 

@@ -147,7 +147,7 @@ fn validate_validation(compiler: &Compiler, validation: &Value, at: &Path, scope
         errors.push(Error::invalid(&at.child("message"), message, "must not contain line breaks"));
     }
     if has(validation, "reason") {
-        let reasons = ["Forbidden", "Invalid", "RequestEntityTooLarge", "Unauthorized"];
+        let reasons = ["Forbidden", "Invalid", "RequestEntityTooLarge"];
         errors.extend(one_of(text(validation, "reason"), &at.child("reason"), &reasons));
     }
     errors

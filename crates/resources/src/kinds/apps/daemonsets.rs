@@ -17,8 +17,12 @@ pub fn row() -> Arc<ResourceDef> {
         )
         .strategy(Rules {
             default,
-            validate,
-            validate_update: |o, old| immutable(o, old, "spec.selector"),
+            validate_create: validate,
+            validate_update: |o, old| {
+                let mut errors = immutable(o, old, "spec.selector");
+                errors.extend(validate(o));
+                errors
+            },
             validate_status,
             prepare_create: |_, set| get::set_annotation(set, TEMPLATE_GENERATION, "1"),
             prepare_update,

@@ -14,7 +14,7 @@ pub fn row() -> Arc<ResourceDef> {
         .columns("Name,Ready,Age,+Containers,+Images", cells)
         .strategy(Rules {
             default,
-            validate,
+            validate_create: |set| validate(set, true),
             validate_update,
             validate_status,
             name: names::dns1123_label,
@@ -70,7 +70,7 @@ fn default(set: &mut Value) {
 }
 
 /// Upstream: pkg/apis/apps/validation/validation.go ValidateStatefulSetSpec
-fn validate(set: &Value) -> Errors {
+fn validate(set: &Value, is_new: bool) -> Errors {
     let mut errors = Errors::new();
     let spec = path("spec");
     match text(set, "spec.podManagementPolicy") {
@@ -91,10 +91,12 @@ fn validate(set: &Value) -> Errors {
         errors.extend(non_negative(set, &format!("spec.{field}")));
     }
     let service = text(set, "spec.serviceName");
-    if !service.is_empty() {
+    // What cannot change is looked at when it comes.
+    if !service.is_empty() && is_new {
         errors.extend(crate::validate::dns_label(service, &spec.child("serviceName")));
     }
-    for (claim, at) in get::items(set, "spec.volumeClaimTemplates", &spec.child("volumeClaimTemplates")) {
+    let claims = get::items(set, "spec.volumeClaimTemplates", &spec.child("volumeClaimTemplates"));
+    for (claim, at) in claims.into_iter().filter(|_| is_new) {
         errors.extend(crate::kinds::core::persistentvolumeclaims::validate_spec(claim, &at.child("spec")));
     }
     errors.extend(validate_selector(set, "statefulset"));
@@ -102,9 +104,12 @@ fn validate(set: &Value) -> Errors {
     errors
 }
 
-/// The set as its pods will be: each template of a claim is a volume as well.
+/// The set as its pods will be: each template of a claim is a volume as well, and their names are not the template's.
 fn with_claims(set: &Value) -> Value {
     let mut whole = set.clone();
+    for field in ["hostname", "subdomain"] {
+        get::remove(&mut whole, &format!("spec.template.spec.{field}"));
+    }
     let claims: Vec<String> =
         list(set, "spec.volumeClaimTemplates").iter().map(|c| get::name(c).to_owned()).collect();
     if claims.is_empty() {
@@ -168,13 +173,15 @@ fn validate_update(set: &Value, old: &Value) -> Errors {
         });
         spec
     };
+    let mut errors = validate(set, false);
     if same(Some(&fixed(set)), Some(&fixed(old))) {
-        return Errors::new();
+        return errors;
     }
     let detail = "updates to statefulset spec for fields other than 'replicas', 'ordinals', 'template', \
                   'updateStrategy', 'revisionHistoryLimit', 'persistentVolumeClaimRetentionPolicy' and \
                   'minReadySeconds' are forbidden";
-    vec![Error::forbidden(&path("spec"), detail)]
+    errors.push(Error::forbidden(&path("spec"), detail));
+    errors
 }
 
 fn validate_status(set: &Value, old: &Value) -> Errors {

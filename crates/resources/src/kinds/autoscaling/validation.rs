@@ -3,7 +3,7 @@
 //! Upstream: pkg/apis/autoscaling/validation/validation.go
 
 use crate::prelude::*;
-use crate::validate::{dns_label, each, one_of, quantities, selector};
+use crate::validate::{dns_label, each, one_of, quantities};
 
 const LONGEST_WINDOW_SECONDS: i64 = 3600;
 const LONGEST_PERIOD_SECONDS: i64 = 1800;
@@ -134,9 +134,6 @@ fn validate_source(kind: &str, source: &Value, path: &Path) -> Errors {
             errors.push(Error::required(&at_name, "must specify a metric name"));
         } else {
             errors.extend(each(names::path_segment(name), &at_name, name));
-        }
-        if let Some(value) = at(source, "metric.selector") {
-            errors.extend(selector(value, &path.child("metric").child("selector")));
         }
     }
     let target = path.child("target");

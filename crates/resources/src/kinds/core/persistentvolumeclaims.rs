@@ -21,6 +21,13 @@ pub fn row() -> Arc<ResourceDef> {
                 drop_sources(o);
                 mirror_source(o);
             },
+            // Clients of old leave out what was filled in for them.
+            prepare_update: |_, o, old| {
+                if !has(old, "spec.dataSource") && !has(old, "spec.dataSourceRef") {
+                    drop_sources(o);
+                }
+                mirror_source(o);
+            },
             validate: |o| validate_spec(o, &path("spec")),
             validate_update,
             warnings,

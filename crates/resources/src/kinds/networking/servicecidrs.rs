@@ -8,7 +8,7 @@ pub fn row() -> Arc<ResourceDef> {
         .columns("Name,CIDRs,Age", |o, now| {
             cells![get::name(o), get::texts(o, "spec.cidrs").join(","), age(o, now)]
         })
-        .strategy(Rules { validate, validate_update, ..Rules::PLAIN })
+        .strategy(Rules { validate_create: validate, validate_update, ..Rules::PLAIN })
         .build()
 }
 
@@ -27,6 +27,24 @@ fn validate(range: &Value) -> Errors {
     cidrs.iter().flat_map(|(c, at)| crate::validate::cidr(c.as_str().unwrap_or_default(), at)).collect()
 }
 
+/// A range stays as it is; one of the other family may join the only one.
+///
+/// Upstream: pkg/apis/networking/validation/validation.go ValidateServiceCIDRUpdate
 fn validate_update(range: &Value, old: &Value) -> Errors {
-    crate::validate::immutable(range, old, "spec.cidrs")
+    let (new, was) = (get::texts(range, "spec.cidrs"), get::texts(old, "spec.cidrs"));
+    let grows = was.len() == 1 && new.len() == 2;
+    if new.len() != was.len() && !grows {
+        let value = at(range, "spec.cidrs").cloned().unwrap_or_else(|| json!([]));
+        return vec![Error::invalid(&path("spec.cidrs"), value, crate::validate::IMMUTABLE)];
+    }
+    let pairs = new.iter().zip(&was).enumerate().filter(|(_, (new, was))| new != was);
+    let mut errors: Errors = pairs
+        .map(|(index, (new, _))| {
+            Error::invalid(&path("spec.cidrs").index(index), *new, crate::validate::IMMUTABLE)
+        })
+        .collect();
+    if grows {
+        errors.extend(validate(range));
+    }
+    errors
 }

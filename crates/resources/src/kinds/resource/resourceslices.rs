@@ -188,12 +188,10 @@ fn validate_device(device: &Value, each_node: bool, path: &Path) -> Errors {
     let fields = ["nodeName", "nodeSelector", "allNodes"];
     if each_node {
         errors.extend(which_nodes(device, &fields, "must not be empty", path));
-    } else {
-        for field in fields.iter().filter(|field| has(device, field)) {
-            let value = at(device, field).cloned().unwrap_or_default();
-            let detail = "must not be specified when perDeviceNodeSelection is not set to true";
-            errors.push(Error::invalid(&path.child(field), value, detail));
-        }
+    } else if fields.iter().any(|field| has(device, field)) {
+        let detail = "`nodeName`, `nodeSelector` and `allNodes` can only be set if `perDeviceNodeSelection` is set to true \
+                      in the ResourceSlice spec";
+        errors.push(Error::invalid(path, Value::Null, detail));
     }
     errors.extend(binding_conditions(device, path));
     errors

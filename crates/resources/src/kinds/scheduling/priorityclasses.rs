@@ -20,7 +20,7 @@ pub fn row() -> Arc<ResourceDef> {
         })
         .strategy(Rules {
             default: |o| get::default_absent(o, "preemptionPolicy", "PreemptLowerPriority"),
-            validate,
+            validate_create: validate,
             validate_update,
             prepare_create: |_, o| set(o, "metadata.generation", 1),
             ..Rules::PLAIN

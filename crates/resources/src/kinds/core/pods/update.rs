@@ -145,11 +145,22 @@ pub fn prepare_ephemeral_containers(pod: &mut Value, old: &Value) {
     let own = at(pod, "spec.ephemeralContainers").cloned();
     crate::strategy::carry_over(pod, old, "spec");
     crate::strategy::carry_over(pod, old, "status");
+    keep_metadata(pod, old);
     match own {
         Some(own) => set(pod, "spec.ephemeralContainers", own),
         None => {
             get::remove(pod, "spec.ephemeralContainers");
         }
+    }
+}
+
+/// What a write to a part of a pod leaves of its metadata.
+///
+/// Upstream: apimachinery/pkg/apis/meta/v1/helpers.go ResetObjectMetaForStatus
+fn keep_metadata(pod: &mut Value, old: &Value) {
+    let (Some(metadata), Some(was)) = (pod.get_mut("metadata"), old.get("metadata")) else { return };
+    for field in ["deletionTimestamp", "labels", "annotations", "finalizers", "ownerReferences"] {
+        crate::strategy::carry_over(metadata, was, field);
     }
 }
 
@@ -181,15 +192,26 @@ pub fn validate_ephemeral_containers(pod: &Value, old: &Value) -> Errors {
 ///
 /// Upstream: pkg/registry/core/pod/strategy.go dropNonResizeUpdates
 pub fn prepare_resize(pod: &mut Value, old: &Value) {
+    const LISTS: [&str; 2] = ["spec.containers", "spec.initContainers"];
+    // Who brings or takes containers is refused when the pod is checked.
+    if LISTS.iter().any(|field| list(pod, field).len() != list(old, field).len()) {
+        return;
+    }
     let wanted = pod.clone();
     crate::strategy::carry_over(pod, old, "spec");
     crate::strategy::carry_over(pod, old, "status");
-    for field in ["spec.containers", "spec.initContainers"] {
-        for container in get::list_mut(pod, field) {
-            let name = text(container, "name").to_owned();
-            let Some(wanted) = list(&wanted, field).iter().find(|c| text(c, "name") == name) else {
-                continue;
-            };
+    keep_metadata(pod, old);
+    match at(&wanted, "spec.resources") {
+        Some(resources) => set(pod, "spec.resources", resources.clone()),
+        None => drop(get::remove(pod, "spec.resources")),
+    }
+    for field in LISTS {
+        let wanted = list(&wanted, field);
+        if wanted.iter().zip(list(pod, field)).any(|(a, b)| text(a, "name") != text(b, "name")) {
+            set(pod, field, wanted.to_vec());
+            continue;
+        }
+        for (container, wanted) in get::list_mut(pod, field).zip(wanted) {
             for part in ["resources", "resizePolicy"] {
                 crate::strategy::carry_over(container, wanted, part);
             }
@@ -203,25 +225,136 @@ pub fn prepare_resize(pod: &mut Value, old: &Value) {
 pub fn validate_resize(pod: &Value, old: &Value) -> Errors {
     let (none, spec) = (Value::Null, path("spec"));
     let (new_spec, old_spec) = (at(pod, "spec").unwrap_or(&none), at(old, "spec").unwrap_or(&none));
-    let mut errors = podspec::validate_pod(new_spec);
-    let class = podspec::qos_class(new_spec);
-    if class != podspec::qos_class(old_spec) {
-        let detail = "Pod QOS Class may not change as a result of resizing";
-        errors.push(Error::invalid(&spec, class, detail));
+    let annotations = at(old, "metadata.annotations");
+    if annotations.is_some_and(|a| a.get("kubernetes.io/config.mirror").is_some()) {
+        return vec![Error::forbidden(&Path::root(), "static pods cannot be resized")];
     }
-    for field in ["containers", "initContainers"] {
-        let olds = list(old_spec, field);
-        for ((container, at_one), was) in
-            get::items(new_spec, field, &spec.child(field)).into_iter().zip(olds)
-        {
-            for amounts in ["limits", "requests"] {
-                let part = format!("resources.{amounts}");
-                let kept = |name: &str| at(container, &part).is_some_and(|r| r.get(name).is_some());
-                if get::entries(was, &part).any(|(name, _)| !kept(name)) {
-                    let detail = format!("resource {amounts} cannot be removed");
-                    errors.push(Error::forbidden(&at_one.child("resources").child(amounts), detail));
-                }
-            }
+    if text(old_spec, "os.name") == "windows" {
+        return vec![Error::forbidden(&Path::root(), "windows pods cannot be resized")];
+    }
+    let mut errors = podspec::validate_pod(new_spec);
+    if podspec::qos_class(new_spec) != podspec::qos_class(old_spec) {
+        let detail = "Pod QOS Class may not change as a result of resizing";
+        // Upstream shows the class that the pod still has.
+        errors.push(Error::invalid(&spec, text(pod, "status.qosClass"), detail));
+    }
+    errors.extend(resized_pod(new_spec, old_spec));
+    let others: Errors = ["containers", "initContainers"]
+        .iter()
+        .flat_map(|field| other_containers(new_spec, old_spec, field))
+        .collect();
+    if !others.is_empty() {
+        errors.extend(others);
+        return errors;
+    }
+    for field in ["initContainers", "containers"] {
+        let pairs = get::items(new_spec, field, &spec.child(field)).into_iter().zip(list(old_spec, field));
+        for ((container, at_one), was) in pairs {
+            errors.extend(removed_amounts(container, was, &at_one.child("resources")));
+        }
+    }
+    for (container, was) in list(new_spec, "containers").iter().zip(list(old_spec, "containers")) {
+        if !same(Some(&with_old_amounts(container, was)), Some(was)) {
+            errors.push(Error::forbidden(&spec, "only cpu and memory resources are mutable"));
+        }
+    }
+    errors.extend(resized_init_containers(new_spec, old_spec));
+    errors
+}
+
+/// Upstream: pkg/apis/core/validation/validation.go validatePodResizeContainerOrdering
+fn other_containers(spec: &Value, old: &Value, field: &str) -> Errors {
+    let (new, was) = (list(spec, field), list(old, field));
+    let at_field = path("spec").child(field);
+    if new.len() != was.len() {
+        return vec![Error::forbidden(&at_field, format!("{field} may not be added or removed on resize"))];
+    }
+    let detail = format!("{field} may not be renamed or reordered on resize");
+    let pairs = new.iter().zip(was).enumerate();
+    pairs
+        .filter(|(_, (new, was))| text(new, "name") != text(was, "name"))
+        .map(|(index, _)| Error::forbidden(&at_field.index(index).child("name"), detail.as_str()))
+        .collect()
+}
+
+/// What a pod has for all its containers is resized by the same rules.
+///
+/// Upstream: pkg/apis/core/validation/validation.go validatePodLevelResourcesResize
+fn resized_pod(spec: &Value, old: &Value) -> Errors {
+    let mut errors = Errors::new();
+    let at_resources = path("spec").child("resources");
+    if !has(old, "resources") && !has(spec, "resources") {
+        return errors;
+    }
+    if !has(spec, "resources") {
+        return vec![Error::forbidden(&at_resources, "pod-level resources cannot be removed")];
+    }
+    for amounts in ["requests", "limits"] {
+        let part = format!("resources.{amounts}");
+        let kept = |name: &str| at(spec, &part).is_some_and(|r| r.get(name).is_some());
+        if get::entries(old, &part).any(|(name, _)| !kept(name)) {
+            let detail = format!("pod-level resource {amounts} cannot be removed");
+            errors.push(Error::forbidden(&at_resources.child(amounts), detail));
+        }
+    }
+    if !same(at(&with_old_amounts(spec, old), "resources"), at(old, "resources")) {
+        errors
+            .push(Error::forbidden(&path("spec"), "only cpu and memory resources are mutable at pod-level"));
+    }
+    errors
+}
+
+fn removed_amounts(container: &Value, was: &Value, resources: &Path) -> Errors {
+    let mut errors = Errors::new();
+    for amounts in ["limits", "requests"] {
+        let part = format!("resources.{amounts}");
+        let kept = |name: &str| at(container, &part).is_some_and(|r| r.get(name).is_some());
+        if get::entries(was, &part).any(|(name, _)| !kept(name)) {
+            let detail = format!("resource {amounts} cannot be removed");
+            errors.push(Error::forbidden(&resources.child(amounts), detail));
+        }
+    }
+    errors
+}
+
+/// A container with the processors and memory that it had.
+///
+/// Upstream: pkg/apis/core/validation/validation.go dropCPUMemoryResourcesFromContainer
+fn with_old_amounts(container: &Value, was: &Value) -> Value {
+    let mut kept = container.clone();
+    for amounts in ["limits", "requests"] {
+        let part = format!("resources.{amounts}");
+        let mut map = at(container, &part).and_then(Value::as_object).cloned().unwrap_or_default();
+        for name in ["cpu", "memory"] {
+            match at(was, &part).and_then(|amounts| amounts.get(name)) {
+                Some(amount) => map.insert(name.to_owned(), amount.clone()),
+                None => map.remove(name),
+            };
+        }
+        match map.is_empty() {
+            true => drop(get::remove(&mut kept, &part)),
+            false => set(&mut kept, &part, map),
+        }
+    }
+    kept
+}
+
+/// Upstream: pkg/apis/core/validation/validation.go ValidatePodResize
+fn resized_init_containers(spec: &Value, old: &Value) -> Errors {
+    let mut errors = Errors::new();
+    let field = path("spec").child("initContainers");
+    let pairs = get::items(spec, "initContainers", &field).into_iter().zip(list(old, "initContainers"));
+    for ((container, at_one), was) in pairs {
+        if !same(Some(&with_old_amounts(container, was)), Some(was)) {
+            let detail = "only cpu and memory resources for init or sidecar containers are mutable";
+            errors.push(Error::forbidden(&at_one, detail));
+        }
+        let restarts =
+            list(container, "resizePolicy").iter().filter(|p| text(p, "restartPolicy") == "RestartContainer");
+        if text(container, "restartPolicy") != "Always" && !same(Some(container), Some(was)) {
+            let detail =
+                "non-sidecar init containers with a resize policy of RestartContainer cannot be resized";
+            errors.extend(restarts.map(|_| Error::forbidden(&at_one, detail)));
         }
     }
     errors
@@ -253,22 +386,71 @@ pub fn keep_observed_generations(pod: &mut Value, old: &Value) {
 pub fn validate_status(pod: &Value, old: &Value) -> Errors {
     let mut errors = Errors::new();
     let status = path("status");
+    errors.extend(validate_conditions(pod));
     let name = text(pod, "status.nominatedNodeName");
-    if !name.is_empty() {
+    if name != text(old, "status.nominatedNodeName") && !name.is_empty() {
         let at = status.child("nominatedNodeName");
         errors.extend(crate::validate::each(names::dns1123_subdomain(name), &at, name));
+        if has(old, "spec.nodeName") {
+            let detail = "may not be set on pods that are already bound to a node";
+            errors.push(Error::forbidden(&at, detail));
+        }
     }
     let observed = number(pod, "status.observedGeneration");
     if observed < 0 {
-        errors.push(Error::invalid(&status.child("observedGeneration"), observed, "may not be negative"));
+        let detail = "must be a non-negative integer";
+        errors.push(Error::invalid(&status.child("observedGeneration"), observed, detail));
     }
     errors.extend(validate_no_restart(pod, old, "containerStatuses"));
+    errors.extend(validate_claims(pod));
     for (ip, at) in get::items(pod, "status.podIPs", &status.child("podIPs")) {
         errors.extend(crate::validate::ip(text(ip, "ip"), &at));
     }
     let qos = text(pod, "status.qosClass");
     if qos != text(old, "status.qosClass") && !text(old, "status.qosClass").is_empty() {
         errors.push(Error::invalid(&status.child("qosClass"), qos, crate::validate::IMMUTABLE));
+    }
+    errors
+}
+
+/// Upstream: pkg/apis/core/validation/validation.go validatePodConditions
+fn validate_conditions(pod: &Value) -> Errors {
+    let mut errors = Errors::new();
+    for (condition, at) in get::items(pod, "status.conditions", &path("status").child("conditions")) {
+        let observed = number(condition, "observedGeneration");
+        if observed < 0 {
+            let detail = "must be a non-negative integer";
+            errors.push(Error::invalid(&at.child("observedGeneration"), observed, detail));
+        }
+        let kind = text(condition, "type");
+        if !matches!(kind, "PodScheduled" | "Ready" | "Initialized") {
+            errors.extend(crate::validate::each(names::qualified_name(kind), &at.child("Type"), kind));
+        }
+    }
+    errors
+}
+
+/// The claims that were made for a pod are claims that it asked for.
+///
+/// Upstream: pkg/apis/core/validation/validation.go validatePodResourceClaimStatuses
+fn validate_claims(pod: &Value) -> Errors {
+    let mut errors = Errors::new();
+    let mut seen: Vec<&str> = Vec::new();
+    let field = path("status").child("resourceClaimStatuses");
+    for (status, at_one) in get::items(pod, "status.resourceClaimStatuses", &field) {
+        let name = text(status, "name");
+        if !list(pod, "spec.resourceClaims").iter().any(|claim| text(claim, "name") == name) {
+            let detail = "must match the name of an entry in `spec.resourceClaims`";
+            errors.push(Error::invalid(&at_one.child("name"), name, detail));
+        }
+        if seen.contains(&name) {
+            errors.push(Error::duplicate(&at_one.child("name"), name));
+        }
+        seen.push(name);
+        if let Some(claim) = at(status, "resourceClaimName").and_then(Value::as_str) {
+            let at_claim = at_one.child("resourceClaimName");
+            errors.extend(crate::validate::each(names::dns1123_subdomain(claim), &at_claim, claim));
+        }
     }
     errors
 }

@@ -291,8 +291,9 @@ fn traffic(service: &Value, spec: &Path) -> Errors {
 pub fn validate_change(service: &Value, old: &Value) -> Errors {
     let mut errors = Errors::new();
     let spec = path("spec");
-    let external = |service: &Value| text(service, "spec.type") == "ExternalName";
-    if external(service) || external(old) {
+    let has_ip =
+        |service: &Value| matches!(text(service, "spec.type"), "ClusterIP" | "NodePort" | "LoadBalancer");
+    if !has_ip(service) || !has_ip(old) {
         return errors;
     }
     let (new_ips, old_ips) = (get::texts(service, "spec.clusterIPs"), get::texts(old, "spec.clusterIPs"));
