@@ -29,6 +29,7 @@ mod eviction;
 mod expiry;
 mod garbage_collector;
 mod garbage_graph;
+mod group_protection;
 mod history;
 mod job;
 mod leaders;
@@ -76,7 +77,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use context::Context;
-pub use leaders::choose_leaders;
+pub use leaders::{choose_leaders, leader_elector};
 pub use options::{Autoscaling, EvictionRates, Options};
 pub use table::names;
 use universe::Universe;

@@ -63,11 +63,16 @@ controllers! {
     "resourceclaim-controller" => crate::resource_claims::run,
     "device-taint-eviction-controller" => crate::device_taints::run,
     "storage-version-migrator-controller" => crate::storage_migration::run,
+    "podgroup-protection-controller" => crate::group_protection::run,
 }
 
 /// What must be on for the controller to run.
 pub(crate) fn feature(controller: &str) -> Option<Feature> {
-    (controller == "storage-version-migrator-controller").then_some(Feature::StorageVersionMigrator)
+    match controller {
+        "storage-version-migrator-controller" => Some(Feature::StorageVersionMigrator),
+        "podgroup-protection-controller" => Some(Feature::GenericWorkload),
+        _ => None,
+    }
 }
 
 /// The names of all controllers, as `--controllers` knows them.
@@ -103,6 +108,7 @@ pub(crate) fn queue_name(controller: &'static str) -> &'static str {
         "persistentvolumeclaim-protection-controller" => "pvcprotection",
         "persistentvolume-protection-controller" => "pvprotection",
         "volumeattributesclass-protection-controller" => "vacprotection",
+        "podgroup-protection-controller" => "podgroupprotection",
         "persistentvolume-binder-controller" => "volumes",
         "persistentvolume-expander-controller" => "volume_expand",
         "ephemeral-volume-controller" => "ephemeral_volume",

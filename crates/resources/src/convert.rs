@@ -1,5 +1,5 @@
 //! Between the version that a kind is served in and the version that it is stored in, for the few that differ:
-//! `autoscaling/v1` is stored as v2, and `events.k8s.io/v1` as the core group's v1.
+//! `autoscaling/v1` is stored as v2, and `events.k8s.io/v1` as the core group's v1; others are of one shape.
 
 use serde_json::{Map, Value, json};
 
@@ -24,7 +24,9 @@ pub fn to_storage(def: &ResourceDef, object: &mut Value) {
     match (&*def.group, &*def.version) {
         ("autoscaling", "v1") => autoscaler_to_v2(object),
         ("events.k8s.io", _) => event_to_core(object),
-        _ => return,
+        _ if def.custom.is_some() || !is_converted(def) => return,
+        // Versions of the same shape.
+        _ => {}
     }
     get::set(object, "apiVersion", storage_api_version(def));
 }
@@ -34,7 +36,8 @@ pub fn from_storage(def: &ResourceDef, object: &mut Value) {
     match (&*def.group, &*def.version) {
         ("autoscaling", "v1") => autoscaler_to_v1(object),
         ("events.k8s.io", _) => event_from_core(object),
-        _ => return,
+        _ if def.custom.is_some() || !is_converted(def) => return,
+        _ => {}
     }
     get::set(object, "apiVersion", format!("{}/{}", def.group, def.version));
 }

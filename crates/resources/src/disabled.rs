@@ -23,8 +23,27 @@ const POD_SPECS: &[(&str, &str, &str)] = &[
 /// Of pod specs, kept where a feature is on.
 const OF_FEATURES: &[(Feature, &str)] = &[(Feature::GenericWorkload, "schedulingGroup")];
 
-/// Of leases, kept where leaders are chosen.
-const OF_LEASES: &[&str] = &["spec.strategy", "spec.preferredHolder"];
+/// Of other kinds, by what they are kept with.
+const OF_KINDS: &[(Feature, &str, &str, &[&str])] = &[
+    (
+        Feature::CoordinatedLeaderElection,
+        "coordination.k8s.io",
+        "leases",
+        &["spec.strategy", "spec.preferredHolder"],
+    ),
+    (
+        Feature::TopologyAwareWorkloadScheduling,
+        "scheduling.k8s.io",
+        "podgroups",
+        &["spec.schedulingConstraints"],
+    ),
+    (
+        Feature::TopologyAwareWorkloadScheduling,
+        "scheduling.k8s.io",
+        "workloads",
+        &["spec.podGroupTemplates[].schedulingConstraints"],
+    ),
+];
 
 /// Of pod specs. `[]` stands for the items of a list, `{}` for the values of a map.
 const IN_PODS: &[&str] = &[
@@ -62,8 +81,10 @@ pub fn drop_fields(def: &ResourceDef, object: &mut Value) {
         let off = OF_FEATURES.iter().filter(|(feature, _)| !def.features.has(*feature));
         off.for_each(|(_, path)| remove(spec, path));
     }
-    if of_kind("coordination.k8s.io", "leases") && !def.features.has(Feature::CoordinatedLeaderElection) {
-        OF_LEASES.iter().for_each(|path| remove(object, path));
+    for (feature, group, plural, paths) in OF_KINDS {
+        if of_kind(group, plural) && !def.features.has(*feature) {
+            paths.iter().for_each(|path| remove(object, path));
+        }
     }
     if let Some((_, _, paths)) = FIELDS.iter().find(|(group, plural, _)| of_kind(group, plural)) {
         paths.iter().for_each(|path| remove(object, path));

@@ -17,15 +17,17 @@ pub enum Feature {
     GangScheduling,
     GenericWorkload,
     StorageVersionMigrator,
+    TopologyAwareWorkloadScheduling,
 }
 
 impl Feature {
-    const ALL: [Feature; 5] = [
+    const ALL: [Feature; 6] = [
         Feature::CborServingAndStorage,
         Feature::CoordinatedLeaderElection,
         Feature::GangScheduling,
         Feature::GenericWorkload,
         Feature::StorageVersionMigrator,
+        Feature::TopologyAwareWorkloadScheduling,
     ];
 
     pub fn name(self) -> &'static str {
@@ -35,12 +37,14 @@ impl Feature {
             Feature::GangScheduling => "GangScheduling",
             Feature::GenericWorkload => "GenericWorkload",
             Feature::StorageVersionMigrator => "StorageVersionMigrator",
+            Feature::TopologyAwareWorkloadScheduling => "TopologyAwareWorkloadScheduling",
         }
     }
 
     /// What it cannot be without.
     fn needs(self) -> Option<Feature> {
-        (self == Feature::GangScheduling).then_some(Feature::GenericWorkload)
+        let of_groups = matches!(self, Feature::GangScheduling | Feature::TopologyAwareWorkloadScheduling);
+        of_groups.then_some(Feature::GenericWorkload)
     }
 }
 
@@ -108,6 +112,7 @@ fn switch(text: &str) -> Result<(&str, bool), String> {
 /// Kinds that are served only with a feature, and only in a version that is switched on.
 const OPTIONAL: &[(Feature, fn() -> Arc<ResourceDef>)] = &[
     (Feature::CoordinatedLeaderElection, coordination::leasecandidates::row),
+    (Feature::CoordinatedLeaderElection, coordination::leasecandidates::row_v1alpha2),
     (Feature::GenericWorkload, scheduling::podgroups::row),
     (Feature::GenericWorkload, scheduling::workloads::row),
     (Feature::StorageVersionMigrator, storagemigration::storageversionmigrations::row),

@@ -13,6 +13,8 @@ use crate::{PodInfo, pod};
 #[derive(Default)]
 pub struct Budgets {
     by_namespace: HashMap<String, Vec<Budget>>,
+    /// Tells these from the ones before; none where there are no budgets, which is always the same.
+    identity: Option<Arc<()>>,
 }
 
 struct Budget {
@@ -32,15 +34,24 @@ impl Budgets {
             }
             by_namespace.entry(object.namespace().to_owned()).or_default().push(Budget { object, selector });
         }
-        Budgets { by_namespace }
+        let identity = (!by_namespace.is_empty()).then(Arc::default);
+        Budgets { by_namespace, identity }
+    }
+
+    /// The same as long as nothing of the budgets changes.
+    pub fn identity(&self) -> Option<&Arc<()>> {
+        self.identity.as_ref()
     }
 
     /// Of which pods the eviction, one after the other, is against some budget.
     ///
     /// Upstream: plugins/defaultpreemption/default_preemption.go filterPodsWithPDBViolation
-    pub fn violations(&self, pods: &[Arc<PodInfo>]) -> Vec<bool> {
+    pub fn violations(&self, pods: &[&Arc<PodInfo>]) -> Vec<bool> {
+        if self.by_namespace.is_empty() {
+            return vec![false; pods.len()];
+        }
         let mut left: Vec<(&Budget, i32)> = Vec::new();
-        let violates = |pod: &Arc<PodInfo>| {
+        let violates = |pod: &&Arc<PodInfo>| {
             let mut violates = false;
             let budgets = self.by_namespace.get(pod.pod.namespace());
             for budget in budgets.into_iter().flatten().filter(|budget| budget.protects(pod)) {

@@ -117,11 +117,18 @@ struct Placed {
 #[derive(Default)]
 pub struct Cluster {
     nodes: Vec<NodeInfo>,
+    /// By node: a number that is never used again once something of the node changes, its pods and those that wait
+    /// for its room included. Beside the nodes, since thousands are compared at a time.
+    versions: Vec<u64>,
+    /// The last of these numbers.
+    version: u64,
     index: HashMap<String, usize>,
     /// How many nodes ever came.
     arrivals: u64,
     /// The nodes by index, as they get their turn; empty when it has to be found out again.
     turns: Vec<usize>,
+    /// The only nodes that are looked at while a group is tried within a part of the cluster, in the same order.
+    confined: Option<Vec<usize>>,
     /// How many nodes have each image.
     images: HashMap<String, usize>,
     placed: HashMap<String, Placed>,
@@ -165,9 +172,29 @@ impl Cluster {
         }
     }
 
-    /// Whose turn is the `nth`, after [`Cluster::take_turns`].
-    pub fn turn(&self, nth: usize) -> usize {
-        self.turns[nth]
+    /// The nodes that are looked at, by index and in the order of their turns, after [`Cluster::take_turns`].
+    pub fn turns(&self) -> &[usize] {
+        self.confined.as_ref().unwrap_or(&self.turns)
+    }
+
+    /// Has only these nodes looked at, given as [`Cluster::turns`] has them, or all.
+    pub fn confine(&mut self, nodes: Option<Vec<usize>>) {
+        self.confined = nodes;
+    }
+
+    /// Whether the node is looked at.
+    pub fn is_within(&self, node: usize) -> bool {
+        self.confined.as_ref().is_none_or(|nodes| nodes.contains(&node))
+    }
+
+    /// Changes whenever anything of the node does.
+    pub fn version(&self, node: usize) -> u64 {
+        self.versions[node]
+    }
+
+    fn touch(&mut self, node: usize) {
+        self.version += 1;
+        self.versions[node] = self.version;
     }
 
     /// How many nodes have the image.
@@ -256,6 +283,8 @@ impl Cluster {
             self.tallies.join(at, &info);
             count_images(&mut self.images, &info, true);
             self.nodes.push(info);
+            self.versions.push(0);
+            self.touch(at);
             self.turns.clear();
             return Some(Change::NodeAdded(node));
         };
@@ -273,6 +302,7 @@ impl Cluster {
         }
         count_images(&mut self.images, &self.nodes[at], false);
         self.nodes[at].set_node(Some(node.clone()));
+        self.touch(at);
         count_images(&mut self.images, &self.nodes[at], true);
         if moves {
             self.tallies.join(at, &self.nodes[at]);
@@ -294,6 +324,7 @@ impl Cluster {
         self.leave(at);
         self.tallies.swap_remove(at, self.nodes.len());
         let info = self.nodes.swap_remove(at);
+        self.versions.swap_remove(at);
         self.turns.clear();
         count_images(&mut self.images, &info, false);
         for pod in &info.pods {
@@ -372,14 +403,19 @@ impl Cluster {
 
     /// Where the pod is counted, the pod as it was counted.
     pub fn pod(&self, key: &str) -> Option<&Arc<PodInfo>> {
-        let Placed { node, at } = self.placed.get(key)?;
-        self.node(node)?.pods.get(*at)
+        self.node_of(key)?.pods.get(self.placed.get(key)?.at)
+    }
+
+    /// The node that the pod is counted on.
+    pub fn node_of(&self, key: &str) -> Option<&NodeInfo> {
+        self.node(&self.placed.get(key)?.node)
     }
 
     pub fn nominate(&mut self, pod: Arc<PodInfo>, node: &str) {
         self.withdraw(&pod.key);
-        if let Some(at) = self.index.get(node) {
-            self.nodes[*at].awaited = true;
+        if let Some(at) = self.index.get(node).copied() {
+            self.nodes[at].awaited = true;
+            self.touch(at);
         }
         self.nominated_to.insert(pod.key.clone(), node.to_owned());
         self.nominated_away += usize::from(!pod.required_anti_affinity.is_empty());
@@ -396,10 +432,11 @@ impl Cluster {
             }
             if pods.is_empty() {
                 self.nominated.remove(&node);
-                if let Some(at) = self.index.get(&node) {
-                    self.nodes[*at].awaited = false;
-                }
             }
+        }
+        if let Some(at) = self.index.get(&node).copied() {
+            self.nodes[at].awaited = self.nominated.contains_key(&node);
+            self.touch(at);
         }
         true
     }
@@ -411,6 +448,7 @@ impl Cluster {
         self.tallies.count(&pod, index, 1, &self.nodes, &self.namespaces);
         self.pod_groups.place(&pod);
         self.nodes[index].add_pod(pod);
+        self.touch(index);
     }
 
     fn take(&mut self, key: &str) -> Option<Arc<PodInfo>> {
@@ -423,6 +461,7 @@ impl Cluster {
         {
             placed.at = at;
         }
+        self.touch(index);
         self.tallies.count(&pod, index, -1, &self.nodes, &self.namespaces);
         self.pod_groups.take(&pod);
         Some(pod)

@@ -14,6 +14,7 @@ use tokio::time::Instant;
 use crate::cluster::Cluster;
 use crate::extender::Extender;
 use crate::framework::{Filter, LooksAt, Refusal};
+use crate::memo::{Known, Memo};
 use crate::node::Load;
 use crate::plugins::Point;
 use crate::profile::{Profile, add_up};
@@ -41,11 +42,11 @@ pub struct Unschedulable {
 impl Unschedulable {
     /// One plugin refuses all nodes at once.
     fn everywhere(cluster: &Cluster, plugin: &'static str, refusal: &Refusal) -> Self {
-        let nodes = cluster.nodes().len();
+        let nodes = cluster.turns();
         Unschedulable {
-            nodes,
+            nodes: nodes.len(),
             refused_by: vec![plugin],
-            resolvable: if refusal.unresolvable { Vec::new() } else { (0..nodes).collect() },
+            resolvable: if refusal.unresolvable { Vec::new() } else { nodes.to_vec() },
             everywhere: Some(refusal.words()),
             ..Unschedulable::default()
         }
@@ -59,6 +60,17 @@ impl Unschedulable {
             self.refused_by.push(plugin);
         }
         refusal.reasons().for_each(|reason| self.add(reason, 1));
+    }
+
+    /// Takes in the refusals that a memo knows, of so many nodes each.
+    pub fn count_known(&mut self, known: &Known, refused: &[usize]) {
+        let some = known.refusals().iter().zip(refused).filter(|(_, nodes)| **nodes > 0);
+        for ((plugin, refusal), nodes) in some {
+            if !self.refused_by.contains(plugin) {
+                self.refused_by.push(plugin);
+            }
+            refusal.reasons().for_each(|reason| self.add(reason, *nodes));
+        }
     }
 
     /// There are few reasons, and thousands of nodes for each.
@@ -98,11 +110,20 @@ struct Asked<'a> {
     times: Cell<u64>,
 }
 
+impl Asked<'_> {
+    fn check(&self, node: &NodeInfo) -> Result<(), (&'static str, Refusal)> {
+        self.times.set(self.times.get() + 1);
+        self.filter.check(node).map_err(|refusal| (self.plugin, refusal))
+    }
+}
+
 /// The filters that a pod's plugins left.
 pub struct Filters<'a> {
     all: Vec<Asked<'a>>,
     /// How many of the first ones look at no single pods.
     leading: usize,
+    /// How many of these are steady.
+    steady: usize,
 }
 
 impl<'a> Filters<'a> {
@@ -114,7 +135,55 @@ impl<'a> Filters<'a> {
         });
         let all: Vec<_> = filters.collect();
         let leading = all.iter().take_while(|asked| asked.filter.looks_at() != LooksAt::Pods).count();
-        Filters { all, leading }
+        let steady = all.iter().take(leading).take_while(|asked| asked.filter.is_steady()).count();
+        Filters { all, leading, steady }
+    }
+
+    /// The first filters, whose answers hold for pods that are alike.
+    pub fn steady(&self) -> Vec<&'static str> {
+        self.all[..self.steady].iter().map(|asked| asked.plugin).collect()
+    }
+
+    pub fn are_steady(&self) -> bool {
+        self.steady == self.all.len()
+    }
+
+    /// What the steady ones say of the node, with the pods that wait for its room.
+    pub fn check_steady(
+        &self,
+        pod: &PodInfo,
+        cluster: &Cluster,
+        node: &NodeInfo,
+    ) -> Result<(), (&'static str, Refusal)> {
+        let mut expected = expected_before(pod, cluster, node).peekable();
+        let fuller = expected.peek().is_some().then(|| {
+            let mut load = node.load.clone();
+            expected.for_each(|other| load.add(other));
+            load
+        });
+        // What bears the larger load bears the smaller.
+        let load = fuller.as_ref().unwrap_or(&node.load);
+        self.all[..self.steady].iter().try_for_each(|asked| {
+            asked.times.set(asked.times.get() + 1);
+            asked.filter.check_loaded(node, load).map_err(|refusal| (asked.plugin, refusal))
+        })
+    }
+
+    /// What the others say of a node that the steady ones allow.
+    fn check_rest(
+        &mut self,
+        pod: &PodInfo,
+        cluster: &Cluster,
+        node: usize,
+    ) -> Result<(), (&'static str, Refusal)> {
+        if self.are_steady() {
+            return Ok(());
+        }
+        let node = cluster.node_at(node);
+        if node.awaited {
+            return self.check_with_nominated(pod, cluster, node);
+        }
+        self.all[self.steady..].iter().try_for_each(|asked| asked.check(node))
     }
 
     /// Whether some filter looks at single pods, so that a node's load alone does not say whether it will do.
@@ -138,10 +207,7 @@ impl<'a> Filters<'a> {
 
     /// The first refusal, and whose.
     pub fn check(&self, node: &NodeInfo) -> Result<(), (&'static str, Refusal)> {
-        self.all.iter().try_for_each(|asked| {
-            asked.times.set(asked.times.get() + 1);
-            asked.filter.check(node).map_err(|refusal| (asked.plugin, refusal))
-        })
+        self.all.iter().try_for_each(|asked| asked.check(node))
     }
 
     pub fn assume(&mut self, pod: &PodInfo, node: &NodeInfo, count: i64) {
@@ -197,6 +263,8 @@ pub struct Scheduler {
     random: u64,
     /// What the last cycle took.
     pub spent: Spent,
+    /// What is known of nodes from pods before.
+    pub memo: Memo,
 }
 
 /// What the steps of a cycle took, and which plugins were asked how often.
@@ -215,7 +283,13 @@ impl Spent {
 
 impl Scheduler {
     pub fn new(seed: u64) -> Self {
-        Scheduler { start: 0, random: seed | 1, spent: Spent::default() }
+        Scheduler { start: 0, random: seed | 1, spent: Spent::default(), memo: Memo::default() }
+    }
+
+    /// The same, with nothing known.
+    #[cfg(test)]
+    pub fn without_memo(&self) -> Self {
+        Scheduler { start: self.start, random: self.random, spent: Spent::default(), memo: Memo::default() }
     }
 
     /// The name of the best node.
@@ -247,7 +321,7 @@ impl Scheduler {
             Ok(feasible) => feasible,
             Err(against) => return Ok(Err(against)),
         };
-        let mut against = Unschedulable { nodes: cluster.nodes().len(), ..Default::default() };
+        let mut against = Unschedulable { nodes: cluster.turns().len(), ..Default::default() };
         let interested = || extenders.iter().filter(|extender| extender.is_interested(&pod.pod));
         for extender in interested() {
             match extender.filter(pod, &feasible).await {
@@ -289,7 +363,7 @@ impl Scheduler {
     ) -> Result<Vec<&'a NodeInfo>, Box<Unschedulable>> {
         self.spent = Spent::default();
         let begun = Instant::now();
-        if cluster.nodes().len() > 0
+        if !cluster.turns().is_empty()
             && let Some((plugin, refusal)) = profile.refuse_all(pod, cluster)
         {
             self.spent.step(Point::PreFilter, false, begun);
@@ -316,6 +390,7 @@ impl Scheduler {
         // The node that was cleared for the pod is tried first.
         let nominated = cluster.nominated_to(&pod.key).or(pod.nominated_node());
         if let Some(node) = nominated.and_then(|name| cluster.node(name))
+            && cluster.is_within(node.index)
             && filters.check_with_nominated(pod, cluster, node).is_ok()
         {
             return Ok(vec![node]);
@@ -323,8 +398,8 @@ impl Scheduler {
         if let Some((names, plugins)) = profile.narrow(pod) {
             return search_among(pod, cluster, filters, &names, &plugins);
         }
-        let enough = nodes_to_find(cluster.nodes().len(), profile.percentage_of_nodes);
-        self.search(pod, cluster, filters, enough)
+        let enough = nodes_to_find(cluster.turns().len(), profile.percentage_of_nodes);
+        self.search(profile, pod, cluster, filters, enough)
     }
 
     /// The best of these; extenders' scores come on top of the plugins'.
@@ -356,27 +431,48 @@ impl Scheduler {
     /// Looks through the nodes until enough will do.
     fn search<'a>(
         &mut self,
+        profile: &Profile,
         pod: &PodInfo,
         cluster: &'a Cluster,
         filters: &mut Filters,
         enough: usize,
     ) -> Result<Vec<&'a NodeInfo>, Box<Unschedulable>> {
-        let nodes = cluster.nodes().len();
+        let turns = cluster.turns();
+        let nodes = turns.len();
         let mut feasible = Vec::new();
         let mut against = Unschedulable { nodes, ..Default::default() };
         let mut looked_at = 0;
         let mut next = if nodes > 0 { self.start % nodes } else { 0 };
+        let known = self.memo.of(&profile.scheduler_name, pod, filters.steady(), cluster.nodes().len());
+        // How many nodes each of the known refusals speaks of.
+        let mut refused: Vec<usize> = Vec::new();
+        // Where it waits for room itself there is more room for it than for others of its kind.
+        let own = cluster.nominated_to(&pod.key).and_then(|name| cluster.index_of(name));
         while looked_at < nodes && feasible.len() < enough {
-            let at = cluster.turn(next);
+            let at = turns[next];
             looked_at += 1;
             next = if next + 1 == nodes { 0 } else { next + 1 };
-            let node = cluster.node_at(at);
-            match filters.check_with_nominated(pod, cluster, node) {
-                Ok(()) => feasible.push(node),
+            let checked = if own == Some(at) {
+                filters.check_with_nominated(pod, cluster, cluster.node_at(at))
+            } else {
+                let ask = || filters.check_steady(pod, cluster, cluster.node_at(at));
+                if let Some(refusal) = known.verdict(at, cluster.version(at), ask) {
+                    refused.resize(known.refusals().len(), 0);
+                    refused[refusal] += 1;
+                    if !known.refusals()[refusal].1.unresolvable {
+                        against.resolvable.push(at);
+                    }
+                    continue;
+                }
+                filters.check_rest(pod, cluster, at)
+            };
+            match checked {
+                Ok(()) => feasible.push(cluster.node_at(at)),
                 Err((plugin, refusal)) => against.count(at, plugin, &refusal),
             }
         }
         self.start = next;
+        against.count_known(known, &refused);
         if feasible.is_empty() { Err(Box::new(against)) } else { Ok(feasible) }
     }
 
@@ -407,10 +503,11 @@ fn search_among<'a>(
     names: &[String],
     plugins: &[&'static str],
 ) -> Result<Vec<&'a NodeInfo>, Box<Unschedulable>> {
-    let nodes = cluster.nodes().len();
+    let nodes = cluster.turns().len();
     let mut against = Unschedulable { nodes, refused_by: plugins.to_vec(), ..Default::default() };
     let mut feasible = Vec::new();
-    let known: Vec<usize> = names.iter().filter_map(|name| cluster.index_of(name)).collect();
+    let known: Vec<usize> =
+        names.iter().filter_map(|name| cluster.index_of(name)).filter(|at| cluster.is_within(*at)).collect();
     for at in &known {
         let node = cluster.node_at(*at);
         match filters.check_with_nominated(pod, cluster, node) {
@@ -606,7 +703,7 @@ mod tests {
         ]);
         let turns = |cluster: &mut Cluster| {
             cluster.take_turns();
-            let names = (0..cluster.nodes().len()).map(|nth| cluster.node_at(cluster.turn(nth)).name());
+            let names = cluster.turns().iter().map(|at| cluster.node_at(*at).name());
             names.collect::<Vec<_>>().join(" ")
         };
         assert_eq!(turns(&mut cluster), "a1 b1 none a2 a3");

@@ -155,6 +155,12 @@ pub trait Plugin: Send + Sync {
         None
     }
 
+    /// How good it is that pods of a group are on these nodes, where they are already; `None` when the plugin does not
+    /// mind.
+    fn score_domain(&self, _nodes: &[&NodeInfo]) -> Option<i64> {
+        None
+    }
+
     /// Takes what the pod needs beside room on the chosen node, and says what is to be written for it.
     fn reserve(&self, _pod: &PodInfo, _node: &str, _cluster: &mut Cluster) -> Result<Vec<Write>, String> {
         Ok(Vec::new())
@@ -217,6 +223,12 @@ pub trait Filter {
 
     fn looks_at(&self) -> LooksAt {
         LooksAt::Pods
+    }
+
+    /// Whether the answer is the same for all pods that are alike to a [memo](crate::memo), and holds until something
+    /// of the node changes.
+    fn is_steady(&self) -> bool {
+        false
     }
 
     /// The same, were this the load of the node. Only for filters that look at no single pods.

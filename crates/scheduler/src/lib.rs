@@ -1,7 +1,8 @@
 //! The scheduler: finds a node for every pod that has none, and says why when there is none.
 //!
 //! Start with [`cycle`]: how one pod is placed, a pure function of the [`cluster`] as the scheduler knows it.
-//! What a node must offer and which of several is best is asked of [`plugins`], each a file; [`framework`]
+//! What a node must offer and which of several is best is asked of [`plugins`], each a file; what they said holds for
+//! the next pod that is alike, as a [`memo`] knows; [`framework`]
 //! says what a plugin is, a [`profile`] which of them are asked, and [`configuration`] reads profiles from a file. Pods of one [`pod_groups`] group are tried together.
 //! When a pod fits nowhere, [`preemption`] says whom to evict, as far as [`budgets`] let it. [`tally`] keeps count of what pods want to know
 //! of other pods. [`queue`] decides which pod comes next and when a
@@ -23,6 +24,7 @@ pub mod extender;
 pub mod framework;
 mod groups;
 mod informers;
+pub mod memo;
 mod metrics;
 mod node;
 pub mod plugins;

@@ -60,6 +60,17 @@ impl PodGroups {
         }
     }
 
+    /// The label within whose values, one of them, all pods of the group are to be.
+    pub fn topology_key(&self, group: &str) -> Option<&str> {
+        let constraints = self.groups.get(group)?.spec.scheduling_constraints.as_ref()?;
+        constraints.topology.as_ref()?.first().map(|constraint| constraint.key.as_str())
+    }
+
+    /// Whether the group says anything of where its pods are to be.
+    pub fn is_constrained(&self, group: &str) -> bool {
+        self.groups.get(group).is_some_and(|group| group.spec.scheduling_constraints.is_some())
+    }
+
     /// A pod without a node came, or changed.
     pub fn wait(&mut self, pod: &PodInfo) {
         if let Some(group) = &pod.group {
@@ -105,6 +116,11 @@ impl PodGroups {
     /// The pods of a group that have no node.
     pub fn waiting(&self, group: &str) -> impl Iterator<Item = &String> {
         self.members.get(group).into_iter().flat_map(|members| &members.waiting)
+    }
+
+    /// Those that have one.
+    pub fn placed_keys(&self, group: &str) -> impl Iterator<Item = &String> {
+        self.members.get(group).into_iter().flat_map(|members| &members.placed)
     }
 
     /// How many pods of a group there are.

@@ -2,15 +2,37 @@
 //!
 //! Upstream: pkg/scheduler/framework/preemption/preemption.go, plugins/defaultpreemption/default_preemption.go
 
+use std::cmp::Reverse;
 use std::sync::Arc;
 
 use crate::budgets::Budgets;
 use crate::cluster::Cluster;
 use crate::cycle::{Filters, Unschedulable, expected_before};
 use crate::framework::Refusal;
+use crate::memo::Memo;
 use crate::node::Load;
 use crate::profile::{Preemption, Profile};
 use crate::{NodeInfo, PodInfo};
+
+/// How bad evictions are: fewest broken budgets first, then the least important victims, then the least of them, then
+/// the youngest.
+///
+/// Upstream: pkg/scheduler/framework/preemption/preemption.go pickOneNodeForPreemption
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Harm {
+    budget_violations: usize,
+    highest: i32,
+    sum: i64,
+    victims: usize,
+    earliest: Reverse<Option<jiff::Timestamp>>,
+}
+
+/// A node, by its index, where evictions help.
+#[derive(Clone, Copy, Debug)]
+pub struct Place {
+    pub node: usize,
+    harm: Harm,
+}
 
 /// The node to clear, and of which pods.
 #[derive(Clone)]
@@ -47,16 +69,17 @@ fn makes_room(pod: &PodInfo) -> bool {
         && target.is_some_and(|c| c.status == "True" && c.reason.as_deref() == Some("PreemptionByScheduler"))
 }
 
-/// The ways to make room for the pod, or why there is none. Not all of a large cluster's nodes are looked at;
+/// Where there is a way to make room for the pod, or why there is none. Not all of a large cluster's nodes are looked at;
 /// `start` says at which of them to begin.
-pub fn candidates(
+pub fn places(
     profile: &Profile,
     pod: &PodInfo,
     cluster: &mut Cluster,
     against: &Unschedulable,
     budgets: &Budgets,
     start: usize,
-) -> Result<Vec<Candidate>, Hopeless> {
+    memo: &mut Memo,
+) -> Result<Vec<Place>, Hopeless> {
     let Some(Preemption { min_candidate_percentage, min_candidates }) = profile.preemption else {
         return Err(Hopeless::NotEligible(""));
     };
@@ -76,34 +99,63 @@ pub fn candidates(
     profile.ask(pod, cluster);
     let cluster = &*cluster;
     let mut filters = Filters::new(profile, pod, cluster);
-    let mut candidates: Vec<Candidate> = Vec::new();
+    let known = memo.of(&profile.scheduler_name, pod, filters.steady(), cluster.nodes().len());
+    let known = known.judged_by(budgets.identity());
+    // Where the pod waits for room itself there is more room for it than for others of its kind.
+    let own = cluster.nominated_to(&pod.key).and_then(|name| cluster.index_of(name));
+    let mut places: Vec<Place> = Vec::new();
     let mut harmless = false;
+    let mut refused: Vec<usize> = Vec::new();
     let mut why = Unschedulable { nodes: against.nodes, ..Unschedulable::default() };
     let (before, after) = potential.split_at(start % potential.len().max(1));
-    for at in after.iter().chain(before) {
-        match victims_on(&mut filters, pod, cluster, cluster.node_at(*at), budgets) {
-            Ok(candidate) => {
-                harmless |= candidate.budget_violations == 0;
-                candidates.push(candidate);
-                if harmless && candidates.len() >= enough {
-                    break;
-                }
-            }
-            Err(refusal) => why.count(*at, "", &refusal),
+    for at in after.iter().copied().chain(before.iter().copied()) {
+        let steady = filters.are_steady() && own != Some(at);
+        let mut ask = || Ok(harm(&victims_on(&mut filters, pod, cluster, cluster.node_at(at), budgets)?));
+        let judged = if steady {
+            known.harm(at, cluster.version(at), ask).map_err(|refusal| {
+                refused.resize(known.refusals().len(), 0);
+                refused[refusal] += 1;
+            })
+        } else {
+            ask().map_err(|refusal| why.count(at, "", &refusal))
+        };
+        let Ok(harm) = judged else { continue };
+        harmless |= harm.budget_violations == 0;
+        places.push(Place { node: at, harm });
+        if harmless && places.len() >= enough {
+            break;
         }
     }
-    if !candidates.is_empty() {
-        return Ok(candidates);
+    if !places.is_empty() {
+        return Ok(places);
     }
+    why.count_known(known, &refused);
     if against.nodes > potential.len() {
         why.add(&"Preemption is not helpful for scheduling".into(), against.nodes - potential.len());
     }
     Err(Hopeless::NoCandidate(why.to_string()))
 }
 
+/// The one where the least harm is done.
+pub fn best(places: &[Place]) -> Option<Place> {
+    places.iter().copied().min_by_key(|place| place.harm)
+}
+
+/// Whom to evict from the node, one of the [`places`].
+pub fn candidate(
+    profile: &Profile,
+    pod: &PodInfo,
+    cluster: &Cluster,
+    node: usize,
+    budgets: &Budgets,
+) -> Option<Candidate> {
+    let mut filters = Filters::new(profile, pod, cluster);
+    victims_on(&mut filters, pod, cluster, cluster.node_at(node), budgets).ok()
+}
+
 /// The one that does the least harm.
-pub fn best(candidates: Vec<Candidate>) -> Option<Candidate> {
-    candidates.into_iter().min_by_key(rank)
+pub fn best_candidate(candidates: Vec<Candidate>) -> Option<Candidate> {
+    candidates.into_iter().min_by_key(harm)
 }
 
 /// A node as it would be without some of its pods.
@@ -125,7 +177,7 @@ impl<'t, 'a> Trial<'t, 'a> {
         pod: &'a PodInfo,
         cluster: &'a Cluster,
         node: &'a NodeInfo,
-    ) -> Result<(Self, Vec<Arc<PodInfo>>), Refusal> {
+    ) -> Result<(Self, Vec<&'a Arc<PodInfo>>), Refusal> {
         let Some(mut load) = node.load_without_less_important(pod.priority) else {
             return Err(Refusal::unresolvable("No preemption victims found for incoming pod"));
         };
@@ -133,7 +185,7 @@ impl<'t, 'a> Trial<'t, 'a> {
         // Most nodes on which evictions do not help are seen by this, without a look at their pods.
         filters.check_loaded(node, &load).map_err(|(_, refusal)| refusal)?;
         let less = node.pods.iter().filter(|other| other.priority < pod.priority);
-        let less: Vec<Arc<PodInfo>> = less.cloned().collect();
+        let less: Vec<&Arc<PodInfo>> = less.collect();
         let mut trial = Trial { filters, pod, cluster, node, load, cleared: None };
         if trial.filters.look_at_pods() {
             let mut cleared = node.clone();
@@ -145,7 +197,7 @@ impl<'t, 'a> Trial<'t, 'a> {
             trial.cleared = Some(cleared);
             less.iter().for_each(|other| trial.filters.assume(other, node, -1));
             if let Err(refusal) = trial.check() {
-                trial.end(&less);
+                trial.end(less);
                 return Err(refusal);
             }
         }
@@ -153,9 +205,9 @@ impl<'t, 'a> Trial<'t, 'a> {
     }
 
     /// The filters know again that these pods, which were away, are there.
-    fn end(self, away: &[Arc<PodInfo>]) {
+    fn end<'p>(self, away: impl IntoIterator<Item = &'p Arc<PodInfo>>) {
         if self.cleared.is_some() {
-            away.iter().for_each(|other| self.filters.assume(other, self.node, 1));
+            away.into_iter().for_each(|other| self.filters.assume(other, self.node, 1));
         }
     }
 
@@ -224,15 +276,16 @@ fn more_important(a: &PodInfo, b: &PodInfo) -> std::cmp::Ordering {
     b.priority.cmp(&a.priority).then_with(|| a.started.cmp(&b.started))
 }
 
-/// Fewest broken budgets, then the least important victims, then the least of them, then the youngest.
-///
-/// Upstream: pkg/scheduler/framework/preemption/preemption.go pickOneNodeForPreemption
-fn rank(candidate: &Candidate) -> impl Ord + use<> {
+fn harm(candidate: &Candidate) -> Harm {
     let highest = candidate.victims.first().map_or(i32::MIN, |victim| victim.priority);
-    let sum: i64 = candidate.victims.iter().map(|v| i64::from(v.priority) + (1 << 31)).sum();
     let important = candidate.victims.iter().filter(|victim| victim.priority == highest);
-    let earliest = important.map(|victim| victim.started).min();
-    (candidate.budget_violations, highest, sum, candidate.victims.len(), std::cmp::Reverse(earliest))
+    Harm {
+        budget_violations: candidate.budget_violations,
+        highest,
+        sum: candidate.victims.iter().map(|v| i64::from(v.priority) + (1 << 31)).sum(),
+        victims: candidate.victims.len(),
+        earliest: Reverse(important.map(|victim| victim.started).min()),
+    }
 }
 
 #[cfg(test)]
@@ -303,14 +356,16 @@ mod tests {
         preemptor: &PodInfo,
         budgets: &[Arc<PodDisruptionBudget>],
     ) -> String {
-        let against = match Scheduler::new(1).place(profile, preemptor, cluster) {
+        let mut scheduler = Scheduler::new(1);
+        let against = match scheduler.place(profile, preemptor, cluster) {
             Ok(node) => return format!("fits {node}"),
             Err(against) => against,
         };
         let budgets = Budgets::new(budgets.iter().cloned());
-        match candidates(profile, preemptor, cluster, &against, &budgets, 0) {
-            Ok(candidates) => {
-                let candidate = best(candidates).unwrap();
+        match places(profile, preemptor, cluster, &against, &budgets, 0, &mut scheduler.memo) {
+            Ok(places) => {
+                let best = best(&places).unwrap();
+                let candidate = candidate(profile, preemptor, cluster, best.node, &budgets).unwrap();
                 let victims: Vec<_> = candidate.victims.iter().map(|v| v.pod.name().to_owned()).collect();
                 format!("{}: {}", candidate.node, victims.join(" "))
             }

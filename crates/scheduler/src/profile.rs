@@ -133,6 +133,12 @@ impl Profile {
         scorers.collect()
     }
 
+    /// How good it is that a group's pods are on these nodes.
+    pub fn score_domain(&self, nodes: &[&NodeInfo]) -> i64 {
+        let ranking = self.plugins.iter().filter(|c| c.weight > 0);
+        ranking.filter_map(|c| Some(c.weight * c.plugin.score_domain(nodes)?)).sum()
+    }
+
     /// All plugins take what the pod needs, or none does.
     pub fn reserve(&self, pod: &PodInfo, node: &str, cluster: &mut Cluster) -> Result<Vec<Write>, String> {
         let mut writes = Vec::new();

@@ -273,6 +273,11 @@ impl Queue {
         }
     }
 
+    /// Whether the pod waits for a change that may help it.
+    pub fn is_asleep(&self, key: &str) -> bool {
+        self.pods.get(key).is_some_and(|waiting| matches!(waiting.place, Place::Asleep(_)))
+    }
+
     fn next_arrival(&mut self) -> u64 {
         self.arrivals += 1;
         self.arrivals

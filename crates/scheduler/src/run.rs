@@ -6,6 +6,8 @@
 
 mod binding;
 mod group;
+mod placements;
+mod preempting;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -29,13 +31,14 @@ use crate::extender::Extender;
 use crate::informers::{BY_NODE, Informers, Key};
 use crate::metrics::{Metrics, Outcome};
 use crate::plugins::Point;
-use crate::preemption::{self, Candidate, Hopeless};
+use crate::preemption::Hopeless;
 use crate::profile::Profile;
 use crate::queue::{Backoff, Queue};
 use crate::resources;
-use crate::writes::{Eviction, Nomination, Written, evict, report, unscheduled_status};
+use crate::writes::{Nomination, Written, report, unscheduled_status};
 
 use self::binding::Pending;
+use self::preempting::Evictions;
 
 /// How many bindings and other writes may be under way.
 const MAX_WRITES: usize = 128;
@@ -90,6 +93,10 @@ struct Loop {
     metrics: Metrics,
     /// The attempts that have not ended: their pods are not bound yet.
     attempts: HashMap<String, Attempt>,
+    /// Groups may name a topology.
+    topologies: bool,
+    /// The evictions under way, by the uid of the pod that they make room for.
+    preempting: HashMap<String, Evictions>,
     /// The pods that were refused last time, with the profile's name and the plugins that did.
     refusals: HashMap<String, (String, Vec<&'static str>)>,
 }
@@ -135,6 +142,8 @@ impl Loop {
             writes: JoinSet::new(),
             metrics: config.metrics,
             attempts: HashMap::new(),
+            topologies: gates.topologies,
+            preempting: HashMap::new(),
             refusals: HashMap::new(),
         };
         let work = async {
@@ -238,8 +247,12 @@ impl Loop {
 
     fn wake(&mut self, change: &Change) {
         let (profiles, kind) = (&self.profiles, change.kind());
+        let (preempting, cluster) = (&self.preempting, &self.cluster);
         let concerned = |plugin: &str| profiles.values().any(|profile| profile.is_concerned(plugin, kind));
         let may_help = |pod: &PodInfo, refused_by: &[&str]| {
+            if preempting.get(pod.uid()).is_some_and(|evictions| evictions.hold_back(cluster)) {
+                return false;
+            }
             let profile = profiles.get(pod.scheduler_name());
             profile.is_some_and(|profile| profile.may_help(refused_by, pod, change))
         };
@@ -417,10 +430,8 @@ impl Loop {
         } else if profile.preemption.is_some() {
             self.metrics.preemption();
             let begun = Instant::now();
-            let budgets = budgets_of(&mut self.budgets, &self.informers);
-            let start = self.scheduler.next_random() as usize;
-            match preemption::candidates(profile, pod, &mut self.cluster, &against, budgets, start) {
-                Ok(candidates) => candidate = preemption::best(self.allowed(pod, candidates).await),
+            match self.room_for(profile, pod, &against).await {
+                Ok(room) => candidate = room,
                 Err(why) => {
                     if matches!(why, Hopeless::NoCandidate(_)) {
                         nomination = Nomination::None;
@@ -474,62 +485,6 @@ impl Loop {
         }
     }
 
-    /// The candidates that the extenders let pass.
-    async fn allowed(&self, pod: &PodInfo, mut candidates: Vec<Candidate>) -> Vec<Candidate> {
-        for extender in self.extenders.iter().filter(|e| e.preempts() && e.is_interested(&pod.pod)) {
-            candidates = match extender.preempt(pod, candidates.clone()).await {
-                Ok(allowed) => allowed,
-                Err(error) if extender.is_ignorable() => {
-                    tracing::info!(error, "an extender failed and is left out of a preemption");
-                    candidates
-                }
-                Err(error) => {
-                    tracing::warn!(error, pod = pod.key, "an extender failed: nobody is preempted");
-                    return Vec::new();
-                }
-            };
-        }
-        candidates
-    }
-
-    fn preempt(&mut self, profile: &Profile, pod: &Arc<PodInfo>, candidate: Candidate) {
-        // Less important pods that wait for the same room look for another.
-        let waiting = self.cluster.nominated(&candidate.node).iter();
-        let less: Vec<_> = waiting.filter(|other| other.priority < pod.priority).cloned().collect();
-        for other in less {
-            self.cluster.withdraw(&other.key);
-            let patch = serde_json::json!({"status": {"nominatedNodeName": null}});
-            self.queue.activate(&other.key);
-            self.writes.spawn(report(self.client.clone(), other, patch));
-        }
-        let message = format!("Preempted by pod {} on node {}", pod.uid(), candidate.node);
-        for victim in candidate.victims.into_iter().filter(|victim| !victim.is_deleting()) {
-            let eviction = Eviction {
-                victim,
-                scheduler_name: profile.scheduler_name.clone(),
-                preemptor: pod.clone(),
-                message: message.clone(),
-            };
-            self.writes.spawn(evict(self.client.clone(), eviction, self.clock.clone()));
-        }
-    }
-
-    /// Tells of a victim that it went, or has the pod for which it did not go tried again.
-    fn evicted(&mut self, eviction: &Eviction, gone: bool) {
-        if !gone {
-            self.queue.activate(&eviction.preemptor.key);
-        } else if let Some(events) = self.events.get(&eviction.scheduler_name) {
-            let deed = Deed {
-                kind: EventType::Normal,
-                reason: "Preempted",
-                action: "Preempting",
-                note: eviction.message.clone(),
-            };
-            let (victim, preemptor) = (reference(&*eviction.victim.pod), reference(&*eviction.preemptor.pod));
-            events.tell(victim, Some(preemptor), deed);
-        }
-    }
-
     fn written(&mut self, written: Result<Written, tokio::task::JoinError>) {
         let (pod, node, error) = match written {
             Ok(Written::Prepared { key, outcome }) => return self.prepared(&key, outcome),
@@ -577,11 +532,6 @@ impl Loop {
             self.queue.failed(&pod.key, Instant::now());
         }
     }
-}
-
-/// The budgets, read again if they changed.
-fn budgets_of<'a>(known: &'a mut Option<Budgets>, informers: &Informers) -> &'a Budgets {
-    known.get_or_insert_with(|| Budgets::new(informers.budgets.list()))
 }
 
 /// As much of a message as an event takes.

@@ -14,9 +14,10 @@ use api::storagemigration::v1beta1::StorageVersionMigration;
 use apimachinery::GroupVersionResource;
 use apiserver::ApiServer;
 use apiserver::seams::UserInfo;
-use client::{Client, ListOptions, PatchType, Resource};
+use client::{Client, DeleteOptions, ListOptions, PatchType, Resource};
 use controller_runtime::{Candidacy, Clock, InformerFactory, LeaderElector};
 use serde_json::{Value, json};
+use tokio::task::AbortHandle;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -45,7 +46,7 @@ impl Cluster {
 
     fn start_scheduler(&self) {
         let client = Self::connect(&self.server, "scheduler");
-        let gates = scheduler::plugins::Gates { pod_groups: true, gangs: true };
+        let gates = scheduler::plugins::Gates { pod_groups: true, gangs: true, topologies: true };
         let config = scheduler::Config {
             configuration: scheduler::Configuration::with(gates),
             clock: self.clock.clone(),
@@ -88,9 +89,14 @@ impl Cluster {
     }
 
     async fn node(&self, name: &str, cpu: &str) {
+        self.node_in(name, cpu, "").await;
+    }
+
+    async fn node_in(&self, name: &str, cpu: &str, rack: &str) {
         let room = json!({"cpu": cpu, "memory": "8Gi", "pods": "10"});
         let status = json!({"capacity": room, "allocatable": room});
-        self.create::<Node>(json!({"metadata": {"name": name}, "status": status})).await;
+        let labels = json!({"rack": rack});
+        self.create::<Node>(json!({"metadata": {"name": name, "labels": labels}, "status": status})).await;
         // A new node is not ready; there is nobody here who would see that it is.
         let patch = json!({"spec": {"taints": null}});
         self.client.patch::<Node>("", name, None, PatchType::Merge, &patch).await.unwrap();
@@ -148,6 +154,71 @@ async fn a_gang_is_placed_whole_or_not_at_all() {
         .await;
     for name in ["a", "b", "c"] {
         cluster.until::<Pod>(name, "it is bound", |pod| pod["spec"]["nodeName"].is_string()).await;
+    }
+    cluster.server.shutdown.cancel();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_gang_is_placed_within_one_domain_of_its_topology() {
+    let gates = "GenericWorkload=true,GangScheduling=true,TopologyAwareWorkloadScheduling=true";
+    let cluster = Cluster::start(gates).await;
+    cluster.create::<ServiceAccount>(json!({"metadata": {"namespace": "default", "name": "default"}})).await;
+    for (name, rack) in [("a1", "a"), ("b1", "b"), ("b2", "b")] {
+        cluster.node_in(name, "2", rack).await;
+    }
+    cluster.start_scheduler();
+    let make = async |name: &str, pods: usize| {
+        let group = json!({"metadata": {"namespace": "default", "name": name}, "spec": {
+            "schedulingPolicy": {"gang": {"minCount": pods}},
+            "schedulingConstraints": {"topology": [{"key": "rack"}]},
+        }});
+        cluster.create::<PodGroup>(group).await;
+        for pod in 0..pods {
+            cluster.member(&format!("{name}-{pod}"), name).await;
+        }
+    };
+    make("large", 5).await;
+    cluster
+        .until::<PodGroup>("large", "no rack has room for five", |group| {
+            let words = "0/2 placements are available, first placement status: pod group is unschedulable";
+            condition(group, "PodGroupScheduled").is_some_and(|c| c["message"] == words)
+        })
+        .await;
+    make("small", 3).await;
+    for pod in ["small-0", "small-1", "small-2"] {
+        cluster
+            .until::<Pod>(pod, "it is in the rack that has room for three", |pod| {
+                pod["spec"]["nodeName"].as_str().is_some_and(|node| node.starts_with('b'))
+            })
+            .await;
+    }
+    assert_eq!(cluster.bound().await, 3);
+    cluster.server.shutdown.cancel();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_group_stays_while_pods_of_it_do() {
+    const GATES: &str = "GenericWorkload=true";
+    let cluster = Cluster::start(GATES).await;
+    cluster.create::<ServiceAccount>(json!({"metadata": {"namespace": "default", "name": "default"}})).await;
+    let spec = json!({"schedulingPolicy": {"basic": {}}});
+    let group =
+        PodGroup::from_value(json!({"metadata": {"namespace": "default", "name": "g"}, "spec": spec}));
+    let group = group.unwrap();
+    let made = cluster.client.create(&group).await.unwrap();
+    assert_eq!(made.spec, group.spec, "nothing is made up of what was left out");
+    cluster.member("a", "g").await;
+    cluster.start_controllers(GATES);
+    cluster.client.delete::<PodGroup>("default", "g", &DeleteOptions::default()).await.unwrap();
+    tokio::time::sleep(Duration::from_secs(30)).await;
+    let kept = cluster.client.get::<PodGroup>("default", "g").await.unwrap();
+    assert!(kept.metadata.deletion_timestamp.is_some(), "a pod of it waits");
+    let now = DeleteOptions { grace_period_seconds: Some(0), ..DeleteOptions::default() };
+    cluster.client.delete::<Pod>("default", "a", &now).await.unwrap();
+    let end = Instant::now() + Duration::from_secs(30);
+    while cluster.client.get::<PodGroup>("default", "g").await.is_ok() {
+        assert!(Instant::now() < end, "nothing of it is left, and it stays");
+        tokio::time::sleep(Duration::from_millis(100)).await;
     }
     cluster.server.shutdown.cancel();
 }
@@ -215,7 +286,7 @@ async fn what_was_stored_comes_into_the_version_that_is_stored_now() {
 }
 
 /// A candidate that leads when it is chosen, until it is told to end or another is preferred.
-fn run_candidate(cluster: &Cluster, identity: &str, end: &CancellationToken) {
+fn run_candidate(cluster: &Cluster, identity: &str, end: &CancellationToken) -> AbortHandle {
     let client = Cluster::connect(&cluster.server, identity);
     let candidacy = Candidacy {
         client: client.clone(),
@@ -227,32 +298,90 @@ fn run_candidate(cluster: &Cluster, identity: &str, end: &CancellationToken) {
     let mut elector = LeaderElector::new(client, "default", "work", identity, cluster.clock.clone());
     elector.coordinated = true;
     let end = end.clone();
-    cluster.server.tasks.spawn(async move {
+    let running = cluster.server.tasks.spawn(async move {
         let lead = |leading: CancellationToken| async move { leading.cancelled().await };
         tokio::select! {
             () = candidacy.stand(&end) => {}
             _ = elector.run(&end, lead) => {}
         }
     });
+    running.abort_handle()
 }
 
-#[tokio::test(start_paused = true)]
-async fn the_api_server_chooses_the_oldest_candidate_that_is_there() {
-    let cluster = Cluster::start("CoordinatedLeaderElection=true").await;
-    let client = Cluster::connect(&cluster.server, "apiserver");
-    let choosing =
-        controllers::choose_leaders(client, "server", cluster.clock.clone(), cluster.server.shutdown.clone());
-    cluster.server.tasks.spawn(choosing);
-    let holds = |who: &'static str| move |lease: &Value| lease["spec"]["holderIdentity"] == who;
-    let new = CancellationToken::new();
-    run_candidate(&cluster, "new", &new);
+/// Waits until somebody is chosen at all.
+async fn until_there_is_a_lease(cluster: &Cluster) {
     let end = Instant::now() + Duration::from_secs(60);
     while cluster.client.get::<Lease>("default", "work").await.is_err() {
         assert!(Instant::now() < end, "nobody is chosen");
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
-    let acquired = |lease: &Value| !lease["spec"]["acquireTime"].is_null() && holds("new")(lease);
-    cluster.until::<Lease>("work", "the only one leads", acquired).await;
+}
+
+fn choose_leaders(cluster: &Cluster) {
+    let client = Cluster::connect(&cluster.server, "apiserver");
+    let elector = controllers::leader_elector(client, "server", cluster.clock.clone());
+    cluster.server.tasks.spawn(controllers::choose_leaders(elector, cluster.server.shutdown.clone()));
+}
+
+fn leads(who: &str) -> impl Fn(&Value) -> bool {
+    move |lease| !lease["spec"]["acquireTime"].is_null() && lease["spec"]["holderIdentity"] == who
+}
+
+#[tokio::test(start_paused = true)]
+async fn when_a_leader_is_killed_another_leads_once_its_lease_has_lapsed() {
+    let cluster = Cluster::start("CoordinatedLeaderElection=true").await;
+    choose_leaders(&cluster);
+    let end = CancellationToken::new();
+    let first = run_candidate(&cluster, "first", &end);
+    until_there_is_a_lease(&cluster).await;
+    cluster.until::<Lease>("work", "the first leads", leads("first")).await;
+    run_candidate(&cluster, "second", &end);
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    let lease = cluster.client.get::<Lease>("default", "work").await.unwrap().to_value();
+    assert!(leads("first")(&lease), "of equal versions the first stays: {lease}");
+    first.abort();
+    let killed = Instant::now();
+    cluster.until::<Lease>("work", "the second leads", leads("second")).await;
+    // The Lease lapses, it is looked at, and the dead one has its time to say that it is there.
+    let took = killed.elapsed();
+    assert!(took > Duration::from_secs(12) && took < Duration::from_secs(15 + 5 + 5 + 3), "{took:?}");
+    cluster.server.shutdown.cancel();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_candidate_is_the_same_in_both_versions() {
+    let cluster = Cluster::start("CoordinatedLeaderElection=true").await;
+    let of = |version| Resource {
+        gvr: GroupVersionResource::from_static("coordination.k8s.io", version, "leasecandidates"),
+        namespaced: true,
+    };
+    let candidate = json!({
+        "apiVersion": "coordination.k8s.io/v1alpha2", "kind": "LeaseCandidate", "metadata": {"name": "c"},
+        "spec": {"leaseName": "l", "binaryVersion": "1.36.0", "emulationVersion": "1.36.0",
+            "strategy": "OldestEmulationVersion"},
+    });
+    let made = cluster.client.create_value(&of("v1alpha2"), "default", None, &candidate).await.unwrap();
+    let read = cluster.client.get_value(&of("v1beta1"), "default", "c").await.unwrap();
+    assert_eq!(made["apiVersion"], "coordination.k8s.io/v1alpha2");
+    assert_eq!(read["apiVersion"], "coordination.k8s.io/v1beta1");
+    assert_eq!((&made["spec"], &made["metadata"]["uid"]), (&read["spec"], &read["metadata"]["uid"]));
+    assert_eq!(made["spec"], candidate["spec"]);
+    let patch = json!({"spec": {"leaseName": "other"}});
+    let patched =
+        cluster.client.patch_value(&of("v1alpha2"), "default", "c", None, PatchType::Merge, &patch).await;
+    assert!(patched.unwrap_err().to_string().contains("field is immutable"));
+    cluster.server.shutdown.cancel();
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_api_server_chooses_the_oldest_candidate_that_is_there() {
+    let cluster = Cluster::start("CoordinatedLeaderElection=true").await;
+    choose_leaders(&cluster);
+    let holds = |who: &'static str| move |lease: &Value| lease["spec"]["holderIdentity"] == who;
+    let new = CancellationToken::new();
+    run_candidate(&cluster, "new", &new);
+    until_there_is_a_lease(&cluster).await;
+    cluster.until::<Lease>("work", "the only one leads", leads("new")).await;
     // One of an older version, that leads as soon as the newer one has been asked to go and has gone.
     let old = json!({
         "metadata": {"namespace": "default", "name": "old"},

@@ -14,6 +14,7 @@ use apiserver::negotiate::Forms;
 use apiserver::seams::UserInfo;
 use apiserver::{ApiServer, Registry};
 use client::Client;
+use resources::ResourceDef;
 use resources::features::Feature;
 use serde_json::Value;
 use tokio::net::TcpListener;
@@ -216,12 +217,14 @@ impl ControlPlane {
         let mut objects = apiserver::authz::bootstrap_objects_with(settings.requests.features);
         objects.extend(settings.objects.iter().cloned());
         self.api.bootstrap(objects).await.context("cannot make what a cluster starts with")?;
-        if settings.requests.table().iter().any(|def| def.plural == "leasecandidates") {
+        let is_chosen_from =
+            |def: &Arc<ResourceDef>| def.plural == "leasecandidates" && def.version == "v1beta1";
+        if settings.requests.table().iter().any(is_chosen_from) {
             let own = Client::new(self.api.in_process(apiserver::bootstrap::loopback_user()), "apiserver");
             let identity = format!("{}_{}", host::hostname()?, uuid::Uuid::new_v4());
-            self.tasks.spawn(async move {
-                controllers::choose_leaders(own, &identity, host::clock(), shutdown).await;
-            });
+            let elector = controllers::leader_elector(own, &identity, host::clock());
+            let elector = settings.requests.leadership.pace(elector);
+            self.tasks.spawn(controllers::choose_leaders(elector, shutdown));
         }
         tracing::info!(address = settings.url(), kubeconfig = %settings.kubeconfig.display(), "the API is ready");
         Ok(())

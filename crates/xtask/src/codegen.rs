@@ -382,6 +382,8 @@ fn parse_go_facts() -> HashMap<&'static str, HashMap<&'static str, GoFacts>> {
 
 /// What is served only when it is switched on.
 const OPTIONAL: &[&str] = &[
+    "coordination.k8s.io/v1alpha2/LeaseCandidate",
+    "coordination.k8s.io/v1alpha2/LeaseCandidateList",
     "coordination.k8s.io/v1beta1/LeaseCandidate",
     "coordination.k8s.io/v1beta1/LeaseCandidateList",
     "scheduling.k8s.io/v1alpha2/PodGroup",

@@ -35,6 +35,7 @@ mod namespace_lifecycle;
 mod node_restriction;
 mod owner_references;
 pub(crate) mod pod;
+mod pod_groups;
 mod pod_node_selector;
 mod pod_resize;
 mod pod_security;
@@ -118,7 +119,7 @@ pub(crate) static PLUGINS: &[&dyn Plugin] = &[
     &extended_resource_toleration::ExtendedResourceToleration,
     &default_storage_class::DefaultStorageClass,
     &storage_protection::StorageObjectInUseProtection,
-    &unserved::Unserved("PodGroupProtection"),
+    &pod_groups::PodGroupProtection,
     &owner_references::OwnerReferencesPermissionEnforcement,
     &claim_resize::PersistentVolumeClaimResize,
     &runtime_class::RuntimeClass,
@@ -129,7 +130,7 @@ pub(crate) static PLUGINS: &[&dyn Plugin] = &[
     &default_ingress_class::DefaultIngressClass,
     &deny_service_external_ips::DenyServiceExternalIPs,
     &pod_topology_labels::PodTopologyLabels,
-    &unserved::Unserved("PodGroupWorkloadExists"),
+    &pod_groups::PodGroupWorkloadExists,
     &pod_resize::NodeDeclaredFeatureValidator,
     &unserved::Unserved("JobValidation"),
     &pod_resize::PodResizeValidator,

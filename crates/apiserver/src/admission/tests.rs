@@ -14,6 +14,7 @@ pub(super) fn object(kind: &str, namespace: &str, name: &str, rest: Value) -> Va
     let api_version = match kind {
         "StorageClass" | "VolumeAttributesClass" => "storage.k8s.io/v1",
         "PriorityClass" => "scheduling.k8s.io/v1",
+        "PodGroup" | "Workload" => "scheduling.k8s.io/v1alpha2",
         "RuntimeClass" => "node.k8s.io/v1",
         "IngressClass" | "Ingress" => "networking.k8s.io/v1",
         "CertificateSigningRequest" => "certificates.k8s.io/v1",
@@ -354,6 +355,33 @@ fn storage_in_use_stays() {
             .admitted(&context([]), "StorageObjectInUseProtection");
         assert_eq!(admitted["metadata"]["finalizers"], expected, "{kind}");
     }
+}
+
+#[test]
+fn a_group_stays_and_is_of_a_workload_that_knows_it() {
+    let workload = |name: &str, metadata: Value| {
+        let spec = json!({"podGroupTemplates": [{"name": "t"}]});
+        object("Workload", "shop", name, json!({"spec": spec, "metadata": metadata}))
+    };
+    let leaving = json!({"deletionTimestamp": "2026-01-01T00:00:00Z"});
+    let context = context([workload("there", json!({})), workload("leaving", leaving)]);
+    let group = |workload: &str, template: &str| {
+        let reference = json!({"workload": {"workloadName": workload, "podGroupTemplateName": template}});
+        object("PodGroup", "shop", "g", json!({"spec": {"podGroupTemplateRef": reference}}))
+    };
+    let refused =
+        |why: &str| format!("podgroups.scheduling.k8s.io \"g\" is forbidden: PodGroup rejected: {why}");
+    for (group, expected) in [
+        (group("there", "t"), String::new()),
+        (object("PodGroup", "shop", "g", json!({"spec": {"podGroupTemplateRef": null}})), String::new()),
+        (group("none", "t"), refused("Workload \"none\" not found")),
+        (group("leaving", "t"), refused("Workload \"leaving\" is being deleted")),
+        (group("there", "u"), refused("PodGroupTemplate \"u\" not found in Workload \"there\"")),
+    ] {
+        assert_eq!(Case::create(group).refusal(&context, "PodGroupWorkloadExists"), expected);
+    }
+    let admitted = Case::create(group("there", "t")).admitted(&context, "PodGroupProtection");
+    assert_eq!(admitted["metadata"]["finalizers"], json!(["scheduling.k8s.io/podgroup-protection"]));
 }
 
 #[test]

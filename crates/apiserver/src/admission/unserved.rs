@@ -1,7 +1,7 @@
 //! Plugins for kinds and fields that are not served, as they are not by default upstream: nothing is ever asked of
 //! them, whether they run or not.
 //!
-//! Upstream: plugin/pkg/admission/{certificates/ctbattest,job,podgroup,scheduling/podgroupprotection}/admission.go
+//! Upstream: plugin/pkg/admission/{certificates/ctbattest,job}/admission.go
 
 use super::Plugin;
 

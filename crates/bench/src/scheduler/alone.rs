@@ -79,15 +79,14 @@ impl Bench {
         let node = match placed {
             Ok(node) => node,
             Err(against) => {
-                let candidates = preemption::candidates(
-                    &self.profile,
-                    pod,
-                    &mut self.cluster,
-                    &against,
-                    &Budgets::default(),
-                    self.scheduler.next_random() as usize,
-                );
-                let Some(best) = candidates.ok().and_then(preemption::best) else {
+                let start = self.scheduler.next_random() as usize;
+                let (budgets, memo) = (Budgets::default(), &mut self.scheduler.memo);
+                let (profile, cluster) = (&self.profile, &mut self.cluster);
+                let places = preemption::places(profile, pod, cluster, &against, &budgets, start, memo);
+                let best = places.ok().and_then(|places| preemption::best(&places));
+                let best =
+                    best.and_then(|place| preemption::candidate(profile, pod, cluster, place.node, &budgets));
+                let Some(best) = best else {
                     bail!("{} fits nowhere: {against}", pod.key);
                 };
                 for victim in &best.victims {

@@ -29,10 +29,14 @@ const BY_LEASE: &str = "lease";
 /// Chooses leaders until the shutdown, while no other API server does.
 ///
 /// Upstream: pkg/controlplane/controller/leaderelection/run_with_leaderelection.go RunWithLeaderElection
-pub async fn choose_leaders(client: Client, identity: &str, clock: Clock, shutdown: CancellationToken) {
-    let elector = LeaderElector::new(client.clone(), NAMESPACE, NAME, identity, clock.clone());
-    let choose = |leading| work(client.clone(), clock.clone(), leading);
+pub async fn choose_leaders(elector: LeaderElector, shutdown: CancellationToken) {
+    let choose = |leading| work(elector.client.clone(), elector.clock.clone(), leading);
     while !elector.run(&shutdown, choose).await {}
+}
+
+/// By which one of several API servers is the one that chooses.
+pub fn leader_elector(client: Client, identity: &str, clock: Clock) -> LeaderElector {
+    LeaderElector::new(client, NAMESPACE, NAME, identity, clock)
 }
 
 struct Leaders {

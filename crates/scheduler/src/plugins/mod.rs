@@ -68,6 +68,8 @@ pub struct Gates {
     pub pod_groups: bool,
     /// So many of a gang are placed at once, or none is.
     pub gangs: bool,
+    /// Pods of a PodGroup are placed within one domain, where the group names a topology.
+    pub topologies: bool,
 }
 
 impl Row {

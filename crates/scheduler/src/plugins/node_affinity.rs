@@ -122,6 +122,10 @@ impl Filter for Required<'_> {
     fn looks_at(&self) -> LooksAt {
         LooksAt::Node
     }
+
+    fn is_steady(&self) -> bool {
+        true
+    }
 }
 
 struct Preferred<'a>(Vec<&'a PreferredSchedulingTerm>);

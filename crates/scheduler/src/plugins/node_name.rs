@@ -40,4 +40,8 @@ impl Filter for Named<'_> {
     fn looks_at(&self) -> LooksAt {
         LooksAt::Node
     }
+
+    fn is_steady(&self) -> bool {
+        true
+    }
 }

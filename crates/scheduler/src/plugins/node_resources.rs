@@ -47,6 +47,23 @@ impl Plugin for Fit {
         Some(Box::new(Allocation { weighted: weighted.collect(), strategy: &self.0.strategy }))
     }
 
+    /// Fuller is better, so that what is left elsewhere is in one piece.
+    ///
+    /// Upstream: resource_allocation.go scorePlacement
+    fn score_domain(&self, nodes: &[&NodeInfo]) -> Option<i64> {
+        let (mut total, mut weights) = (0, 0);
+        for Weighted { name, weight } in &self.0.resources {
+            let resource = Resource::named(name);
+            let all: i64 = nodes.iter().map(|node| node.allocatable.amount(resource)).sum();
+            let used: i64 = nodes.iter().map(|node| node.scoring_requested.amount(resource)).sum();
+            if all > 0 {
+                total += used.min(all) * MAX_SCORE / all * weight;
+                weights += weight;
+            }
+        }
+        Some(if weights == 0 { 0 } else { total / weights })
+    }
+
     fn events(&self) -> &'static [Kind] {
         &[Kind::PodGone, Kind::PodUpdated, Kind::PodItself, Kind::NodeAdded, Kind::NodeUpdated, Kind::Devices]
     }
@@ -101,6 +118,11 @@ impl Filter for Room<'_> {
 
     fn looks_at(&self) -> LooksAt {
         LooksAt::Load
+    }
+
+    fn is_steady(&self) -> bool {
+        // Behind other resources there may be devices, which come and go without their node.
+        self.wanted.others.is_empty()
     }
 
     fn check_loaded(&self, node: &NodeInfo, load: &Load) -> Result<(), Refusal> {

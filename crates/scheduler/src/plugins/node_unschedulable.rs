@@ -52,4 +52,8 @@ impl Filter for Cordoned {
     fn looks_at(&self) -> LooksAt {
         LooksAt::Node
     }
+
+    fn is_steady(&self) -> bool {
+        true
+    }
 }

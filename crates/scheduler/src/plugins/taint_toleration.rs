@@ -93,6 +93,10 @@ impl Filter for Tolerated<'_> {
     fn looks_at(&self) -> LooksAt {
         LooksAt::Node
     }
+
+    fn is_steady(&self) -> bool {
+        true
+    }
 }
 
 struct Preferred<'a>(&'a PodInfo);

@@ -10,22 +10,25 @@ use api::scheduling::v1alpha2::PodGroup;
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
+use super::placements::Outcome;
 use super::{Attempt, Loop};
 use crate::PodInfo;
 use crate::cycle::Unschedulable;
 use crate::framework::Write;
-use crate::metrics::Outcome;
+use crate::metrics;
 use crate::pod_groups::Policy;
-use crate::preemption::{self, Candidate};
+use crate::preemption::Candidate;
 use crate::profile::Profile;
 use crate::writes::{Nomination, report_group};
 
-const UNSCHEDULABLE: &str = "pod group is unschedulable";
+pub(super) const UNSCHEDULABLE: &str = "pod group is unschedulable";
 const WAITING: &str = "waiting for minCount pods from a gang to be scheduled";
+/// Upstream: plugins/defaultpreemption/default_preemption.go PostFilter
+const NOT_ELIGIBLE: &str = "not eligible due to placement-based pod group scheduling limitation";
 const PREEMPTING: &str = "pod group is waiting for preemption to complete";
 
 /// What became of one pod of the group.
-enum Tried {
+pub(super) enum Tried {
     Placed {
         node: String,
         writes: Vec<Write>,
@@ -84,31 +87,65 @@ impl Loop {
         }
         let Some(profile) = self.profiles.get(&name).cloned() else { return };
         let begun = Instant::now();
-        let mut tried: Vec<Tried> = Vec::with_capacity(pods.len());
-        for pod in &pods {
-            self.begin(pod);
-            match self.try_member(&profile, pod).await {
-                Ok(outcome) => tried.push(outcome),
-                Err(why) => {
-                    self.put_back(&profile, &pods, &tried);
-                    let why = format!("failed to schedule other pod from a pod group: {why}");
-                    self.metrics.group_attempt("error", &name, begun.elapsed());
-                    return self.give_up_group(&group, &pods, &why);
-                }
+        pods.iter().for_each(|pod| self.begin(pod));
+        let Outcome { tried, said } = match self.try_group(&profile, &group, &pods).await {
+            Ok(outcome) => outcome,
+            Err(why) => {
+                self.metrics.group_attempt("error", &name, begun.elapsed());
+                return self.give_up_group(&group, &pods, &why);
             }
-        }
+        };
         self.metrics.group_algorithm(begun.elapsed());
-        let any = tried.iter().any(|outcome| !matches!(outcome, Tried::Refused(_)));
-        let clears = tried.iter().any(|outcome| matches!(outcome, Tried::Clears { .. }));
-        let policy = self.cluster.pod_groups.policy(&group);
-        let verdict = verdict(policy, self.cluster.pod_groups.placed(&group), any, clears);
-        self.finish_group(&profile, &group, pods, tried, verdict);
+        let verdict = self.verdict_of(&group, &tried);
+        if tried.is_empty() {
+            self.refuse_all(&profile, &group, &pods, said.as_deref().unwrap_or(UNSCHEDULABLE));
+        } else {
+            self.finish_group(&profile, &group, pods, tried, verdict, said);
+        }
         let result = match verdict {
             Verdict::Scheduled => "scheduled",
             Verdict::Preempts => "waiting_on_preemption",
             Verdict::Unschedulable => "unschedulable",
         };
         self.metrics.group_attempt(result, &name, begun.elapsed());
+    }
+
+    pub(super) fn verdict_of(&self, group: &str, tried: &[Tried]) -> Verdict {
+        let any = tried.iter().any(|outcome| !matches!(outcome, Tried::Refused(_)));
+        let clears = tried.iter().any(|outcome| matches!(outcome, Tried::Clears { .. }));
+        let groups = &self.cluster.pod_groups;
+        verdict(groups.policy(group), groups.placed(group), any, clears)
+    }
+
+    /// Takes a place for each of the pods that can have one.
+    pub(super) async fn try_all(
+        &mut self,
+        profile: &Profile,
+        pods: &[Arc<PodInfo>],
+    ) -> Result<Vec<Tried>, String> {
+        let mut tried: Vec<Tried> = Vec::with_capacity(pods.len());
+        for pod in pods {
+            match self.try_member(profile, pod).await {
+                Ok(outcome) => tried.push(outcome),
+                Err(why) => {
+                    self.put_back(profile, pods, &tried);
+                    return Err(format!("failed to schedule other pod from a pod group: {why}"));
+                }
+            }
+        }
+        Ok(tried)
+    }
+
+    /// There is no place at which any of the pods could be tried.
+    fn refuse_all(&mut self, profile: &Profile, group: &str, pods: &[Arc<PodInfo>], why: &str) {
+        for pod in pods {
+            self.cluster.withdraw(&pod.key);
+            self.tell(profile, pod, why, Nomination::None, "Unschedulable");
+            self.ended(metrics::Outcome::Unschedulable, profile, &pod.key);
+            // Whatever changes may make one.
+            self.queue.refused(&pod.key, Vec::new(), Instant::now());
+        }
+        self.tell_group(group, "False", "Unschedulable", why);
     }
 
     /// An attempt to place the pod begins.
@@ -124,13 +161,13 @@ impl Loop {
     async fn try_member(&mut self, profile: &Profile, pod: &Arc<PodInfo>) -> Result<Tried, String> {
         let node = match self.place(profile, pod).await? {
             Ok(node) => node,
-            Err(against) => {
-                let budgets = super::budgets_of(&mut self.budgets, &self.informers);
-                let start = self.scheduler.next_random() as usize;
-                let candidates =
-                    preemption::candidates(profile, pod, &mut self.cluster, &against, budgets, start);
-                let Ok(candidates) = candidates else { return Ok(Tried::Refused(against)) };
-                let Some(candidate) = preemption::best(self.allowed(pod, candidates).await) else {
+            Err(mut against) => {
+                let group = pod.group.as_deref().filter(|_| self.topologies);
+                if group.is_some_and(|group| self.cluster.pod_groups.is_constrained(group)) {
+                    against.preemption = Some(NOT_ELIGIBLE.to_owned());
+                    return Ok(Tried::Refused(against));
+                }
+                let Ok(Some(candidate)) = self.room_for(profile, pod, &against).await else {
                     return Ok(Tried::Refused(against));
                 };
                 self.cluster.assume(pod.clone(), &candidate.node);
@@ -143,7 +180,7 @@ impl Loop {
     }
 
     /// The pods give their places back.
-    fn put_back(&mut self, profile: &Profile, pods: &[Arc<PodInfo>], tried: &[Tried]) {
+    pub(super) fn put_back(&mut self, profile: &Profile, pods: &[Arc<PodInfo>], tried: &[Tried]) {
         for (pod, outcome) in pods.iter().zip(tried) {
             if let Tried::Placed { .. } = outcome {
                 // Nothing was written yet that would have to be undone.
@@ -169,6 +206,7 @@ impl Loop {
         pods: Vec<Arc<PodInfo>>,
         tried: Vec<Tried>,
         verdict: Verdict,
+        said: Option<String>,
     ) {
         if verdict != Verdict::Scheduled {
             self.put_back(profile, &pods, &tried);
@@ -176,7 +214,7 @@ impl Loop {
         let (message, status) = match verdict {
             Verdict::Scheduled => (String::new(), "True"),
             Verdict::Preempts => (format!("{UNSCHEDULABLE}, {PREEMPTING}"), "False"),
-            Verdict::Unschedulable => (UNSCHEDULABLE.to_owned(), "False"),
+            Verdict::Unschedulable => (said.unwrap_or_else(|| UNSCHEDULABLE.to_owned()), "False"),
         };
         // Two pods of the group may take the place of the same ones.
         let mut leaving: HashSet<String> = HashSet::new();
@@ -213,7 +251,7 @@ impl Loop {
     /// There would be a place for the pod, but not for enough others.
     fn refuse_member(&mut self, profile: &Profile, pod: &Arc<PodInfo>, why: &str, nomination: Nomination) {
         self.tell(profile, pod, why, nomination, "Unschedulable");
-        self.ended(Outcome::Unschedulable, profile, &pod.key);
+        self.ended(metrics::Outcome::Unschedulable, profile, &pod.key);
         self.queue.refused(&pod.key, vec!["GangScheduling"], Instant::now());
     }
 

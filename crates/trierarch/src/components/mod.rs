@@ -13,6 +13,7 @@ mod election;
 pub mod kubelet;
 mod kubelet_config;
 mod kubelet_fields;
+mod leadership;
 mod oidc;
 pub mod plain_serving;
 pub mod proxy;
@@ -51,6 +52,7 @@ pub fn gates(features: Features) -> ::scheduler::plugins::Gates {
     ::scheduler::plugins::Gates {
         pod_groups: features.has(Feature::GenericWorkload),
         gangs: features.has(Feature::GangScheduling),
+        topologies: features.has(Feature::TopologyAwareWorkloadScheduling),
     }
 }
 

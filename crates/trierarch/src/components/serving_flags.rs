@@ -19,6 +19,7 @@ use client::kubeconfig::Kubeconfig;
 use resources::ResourceDef;
 use resources::features::{Features, Versions};
 
+use super::leadership::Leadership;
 use super::{duration, features};
 
 /// Upstream: apiserver/pkg/server/options/{admission,audit,server_run_options}.go,
@@ -76,6 +77,8 @@ pub struct ServingFlags {
     pub audit_log_compress: bool,
     #[command(flatten)]
     pub audit_webhook: AuditWebhook,
+    #[command(flatten)]
+    pub leadership: Leadership,
 }
 
 /// Upstream: apiserver/pkg/server/options/audit.go AuditWebhookOptions
@@ -208,6 +211,7 @@ impl ServingFlags {
             max_in_flight > 0,
             "--max-requests-inflight and --max-mutating-requests-inflight: their sum must be positive"
         );
+        self.leadership.check()?;
         let plugins = Selection::of_flags(&self.enable_admission_plugins, &self.disable_admission_plugins);
         Ok(ServingSettings {
             max_in_flight,
@@ -218,6 +222,7 @@ impl ServingFlags {
             features: features(&self.feature_gates)?,
             versions: Versions::parse(self.runtime_config.iter().map(String::as_str))
                 .map_err(|error| anyhow::anyhow!("--runtime-config: {error}"))?,
+            leadership: self.leadership.clone(),
         })
     }
 
@@ -275,6 +280,7 @@ pub struct ServingSettings {
     /// What is on that is off by default.
     pub features: Features,
     pub versions: Versions,
+    pub leadership: Leadership,
 }
 
 impl ServingSettings {
@@ -338,6 +344,13 @@ mod tests {
             (
                 &["--max-requests-inflight=0", "--max-mutating-requests-inflight=0"],
                 "--max-requests-inflight and --max-mutating-requests-inflight: their sum must be positive"
+                    .to_owned(),
+            ),
+            (
+                &["--coordinated-leadership-lease-duration=2s", "--coordinated-leadership-renew-deadline=2s"],
+                "--coordinated-leadership-lease-duration must be greater than \
+                 --coordinated-leadership-renew-deadline; --coordinated-leadership-renew-deadline must be greater \
+                 than --coordinated-leadership-retry-period"
                     .to_owned(),
             ),
             (

@@ -7,7 +7,16 @@ use crate::prelude::*;
 use crate::validate::immutable;
 
 pub fn row() -> Arc<ResourceDef> {
-    Row::namespaced("coordination.k8s.io/v1beta1", "LeaseCandidate", "leasecandidates")
+    of_version("coordination.k8s.io/v1beta1").build()
+}
+
+/// Of the same shape.
+pub fn row_v1alpha2() -> Arc<ResourceDef> {
+    of_version("coordination.k8s.io/v1alpha2").stored("v1beta1").build()
+}
+
+fn of_version(version: &'static str) -> Row {
+    Row::namespaced(version, "LeaseCandidate", "leasecandidates")
         .columns("Name,LeaseName,BinaryVersion,EmulationVersion,Age", |o, now| {
             let of = |field| text(o, field);
             cells![
@@ -27,7 +36,6 @@ pub fn row() -> Arc<ResourceDef> {
             unconditional_update: false,
             ..Rules::PLAIN
         })
-        .build()
 }
 
 /// The version in a field, if there is one; zero for what is not a version, of which it tells.

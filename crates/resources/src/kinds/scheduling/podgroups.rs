@@ -4,8 +4,7 @@ use crate::prelude::*;
 use crate::validate::{conditions, dns_label, each, immutable};
 
 /// Fields of features that upstream has and this does not.
-pub(super) const UNKNOWN: &[&str] =
-    &["schedulingConstraints", "resourceClaims", "disruptionMode", "priorityClassName", "priority"];
+pub(super) const UNKNOWN: &[&str] = &["resourceClaims", "disruptionMode", "priorityClassName", "priority"];
 
 pub fn row() -> Arc<ResourceDef> {
     Row::namespaced("scheduling.k8s.io/v1alpha2", "PodGroup", "podgroups")
@@ -19,7 +18,8 @@ pub fn row() -> Arc<ResourceDef> {
             prepare_update: |_, o, _| drop_unknown(o),
             validate,
             validate_update: |o, old| {
-                let fields = ["spec.podGroupTemplateRef", "spec.schedulingPolicy"];
+                let fields =
+                    ["spec.podGroupTemplateRef", "spec.schedulingPolicy", "spec.schedulingConstraints"];
                 fields.iter().flat_map(|field| immutable(o, old, field)).collect()
             },
             validate_status: |o, _| conditions(list(o, "status.conditions"), &path("status.conditions")),
@@ -71,7 +71,26 @@ fn validate(group: &Value) -> Errors {
         }
     }
     errors.extend(policy(at(group, "spec.schedulingPolicy"), &spec.child("schedulingPolicy")));
+    errors.extend(constraints(at(group, "spec.schedulingConstraints"), &spec.child("schedulingConstraints")));
     errors
+}
+
+/// Upstream: pkg/apis/scheduling/v1alpha2/zz_generated.validations.go Validate_PodGroupSchedulingConstraints
+pub(super) fn constraints(constraints: Option<&Value>, path: &Path) -> Errors {
+    const MAX: usize = 1;
+    let path = path.child("topology");
+    let topology = constraints.map_or(&[][..], |constraints| list(constraints, "topology"));
+    if topology.len() > MAX {
+        return vec![Error::too_many(&path, topology.len(), MAX)];
+    }
+    let keys = topology.iter().enumerate().map(|(index, constraint)| {
+        let at = path.index(index).child("key");
+        match text(constraint, "key") {
+            "" => vec![Error::required(&at, "")],
+            key => each(names::qualified_name(key), &at, key),
+        }
+    });
+    keys.flatten().collect()
 }
 
 /// Upstream: pkg/apis/scheduling/v1alpha2/zz_generated.validations.go Validate_PodGroupSchedulingPolicy
@@ -119,6 +138,11 @@ mod tests {
             json!({"schedulingPolicy": {"basic": {}, "gang": {"minCount": 3}}}),
             &["spec.schedulingPolicy"],
         );
+        let within = |keys: Value| json!({"schedulingPolicy": {"basic": {}}, "schedulingConstraints": {"topology": keys}});
+        check(within(json!([{"key": "example.org/rack"}])), &[]);
+        check(within(json!([{}])), &["spec.schedulingConstraints.topology[0].key"]);
+        check(within(json!([{"key": "-"}])), &["spec.schedulingConstraints.topology[0].key"]);
+        check(within(json!([{"key": "a"}, {"key": "b"}])), &["spec.schedulingConstraints.topology"]);
         let reference = json!({"workload": {"workloadName": "w", "podGroupTemplateName": "a.b"}});
         check(
             json!({"schedulingPolicy": {"basic": {}}, "podGroupTemplateRef": reference}),

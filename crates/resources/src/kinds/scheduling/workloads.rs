@@ -1,6 +1,6 @@
 //! Workload: the policies by which the groups of pods are scheduled that belong to one controller.
 
-use super::podgroups::{UNKNOWN, policy};
+use super::podgroups::{UNKNOWN, constraints, policy};
 use crate::prelude::*;
 use crate::validate::{dns_label, each, immutable};
 
@@ -63,6 +63,8 @@ fn validate(workload: &Value) -> Errors {
             name => errors.extend(dns_label(name, &at.child("name"))),
         }
         errors.extend(policy(template.get("schedulingPolicy"), &at.child("schedulingPolicy")));
+        let within = template.get("schedulingConstraints");
+        errors.extend(constraints(within, &at.child("schedulingConstraints")));
     }
     errors
 }
