@@ -215,7 +215,7 @@ impl Error {
     }
 
     pub fn cause(&self) -> Cause {
-        Cause { reason: self.kind.reason().into(), message: self.body(), field: self.path.as_str().into() }
+        Cause { reason: self.kind.reason().into(), message: self.body(), field: self.path.to_string() }
     }
 }
 

@@ -64,9 +64,27 @@ fn verbs(verbs: &[Verb]) -> Value {
 fn served_verbs(def: &ResourceDef) -> Value {
     let terminating = def.custom.as_ref().is_some_and(|custom| custom.versions.is_terminating());
     let kept = |verb: &&Verb| !terminating || !matches!(verb, Verb::Create | Verb::Patch | Verb::Update);
+    if def.custom.is_some() {
+        let shown = VERBS_OF_CUSTOM.iter().filter(|verb| def.verbs.contains(verb)).filter(kept);
+        return shown.map(|verb| verb.as_str()).collect();
+    }
     let kept: Vec<Verb> = def.verbs.iter().filter(kept).copied().collect();
     verbs(&kept)
 }
+
+/// The order in which upstream lists the verbs of custom kinds.
+///
+/// Upstream: apiextensions-apiserver/pkg/apiserver/customresource_discovery_controller.go sync
+const VERBS_OF_CUSTOM: &[Verb] = &[
+    Verb::Delete,
+    Verb::DeleteCollection,
+    Verb::Get,
+    Verb::List,
+    Verb::Patch,
+    Verb::Create,
+    Verb::Update,
+    Verb::Watch,
+];
 
 /// Upstream: apiserver/pkg/endpoints/discovery/storageversionhash.go
 fn storage_version_hash(resource: &Resource) -> String {

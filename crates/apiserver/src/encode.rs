@@ -181,7 +181,7 @@ impl Encoder {
     /// The answer of a list.
     pub fn list(self, listing: Listing) -> Result<Response, Status> {
         let mut metadata = json!({"resourceVersion": listing.revision.to_string()});
-        if !listing.continue_token.is_empty() {
+        if !listing.continue_token.is_empty() || self.def().custom.is_some() {
             metadata["continue"] = listing.continue_token.as_str().into();
         }
         if let Some(remaining) = listing.remaining {

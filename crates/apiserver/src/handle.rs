@@ -401,7 +401,13 @@ impl ApiServer {
         let verbs = if attributes.subresource.is_empty() {
             &def.verbs
         } else {
-            &def.subresource(&attributes.subresource).ok_or_else(Status::page_not_found)?.verbs
+            &def.subresource(&attributes.subresource)
+                .ok_or_else(|| match def.custom {
+                    // Whatever is below an object of a custom kind is looked for there.
+                    Some(_) => Status::not_found(&def.group_resource(), &attributes.name),
+                    None => Status::page_not_found(),
+                })?
+                .verbs
         };
         let verb = [
             Verb::Create,
@@ -623,10 +629,10 @@ pub fn read_object(call: &mut Call<'_>, headers: &http::HeaderMap, body: &Bytes)
         (format, definition) => decode_body(format, body, definition, strictness),
     };
     if let Some(custom) = &def.custom {
-        decoded = decoded.and_then(|mut decoded| {
-            fill_kind(def, &mut decoded.object);
-            admit::shape(custom, decoded, strictness)
-        });
+        if let Ok(decoded) = &decoded {
+            check_custom_kind(def, &decoded.object, body)?;
+        }
+        decoded = decoded.and_then(|decoded| admit::shape(custom, decoded, strictness));
     }
     let root_type = format!(" Go value of type {}.{}", def.version, def.kind);
     let decoded = decoded.map_err(|error| match &error {
@@ -659,11 +665,30 @@ pub fn read_object(call: &mut Call<'_>, headers: &http::HeaderMap, body: &Bytes)
     Ok(object)
 }
 
-/// A kind that is left out is the route's.
-fn fill_kind(def: &resources::ResourceDef, object: &mut Value) {
-    let Some(fields) = object.as_object_mut() else { return };
-    fields.entry("apiVersion").or_insert_with(|| encode::group_version(def).into());
-    fields.entry("kind").or_insert_with(|| def.kind.as_ref().into());
+/// An object of a custom kind says itself what it is.
+///
+/// Upstream: apimachinery/pkg/apis/meta/v1/unstructured/helpers.go unstructuredJSONScheme
+fn check_custom_kind(def: &resources::ResourceDef, object: &Value, body: &[u8]) -> Result<(), Status> {
+    let said = |field: &str| object.get(field).and_then(Value::as_str).unwrap_or_default();
+    let unrecognized = |why: String| {
+        let message = format!("the object provided is unrecognized (must be of type {}): {why}", def.kind);
+        Err(Status::bad_request(format!("{message} ({})", summary(body))))
+    };
+    if !object.is_object() {
+        let is = crate::registry::create::json_type(object);
+        let why = format!("couldn't get version/kind; json parse error: json: cannot unmarshal {is} into");
+        return unrecognized(why + TYPE_META);
+    }
+    if said("kind").is_empty() {
+        return unrecognized(format!("Object 'Kind' is missing in '{}'", String::from_utf8_lossy(body)));
+    }
+    if said("apiVersion").is_empty() {
+        let expected = encode::group_version(def);
+        return Err(Status::bad_request(format!(
+            "the API version in the data () does not match the expected API version ({expected})"
+        )));
+    }
+    Ok(())
 }
 
 /// A body in any of the forms.
@@ -744,7 +769,8 @@ fn is_api(table: &crate::registry::Table, path: &str) -> bool {
     path.starts_with("/api/")
         || path.strip_prefix("/apis/").is_some_and(|rest| {
             let group = rest.split('/').next().unwrap_or_default();
-            table.rows().iter().any(|resource| resource.def.group == group)
+            let mut rows = table.rows().iter();
+            rows.any(|resource| resource.def.group == group && resource.def.custom.is_none())
         })
 }
 

@@ -68,7 +68,8 @@ impl ListOptions {
             continue_token: get("continue").to_owned(),
             bookmarks: query.flag("allowWatchBookmarks").unwrap_or(false),
             send_initial_events: query.flag("sendInitialEvents"),
-            timeout_seconds: number(query, "timeoutSeconds")?,
+            // A negative time is none.
+            timeout_seconds: number::<i64>(query, "timeoutSeconds")?.and_then(|n| n.try_into().ok()),
         };
         options.validate(watch, get("resourceVersionMatch"))?;
         Ok(options)
@@ -90,7 +91,7 @@ impl ListOptions {
             check(is_given && !sends, forbidden(why));
             let unsupported = field::Error::not_supported(&path, given, &["NotOlderThan"]);
             check(is_given && !not_older_than, unsupported);
-            check(is_given && !self.continue_token.is_empty(), continues);
+            check(!self.continue_token.is_empty(), continues);
         } else {
             let why = "resourceVersionMatch is forbidden unless resourceVersion is provided";
             check(is_given && self.resource_version.is_empty(), forbidden(why));

@@ -284,7 +284,7 @@ Available representations: application/json, application/yaml, \
             &[json],
             "x".repeat(apiserver::handle::MAX_BODY_BYTES + 1),
             413,
-            "Request entity is too large: limit is 3145728",
+            "Request entity too large: limit is 3145728",
         ),
         (
             "POST",

@@ -124,3 +124,70 @@ async fn who_applies_a_scale_owns_the_replicas() {
     let (code, answer) = api.apply(&format!("{DEPLOYMENTS}/none/scale"), "scaler", &scale(1)).await;
     assert_eq!(code, 404, "{answer}");
 }
+
+#[tokio::test]
+async fn a_patch_leaves_an_object_what_it_is() {
+    let api = Api::with_deployment().await;
+    let path = format!("{DEPLOYMENTS}/web");
+    for (kind, patch, why) in [
+        (
+            "merge-patch",
+            r#"{"kind":"Secret","apiVersion":"v1"}"#,
+            "converting (v1.Secret) to (apps.Deployment): unknown conversion",
+        ),
+        ("json-patch", r#"[{"op":"replace","path":"/kind","value":"zz"}]"#, "no kind \"zz\" is registered"),
+    ] {
+        let (code, answer) = api.send("PATCH", &path, &format!("application/{kind}+json"), patch).await;
+        assert_eq!(code, 422, "{answer}");
+        assert!(answer["message"].as_str().unwrap().contains(why), "{answer}");
+    }
+    let (code, answer) =
+        api.send("PATCH", &path, "application/strategic-merge-patch+json", r#"{"kind":"Secret"}"#).await;
+    assert_eq!((code, &answer["kind"]), (200, &json!("Deployment")));
+    let (code, answer) =
+        api.send("PATCH", &path, "application/merge-patch+json", r#"{"metadata":{"uid":"x"}}"#).await;
+    let uids = answer["details"]["causes"].as_array().unwrap().len();
+    assert_eq!((code, uids), (422, 2), "each of upstream's looks finds it: {answer}");
+}
+
+#[tokio::test]
+async fn a_patched_scale_is_a_scale() {
+    let api = Api::with_deployment().await;
+    let path = format!("{DEPLOYMENTS}/web/scale");
+    for (patch, code, why) in [
+        (r#"{"spec":{"replicas":"x"}}"#, 422, "json: cannot unmarshal string into Go struct field"),
+        (r#"{"kind":"x"}"#, 422, "no kind \"x\" is registered for version \"autoscaling/v1\""),
+        (
+            r#"{"metadata":{"name":"x"}}"#,
+            400,
+            "the name of the object (x) does not match the name on the URL (web)",
+        ),
+    ] {
+        let (answered, answer) = api.send("PATCH", &path, "application/merge-patch+json", patch).await;
+        assert_eq!(answered, code, "{answer}");
+        assert!(answer["message"].as_str().unwrap().contains(why), "{answer}");
+    }
+    let (_, scale) = api.send("GET", &path, "application/json", "").await;
+    assert_eq!(scale["spec"]["replicas"], 1, "nothing of that reached the object");
+}
+
+#[tokio::test]
+async fn nobody_owns_what_the_server_adds() {
+    let api = Api::with_deployment().await;
+    let services = "/api/v1/namespaces/default/services";
+    let service = json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "s"},
+        "spec": {"ports": [{"port": 80}]}});
+    let (code, created) = api.send("POST", services, "application/json", &service.to_string()).await;
+    assert_eq!(code, 201, "{created}");
+    assert!(created["spec"]["clusterIP"].is_string(), "{created}");
+    let owned = &created["metadata"]["managedFields"][0]["fieldsV1"]["f:spec"];
+    assert!(owned.get("f:ports").is_some() && owned.get("f:clusterIP").is_none(), "{owned}");
+    let patch = r#"{"metadata":{"managedFields":[]}}"#;
+    let (_, patched) =
+        api.send("PATCH", &format!("{services}/s"), "application/merge-patch+json", patch).await;
+    assert_eq!(patched["metadata"].get("managedFields"), None, "an emptied list forgets all owners");
+    let (_, list) = api.send("GET", services, "application/json", "").await;
+    let item = &list["items"][0];
+    assert_eq!((item.get("kind"), item.get("apiVersion")), (None, None), "the list says it of all");
+    assert!(item["metadata"]["resourceVersion"].is_string(), "{item}");
+}

@@ -26,6 +26,8 @@ pub struct Rules {
     pub warnings: fn(&Value) -> Vec<String>,
     /// Whether the kind counts generations: 1 at create, one more for every change outside metadata and status.
     pub generation: bool,
+    /// Whether a change of annotations counts as well.
+    pub generation_of_annotations: bool,
     pub create_on_update: bool,
     pub unconditional_update: bool,
     /// Dependents stay when a client that deletes says nothing.
@@ -44,6 +46,7 @@ impl Rules {
         name: names::dns1123_subdomain,
         warnings: |_| Vec::new(),
         generation: false,
+        generation_of_annotations: false,
         create_on_update: false,
         unconditional_update: true,
         orphans: false,
@@ -95,7 +98,9 @@ impl Strategy for Rules {
     }
 
     fn generation_changed(&self, object: &Value, old: &Value) -> Option<bool> {
-        self.generation.then(|| content_changed(object, old))
+        let annotations = |object| crate::get::at(object, "metadata.annotations");
+        let annotated = || self.generation_of_annotations && !same(annotations(object), annotations(old));
+        self.generation.then(|| content_changed(object, old) || annotated())
     }
 
     /// An update that changes nothing a warning could be about is not warned of again.

@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use apimachinery::{GroupVersion, GroupVersionKind, Status};
+use apimachinery::{GroupKind, GroupVersion, GroupVersionKind, Status, field};
 use serde_json::Value;
 use storage::Expect;
 
@@ -229,12 +229,33 @@ pub enum Mismatch {
 pub fn unexpected_kind(expected: &GroupVersionKind, custom: bool, object: &Value) -> Status {
     let text = |field: &str| object.get(field).and_then(Value::as_str).unwrap_or_default();
     let version = text("apiVersion").rsplit('/').next().unwrap_or_default();
+    if custom && text("apiVersion") == expected.group_version().to_string() {
+        return other_custom_kind(expected, object);
+    }
     Status::bad_request(match why_other_kind(expected, custom, object) {
         Mismatch::Version(words) => words,
         Mismatch::Kind(why) => {
             format!("{} in version {version:?} cannot be handled as a {}: {why}", text("kind"), expected.kind)
         }
     })
+}
+
+/// An object of a custom kind that says it is of another kind, or of another version after a patch.
+///
+/// Upstream: apiextensions-apiserver/pkg/registry/customresource/validator.go validateCustomResource
+pub fn other_custom_kind(expected: &GroupVersionKind, object: &Value) -> Status {
+    let text = |field: &str| object.get(field).and_then(Value::as_str).unwrap_or_default();
+    let version = expected.group_version().to_string();
+    let wanted = [("apiVersion", version.as_str()), ("kind", &*expected.kind)];
+    let errors: Vec<field::Error> = wanted
+        .iter()
+        .filter(|(field, wanted)| text(field) != *wanted)
+        .map(|(field, wanted)| {
+            field::Error::invalid(&field::Path::new(field), text(field), format!("must be {wanted}"))
+        })
+        .collect();
+    let kind = GroupKind::new(expected.group.clone(), text("kind").to_owned());
+    Status::invalid(&kind, metadata::text(object, "name"), &errors)
 }
 
 pub fn json_type(value: &Value) -> &'static str {

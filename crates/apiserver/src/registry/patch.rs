@@ -14,7 +14,7 @@ use schema::structural::apply::Custom as CustomType;
 use serde_json::{Map, Value, json};
 
 use super::call::Call;
-use super::create::{Mismatch, json_type, why_other_kind};
+use super::create::{Mismatch, json_type, other_custom_kind, why_other_kind};
 use super::metadata;
 use crate::encode::{Outcome, group_version};
 use crate::extensions::admit;
@@ -347,7 +347,10 @@ impl Patcher {
             tree["apiVersion"] = self.api_version.as_str().into();
             tree["kind"] = self.kind.as_str().into();
         } else if let Some(why) = other_kind(&self.def.gvk(), self.def.custom.is_some(), &tree) {
-            return Err(self.invalid(old, form, why));
+            return Err(match self.def.custom {
+                Some(_) => other_custom_kind(&self.def.gvk(), &tree),
+                None => self.invalid(old, form, why),
+            });
         }
         for (field, value) in [("apiVersion", &self.api_version), ("kind", &self.kind)] {
             if tree.get(field).is_none_or(Value::is_null) && tree.is_object() {

@@ -18,6 +18,8 @@ pub fn row() -> Arc<ResourceDef> {
             validate_update: |o, old| immutable(o, old, "spec.selector"),
             validate_status,
             generation: true,
+            // Upstream: pkg/registry/apps/deployment/strategy.go PrepareForUpdate
+            generation_of_annotations: true,
             warnings: podspec::template_warnings,
             ..Rules::PLAIN
         })

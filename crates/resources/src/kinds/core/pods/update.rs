@@ -533,6 +533,41 @@ mod tests {
     }
 
     #[test]
+    fn a_resize_is_of_processors_and_memory() {
+        let sized = |cpu: &str| json!({"requests": {"cpu": cpu, "memory": "1Gi"}});
+        let before = |p: &mut Value| p["spec"]["containers"][0]["resources"] = sized("1");
+        let check = |change: &dyn Fn(&mut Value), expected: &[&str]| {
+            let mut old = pod(before);
+            old["metadata"] = json!({});
+            let mut new = pod(before);
+            new["metadata"] = json!({"labels": {"a": "b"}});
+            change(&mut new);
+            prepare_resize(&mut new, &old);
+            let shown: Vec<String> = validate_resize(&new, &old).iter().map(ToString::to_string).collect();
+            assert_eq!(shown, expected);
+            new
+        };
+        let resized = check(&|p| p["spec"]["containers"][0]["resources"] = sized("2"), &[]);
+        assert_eq!(resized["metadata"].get("labels"), None, "labels are not what a resize writes");
+        let stored = &|p: &mut Value| {
+            p["spec"]["containers"][0]["resources"]["requests"]["ephemeral-storage"] = "1Gi".into();
+        };
+        check(stored, &["spec: Forbidden: only cpu and memory resources are mutable"]);
+        let added = &|p: &mut Value| {
+            let mut other = p["spec"]["containers"][0].clone();
+            other["name"] = "d".into();
+            p["spec"]["containers"].as_array_mut().unwrap().push(other);
+        };
+        check(added, &["spec.containers: Forbidden: containers may not be added or removed on resize"]);
+        let taken =
+            &|p: &mut Value| p["spec"]["containers"][0]["resources"] = json!({"requests": {"cpu": "1"}});
+        check(
+            taken,
+            &["spec.containers[0].resources.requests: Forbidden: resource requests cannot be removed"],
+        );
+    }
+
+    #[test]
     fn observed_generations_are_kept() {
         let old = json!({"status": {"observedGeneration": 2, "conditions": [
             {"type": "Ready", "observedGeneration": 2}, {"type": "Other", "observedGeneration": 1}]}});
