@@ -32,7 +32,9 @@ use std::sync::Arc;
 use tokio::net::UnixListener;
 use tokio_stream::wrappers::UnixListenerStream;
 use tokio_util::sync::CancellationToken;
+use tonic::service::Routes;
 
+use cri::streams;
 use cri::v1::image_service_server::ImageServiceServer;
 use cri::v1::runtime_service_server::RuntimeServiceServer;
 
@@ -86,15 +88,8 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), Erro
     let engine = engine::Engine::open(config, streams.tickets(), shutdown.clone()).await?;
     let import = cli::serve_imports(engine.clone(), shutdown.clone())?;
     let streaming = tokio::spawn(streams.run(engine.clone(), shutdown.clone()));
-    let runtime = RuntimeServiceServer::new(service::Runtime::new(engine.clone()))
-        .max_decoding_message_size(cri::MAX_MESSAGE_BYTES)
-        .max_encoding_message_size(cri::MAX_MESSAGE_BYTES);
-    let image = ImageServiceServer::new(service::Image::new(engine.clone()))
-        .max_decoding_message_size(cri::MAX_MESSAGE_BYTES)
-        .max_encoding_message_size(cri::MAX_MESSAGE_BYTES);
     let served = tonic::transport::Server::builder()
-        .add_service(runtime)
-        .add_service(image)
+        .add_routes(routes(&engine))
         .serve_with_incoming_shutdown(UnixListenerStream::new(listener), shutdown.clone().cancelled_owned())
         .await;
     shutdown.cancel();
@@ -106,6 +101,24 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), Erro
     engine.close().await;
     let _ = std::fs::remove_file(&socket);
     served.map_err(Error::Serve)
+}
+
+/// CRI's two services, each made of its calls and of those that stream.
+fn routes(engine: &SharedEngine) -> Routes {
+    let runtime = RuntimeServiceServer::new(service::Runtime::new(engine.clone()))
+        .max_decoding_message_size(cri::MAX_MESSAGE_BYTES)
+        .max_encoding_message_size(cri::MAX_MESSAGE_BYTES);
+    let image = ImageServiceServer::new(service::Image::new(engine.clone()))
+        .max_decoding_message_size(cri::MAX_MESSAGE_BYTES)
+        .max_encoding_message_size(cri::MAX_MESSAGE_BYTES);
+    let mut router = Routes::new(runtime).add_service(image).into_axum_router();
+    let streams =
+        streams::runtime_service_server::RuntimeServiceServer::new(service::Runtime::new(engine.clone()));
+    for call in ["PodSandboxes", "Containers", "ContainerStats", "PodSandboxStats"] {
+        router = router.route_service(&format!("/runtime.v1.RuntimeService/Stream{call}"), streams.clone());
+    }
+    let images = streams::image_service_server::ImageServiceServer::new(service::Image::new(engine.clone()));
+    router.route_service("/runtime.v1.ImageService/StreamImages", images).into()
 }
 
 /// Listens at a socket of mode 0600, taking over one that a killed engine left.

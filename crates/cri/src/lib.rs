@@ -7,6 +7,11 @@
 
 pub use k8s_cri::v1;
 
+/// CRI's lists as streams, which are younger than the messages of [`v1`] and belong to the same two services.
+pub mod streams {
+    tonic::include_proto!("runtime.v1");
+}
+
 /// What the kubelet asks of a storage driver.
 pub mod csi {
     tonic::include_proto!("csi.v1");

@@ -2,6 +2,7 @@
 
 mod image;
 mod runtime;
+mod streams;
 mod view;
 
 pub(crate) use image::Image;

@@ -35,11 +35,30 @@ async fn a_container_runs_logs_answers_and_ends() {
     assert_eq!((status.exit_code, status.reason.as_str()), (137, "Error"));
     let short = engine.run(&sandbox, shell("short", "exit 7")).await;
     assert_eq!(engine.exited(&short).await.exit_code, 7);
+    streams_say_what_lists_say(&mut engine).await;
     let remove = v1::RemovePodSandboxRequest { pod_sandbox_id: sandbox };
     engine.clients.runtime.remove_pod_sandbox(remove).await.unwrap();
     let left = engine.clients.runtime.list_containers(v1::ListContainersRequest::default()).await.unwrap();
     assert!(left.into_inner().containers.is_empty());
     engine.finish().await;
+}
+
+async fn streams_say_what_lists_say(engine: &mut Engine) {
+    let socket = engine.dir.join("cri.sock").display().to_string();
+    let channel = cri::connect(&socket).await.unwrap();
+    let mut runtime = cri::streams::runtime_service_client::RuntimeServiceClient::new(channel.clone());
+    let mut image = cri::streams::image_service_client::ImageServiceClient::new(channel);
+    let listed = engine.clients.runtime.list_containers(v1::ListContainersRequest::default()).await.unwrap();
+    let part = runtime.stream_containers(cri::streams::StreamContainersRequest::default()).await.unwrap();
+    let part = part.into_inner().message().await.unwrap().unwrap();
+    assert_eq!(part.containers, listed.into_inner().containers);
+    let filter = Some(v1::PodSandboxFilter { id: "none".to_owned(), ..Default::default() });
+    let none =
+        runtime.stream_pod_sandboxes(cri::streams::StreamPodSandboxesRequest { filter }).await.unwrap();
+    assert!(none.into_inner().message().await.unwrap().is_none());
+    let listed = engine.clients.image.list_images(v1::ListImagesRequest::default()).await.unwrap();
+    let part = image.stream_images(cri::streams::StreamImagesRequest::default()).await.unwrap();
+    assert_eq!(part.into_inner().message().await.unwrap().unwrap().images, listed.into_inner().images);
 }
 
 #[tokio::test]
