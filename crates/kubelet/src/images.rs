@@ -245,7 +245,10 @@ fn waiting(reason: &str, message: String) -> Waiting {
 }
 
 fn describe(image: &pb::Image) -> Image {
-    let user = ImageUser { uid: image.uid.as_ref().map(|u| u.value), username: image.username.clone() };
+    // Upstream: pkg/kubelet/kuberuntime/helpers.go getImageUser: who names nobody means root.
+    let root = image.username.is_empty().then_some(0);
+    let uid = image.uid.as_ref().map(|uid| uid.value).or(root);
+    let user = ImageUser { uid, username: image.username.clone() };
     Image { reference: image.id.clone(), user }
 }
 

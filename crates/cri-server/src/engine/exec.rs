@@ -163,14 +163,18 @@ impl Engine {
         Ok(Stdio::Terminal(terminal))
     }
 
-    /// Ends a command.
+    /// Ends a command; its exit is told when it has ended.
     pub(crate) async fn kill_exec(&self, container: &str, exec: &str) {
-        lock(&self.execs).remove(exec);
-        let Ok(container) = self.container(container) else { return };
-        let Ok(sandbox) = self.sandbox(&container.record.sandbox) else { return };
-        let request = Request::Kill { id: container.id.clone(), exec: Some(exec.to_owned()), signal: 9 };
-        // Without a shim there is no command either.
-        let _ = sandbox.shim.ask(&request).await;
+        let killed = async {
+            let container = self.container(container).ok()?;
+            let sandbox = self.sandbox(&container.record.sandbox).ok()?;
+            let request = Request::Kill { id: container.id.clone(), exec: Some(exec.to_owned()), signal: 9 };
+            sandbox.shim.ask(&request).await.ok()
+        };
+        if killed.await.is_none() {
+            // Without a shim there is no command either, and nobody tells of its end.
+            lock(&self.execs).remove(exec);
+        }
     }
 
     /// Runs a command to its end and returns what it wrote.
@@ -194,15 +198,15 @@ impl Engine {
         };
         let (mut out, mut err) = (Vec::new(), Vec::new());
         let output = async { tokio::join!(read_capped(stdout, &mut out), read_capped(stderr, &mut err)) };
+        tokio::pin!(exit);
         let work = async {
             tokio::pin!(output);
-            tokio::pin!(exit);
             let code = tokio::select! {
                 code = &mut exit => {
                     let _ = tokio::time::timeout(DRAIN, &mut output).await;
                     code
                 }
-                _ = &mut output => exit.await,
+                _ = &mut output => exit.as_mut().await,
             };
             code.map_err(|_| Error::Shim { what: "exec", message: "the shim died".to_owned() })
         };
@@ -211,6 +215,8 @@ impl Engine {
                 Ok(code) => code?,
                 Err(_) => {
                     self.kill_exec(container, &id).await;
+                    // Whoever asks next shall not find it.
+                    let _ = tokio::time::timeout(DRAIN, exit).await;
                     // Upstream: containerd's words, which the kubelet shows in probe events
                     return Err(Error::Deadline(format!(
                         "timeout {seconds}s exceeded: context deadline exceeded"

@@ -405,6 +405,16 @@ fn bind(mount: &Mount) -> Result<Value, String> {
     if !mount.container_path.starts_with('/') {
         return Err(format!("mount path {:?} is not absolute", mount.container_path));
     }
+    // Upstream: containerd's internal/cri/server/container_create.go
+    if mount.recursive_read_only && !mount.readonly {
+        return Err(format!("recursive read-only mount {:?} must be read-only", mount.container_path));
+    }
+    if mount.recursive_read_only && mount.propagation() != MountPropagation::PropagationPrivate {
+        return Err(format!(
+            "recursive read-only mount {:?} must have private propagation",
+            mount.container_path
+        ));
+    }
     let propagation = match mount.propagation() {
         MountPropagation::PropagationPrivate => "rprivate",
         MountPropagation::PropagationHostToContainer => "rslave",
@@ -489,6 +499,26 @@ mod tests {
         let user = User { home: "/h".into(), ..User::default() };
         let env = environment(&config, &image, &user, "host");
         assert_eq!(env[1..], names(&["HOSTNAME=host", "HOME=/h", "A=pod", "B=image"]));
+    }
+
+    #[test]
+    fn recursively_read_only_is_read_only_and_private() {
+        let private = MountPropagation::PropagationPrivate;
+        for (readonly, propagation, is_taken) in [
+            (true, private, true),
+            (false, private, false),
+            (true, MountPropagation::PropagationHostToContainer, false),
+            (true, MountPropagation::PropagationBidirectional, false),
+        ] {
+            let mount = Mount {
+                container_path: "/x".into(),
+                readonly,
+                recursive_read_only: true,
+                propagation: propagation as i32,
+                ..Default::default()
+            };
+            assert_eq!(bind(&mount).is_ok(), is_taken, "{readonly} {propagation:?}");
+        }
     }
 
     #[test]

@@ -45,6 +45,10 @@ pub(crate) fn account_files(rootfs: &Path) -> (String, String) {
 pub(crate) fn resolve(wanted: &Wanted<'_>, passwd: &str, group: &str) -> Result<User, String> {
     let (image_user, image_group) = wanted.image.split_once(':').unwrap_or((wanted.image, ""));
     let from_pod = wanted.uid.is_some() || !wanted.username.is_empty();
+    // Upstream: cri-api's LinuxContainerSecurityContext.run_as_group; containerd's words
+    if wanted.gid.is_some() && !from_pod {
+        return Err("user group is specified without user".to_owned());
+    }
     let named = match (wanted.uid, wanted.username) {
         (Some(uid), _) => uid.to_string(),
         (None, "") => image_user.to_owned(),
@@ -151,5 +155,7 @@ mod tests {
             assert!(additional.iter().all(|id| user.additional.contains(id)), "{name}: {user:?}");
         }
         assert!(resolve(&Wanted { image: "ghost", ..base() }, PASSWD, GROUP).is_err());
+        let alone = resolve(&Wanted { gid: Some(10), ..base() }, PASSWD, GROUP);
+        assert_eq!(alone, Err("user group is specified without user".to_owned()));
     }
 }

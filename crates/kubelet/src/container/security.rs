@@ -112,7 +112,7 @@ pub fn of_sandbox(pod: &Pod, users: &pb::UserNamespace) -> pb::LinuxSandboxSecur
     }
 }
 
-/// Who the image runs as: a number, a name, or not said.
+/// Who the image runs as: a number or a name.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ImageUser {
     pub uid: Option<i64>,
@@ -135,8 +135,7 @@ pub fn verify_non_root(pod: &Pod, container: &Container, image: &ImageUser) -> R
     match run_as_user(&of_pod, &own) {
         Some(0) => Err(format!("container's runAsUser breaks non-root policy {who}")),
         Some(_) => Ok(()),
-        // An image that names no user runs as root.
-        None if image.uid == Some(0) || (image.uid.is_none() && image.username.is_empty()) => {
+        None if image.uid == Some(0) => {
             Err(format!("container has runAsNonRoot and image will run as root {who}"))
         }
         None if image.uid.is_none() => Err(format!(
@@ -237,7 +236,6 @@ mod tests {
         let cases = [
             (json!({}), json!({}), image(Some(0), ""), true),
             (json!({"runAsNonRoot": true}), json!({}), image(Some(0), ""), false),
-            (json!({"runAsNonRoot": true}), json!({}), image(None, ""), false),
             (json!({"runAsNonRoot": true}), json!({}), image(Some(5), ""), true),
             (json!({"runAsNonRoot": true}), json!({}), image(None, "web"), false),
             (json!({"runAsNonRoot": true}), json!({"runAsUser": 7}), image(Some(0), ""), true),
