@@ -641,24 +641,27 @@ impl Controller {
                 _ => {}
             }
         }
-        // With its status a Deployment's annotations are written, too: they are to be the new ones.
-        let mut annotated = None;
-        if let Some(revision) = &plan.revision {
-            // Its role lets the controller update Deployments, not patch them.
-            let mut updated = deployment.clone();
-            let annotations = updated.metadata.annotations.get_or_insert_default();
-            annotations.insert(REVISION.to_owned(), revision.to_string());
-            annotated = Some(self.deployments.update(&updated).await?);
+        if plan.revision.is_none() && plan.status.is_none() {
+            return Ok(());
         }
-        let Some(status) = plan.status else { return Ok(()) };
-        let heard =
-            deployment.status.as_ref().and_then(|old| old.observed_generation) == status.observed_generation;
-        let only_counts = heard && plan.create.is_none() && plan.update.is_empty();
+        let heard = deployment.status.as_ref().and_then(|old| old.observed_generation)
+            == plan.status.as_ref().and_then(|new| new.observed_generation);
+        let only_counts = heard && plan.create.is_none() && plan.update.is_empty() && plan.revision.is_none();
         if only_counts && let Some(wait) = self.pace.wait(&deployment.key()) {
             self.queue.add_after(deployment.key(), wait);
             return Ok(());
         }
-        self.write_status(annotated.as_deref().unwrap_or(deployment), status).await
+        let mut updated = deployment.clone();
+        if let Some(revision) = &plan.revision {
+            // Told with the status, as upstream tells it: other updates of annotations begin a new generation.
+            let annotations = updated.metadata.annotations.get_or_insert_default();
+            annotations.insert(REVISION.to_owned(), revision.to_string());
+        }
+        if let Some(status) = plan.status {
+            updated.status = Some(status);
+        }
+        self.deployments.update_status(&updated).await?;
+        Ok(())
     }
 
     async fn write_status(&self, deployment: &Deployment, status: DeploymentStatus) -> Result<(), Error> {

@@ -200,9 +200,13 @@ impl Server {
         }
         match target.subresource.as_str() {
             "status" => {
-                let status = new["status"].take();
+                // With a status its object's annotations are written, as by the real one.
+                let (status, annotations) = (new["status"].take(), new["metadata"]["annotations"].take());
                 new = old.clone();
                 new["status"] = status;
+                if !annotations.is_null() {
+                    new["metadata"]["annotations"] = annotations;
+                }
             }
             "finalize" => {}
             _ => {
